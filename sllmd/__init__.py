@@ -1,0 +1,28 @@
+"""sllmd: serve many language models from few machines.
+
+The map of this house. Every room's ``__init__`` is its door plate; a room imports only rooms on lower
+floors, rooms on one floor do not know each other, and only ``roles`` and ``daemon`` introduce rooms to
+each other. ``tests/test_architecture.py`` holds the code to this table.
+
+========  ==========================  ==============================================================
+floor     rooms                       what lives there
+========  ==========================  ==============================================================
+7         ``cli``, ``__main__``       typer commands; speak HTTP to a daemon, or to the store directly
+6         ``daemon``                  builds every room, starts and stops them in order
+5         ``api``                     HTTP in, server-sent events out; speaks OpenAI
+4         ``config``, ``roles``       settings of all rooms together; the coroutines that carry out decisions
+3         ``engine``, ``loader``      tokens out of weights; bytes up the tiers
+2         ``store``, ``text``         checkpoints on disk; text to token ids and back
+1         ``wire``, ``telemetry``     frames between processes; metrics and logs
+0         ``core``                    ids, units, errors: the words everything is said in
+========  ==========================  ==============================================================
+
+A request's life: ``api.server`` parses it, ``roles.router`` tokenises it and asks ``roles.agent`` for a
+replica; the agent has ``loader`` lift the checkpoint into DRAM and hands it to a waiting worker of
+``engine.supervisor``; the worker's engine sends token events back, the router turns them into text and
+finds stop strings, the API streams them out. The daemon process never imports torch or transformers.
+
+Start reading at ``daemon.py``, then ``roles/router.py``.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,52 @@
+"""Durations and sizes, as people write them and as code counts them."""
+
+from __future__ import annotations
+
+import re
+
+from sllmd.core.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def parse_duration_seconds(text: str | int | float) -> float:
+    """Seconds in ``"5m"``, ``"1h30m"``, ``"250ms"`` or a bare number of seconds; ``-1`` means for ever.
+
+    Raises ConfigError when the text is none of these.
+    """
+    if isinstance(text, int | float):
+        return float("inf") if text < 0 else float(text)
+    stripped = text.strip()
+    if stripped.startswith("-"):
+        return float("inf")
+    if re.fullmatch(r"\d+(\.\d+)?", stripped):
+        return float(stripped)
+    if not re.fullmatch(f"({_DURATION.pattern})+", stripped):
+        raise ConfigError(f"`{text}` is not a duration", hint='write for example "90s", "5m" or "1h30m"')
+    return sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in _DURATION.findall(stripped))
+
+
+def format_bytes(count: float) -> str:
+    """``count`` bytes for a person: three digits or so and a decimal unit, ``1.23 GB``."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.{2 if count < 10 * size else 1}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """``seconds`` for a person: ``41 ms``, ``3.52 s``, ``4m31s``."""
+    if seconds == float("inf"):
+        return "for ever"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -1,0 +1,25 @@
+"""A checkpoint that this node knows: its manifest and where its bytes can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sllmd.core.ids import ModelName
+from sllmd.store.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A catalogue entry resolved to bytes.
+
+    ``directory`` holds the manifest and the small files. Data files lie in ``data_directory`` (the same,
+    or the user's own directory when served in place) or, while ``remote_url`` is set and they are not all
+    there yet, at ``remote_url``; the loader then writes them to ``data_directory`` as they pass.
+    """
+
+    name: ModelName
+    manifest: Manifest
+    directory: Path
+    data_directory: Path
+    remote_url: str | None = None
