@@ -22,8 +22,22 @@ CHUNK_BYTES = 16 * 1024 * 1024
 """Unit of reading, checking and copying; a multiple of the alignment."""
 
 Dtype = Literal[
-    "BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64", "F8_E4M3", "F8_E5M2"
-]  # fmt: skip
+    "BOOL",
+    "U8",
+    "I8",
+    "I16",
+    "U16",
+    "F16",
+    "BF16",
+    "I32",
+    "U32",
+    "F32",
+    "F64",
+    "I64",
+    "U64",
+    "F8_E4M3",
+    "F8_E5M2",
+]
 
 
 class _Frozen(BaseModel):
