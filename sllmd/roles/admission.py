@@ -1,0 +1,232 @@
+"""Who may start on this node's devices. Pure: one function over a picture of the node.
+
+The rules, in the order ``decide`` tries them:
+
+0. what the node could not hold even when empty is refused, naming the resource;
+1. a replica that serves is used;
+2. a replica that starts is waited for;
+3. a replica that is on its way out is waited for (its memory is not free yet);
+4. devices with room: start there;
+5. idle replicas whose going makes room: the fewest, least recently used first;
+6. busy replicas that had their minimum residency take no new work, so that nobody starves; wait;
+7. wait: somebody's minimum residency has to pass first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sllmd.core.ids import Digest, ReplicaId
+from sllmd.core.units import format_bytes
+
+
+class ReplicaState(StrEnum):
+    """A replica's life. ``closing`` serves what it has and takes nothing new."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    CLOSING = "closing"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """Capacity of a device. ``memory_bytes`` None: only ``replicas_max`` bounds it."""
+
+    name: str
+    replicas_max: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """A replica as the decision sees it. Times are monotonic seconds."""
+
+    replica_id: ReplicaId
+    digest: Digest
+    devices: tuple[str, ...]
+    device_bytes: tuple[int, ...]
+    """What it takes on each of ``devices``."""
+    dram_bytes: int
+    """Slabs its lease holds."""
+    state: ReplicaState
+    running: int
+    last_used_seconds: float
+    resident_since_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """Everything ``decide`` looks at."""
+
+    devices: tuple[DeviceView, ...]
+    replicas: tuple[ReplicaView, ...]
+    dram_budget_bytes: int
+    residency_min_seconds: float
+    now_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a model takes: bytes on each of its devices, slabs in DRAM."""
+
+    digest: Digest
+    device_bytes: tuple[int, ...]
+    dram_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Run it on this replica."""
+
+    replica_id: ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a replica on these devices."""
+
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Stop these idle replicas; ask again when they are gone."""
+
+    replica_ids: tuple[ReplicaId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to start now; ask again when something changed."""
+
+    reason: str
+    for_room: bool = False
+    """Whether it waits for others to go; if so, nobody who came later may start before it."""
+    close: tuple[ReplicaId, ...] = ()
+    """These take no new work from now on."""
+    until_seconds: float | None = None
+    """Ask again then at the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The node cannot hold it even when empty."""
+
+    missing: str
+
+
+Decision = Use | Start | Evict | Wait | Refuse
+
+
+def decide(need: Need, view: NodeView) -> Decision:
+    """What to do for a request whose model needs ``need``; numbers as in the module's docstring."""
+    missing = _missing_when_empty(need, view)  # 0
+    if missing:
+        return Refuse(missing)
+    for replica in view.replicas:
+        if replica.digest != need.digest:
+            continue
+        if replica.state is ReplicaState.SERVING:  # 1
+            return Use(replica.replica_id)
+        if replica.state is ReplicaState.STARTING:  # 2
+            return Wait("the model is starting")
+        return Wait("the model's last replica is stopping")  # 3
+    devices = _room(need, view, view.replicas)
+    if devices:  # 4
+        return Start(devices)
+    victims = _fewest_victims(need, view, [r for r in view.replicas if _is_idle(r)])
+    if victims:  # 5
+        return Evict(victims)
+    return _wait_for_room(need, view)
+
+
+def _wait_for_room(need: Need, view: NodeView) -> Wait:
+    if any(replica.state in (ReplicaState.CLOSING, ReplicaState.STOPPING) for replica in view.replicas):
+        return Wait("another model is making room", for_room=True)
+    serving = [r for r in view.replicas if r.state is ReplicaState.SERVING]
+    residents = [r for r in serving if _residency_end(r, view) <= view.now_seconds]
+    victims = _fewest_victims(need, view, residents)
+    if victims:  # 6
+        return Wait("another model finishes its running requests first", for_room=True, close=victims)
+    ends = [_residency_end(replica, view) for replica in serving]  # 7
+    later = [end for end in ends if end > view.now_seconds]
+    return Wait("another model has only just started", for_room=True, until_seconds=min(later, default=None))
+
+
+def _residency_end(replica: ReplicaView, view: NodeView) -> float:
+    return replica.resident_since_seconds + view.residency_min_seconds
+
+
+def _is_idle(replica: ReplicaView) -> bool:
+    return replica.state is ReplicaState.SERVING and replica.running == 0
+
+
+def _missing_when_empty(need: Need, view: NodeView) -> str | None:
+    if need.dram_bytes > view.dram_budget_bytes:
+        return (
+            f"the model needs {format_bytes(need.dram_bytes)} of DRAM tier"
+            f" and the budget is {format_bytes(view.dram_budget_bytes)}"
+        )
+    if len(need.device_bytes) > len(view.devices):
+        return (
+            f"the model is spread over {len(need.device_bytes)} devices and this node has {len(view.devices)}"
+        )
+    if not _room(need, view, ()):
+        most = max(device.memory_bytes or 0 for device in view.devices)
+        return (
+            f"the model needs {format_bytes(max(need.device_bytes))} on a device"
+            f" and the largest offers {format_bytes(most)}"
+        )
+    return None
+
+
+def _room(need: Need, view: NodeView, replicas: Iterable[ReplicaView]) -> tuple[str, ...] | None:
+    """Devices for each partition with ``replicas`` in place, the emptiest first; None: no room."""
+    replicas = list(replicas)
+    if need.dram_bytes > view.dram_budget_bytes - sum(replica.dram_bytes for replica in replicas):
+        return None
+    free = [device for device in view.devices if _tenants(device, replicas) < device.replicas_max]
+    free.sort(key=lambda device: (_tenants(device, replicas), -_free_bytes(device, replicas)))
+    chosen: list[str] = []
+    for size_bytes in need.device_bytes:
+        fits = (d for d in free if d.name not in chosen and size_bytes <= _free_bytes(d, replicas))
+        device = next(fits, None)
+        if device is None:
+            return None
+        chosen.append(device.name)
+    return tuple(chosen)
+
+
+def _tenants(device: DeviceView, replicas: Sequence[ReplicaView]) -> int:
+    return sum(device.name in replica.devices for replica in replicas)
+
+
+def _free_bytes(device: DeviceView, replicas: Sequence[ReplicaView]) -> float:
+    if device.memory_bytes is None:
+        return float("inf")
+    taken = sum(
+        size_bytes
+        for replica in replicas
+        for name, size_bytes in zip(replica.devices, replica.device_bytes, strict=True)
+        if name == device.name
+    )
+    return device.memory_bytes - taken
+
+
+def _fewest_victims(need: Need, view: NodeView, candidates: Sequence[ReplicaView]) -> tuple[ReplicaId, ...]:
+    """Candidates whose going makes room, least recently used first, none that would not have to go."""
+    going: list[ReplicaView] = []
+    for candidate in sorted(candidates, key=lambda replica: replica.last_used_seconds):
+        going.append(candidate)
+        if _room(need, view, [r for r in view.replicas if r not in going]):
+            break
+    else:
+        return ()
+    for replica in list(going):
+        kept = [r for r in view.replicas if r not in going or r is replica]
+        if len(going) > 1 and _room(need, view, kept):
+            going.remove(replica)
+    return tuple(replica.replica_id for replica in going)

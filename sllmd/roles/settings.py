@@ -1,0 +1,63 @@
+"""Settings of this room: how long things wait, rest and stay. Seconds unless the name says otherwise."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from sllmd.core.units import parse_duration_seconds
+
+Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServingSettings(_Frozen):
+    """``[serving]``: admission to this node's devices."""
+
+    queue_max_per_model: int = Field(default=256, ge=0)
+    """Requests that may wait for one model beyond its batch; more get 503 and an honest Retry-After."""
+    queue_timeout: Seconds = 300.0
+    """Longest wait for a model to start; below the 600 s after which official clients give up."""
+    residency_min: Seconds = 2.0
+    """How long a replica stays before another model may push it out, so that two hot models do not
+    spend their time evicting each other."""
+    keep_alive: Seconds = 300.0
+    """How long an idle replica stays; -1: for ever, 0: goes at once. Models and requests may differ."""
+    drain_timeout: Seconds = 30.0
+    """How long a stopping daemon lets running requests finish; below the unit's TimeoutStopSec."""
+    recent_requests_max: int = Field(default=256, ge=1)
+    """Finished requests that ``sllmd explain`` still knows."""
+
+
+class DeviceSettings(_Frozen):
+    """``[devices]``: what this node runs models on."""
+
+    backend: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
+    """``auto``: GPUs if there are any, else the CPU with a warning."""
+    cpu_devices: int = Field(default=1, ge=1, le=64)
+    """Virtual CPU devices; more than one to try models spread over partitions."""
+    replicas_max: int = Field(default=4, ge=1)
+    """Replicas on one device at a time."""
+    memory_fraction: float = Field(default=0.92, gt=0, le=1)
+    """Share of a GPU's memory that replicas may take; the rest is the driver's and the allocator's."""
+    kv_cache_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of a GPU's memory reserved for one replica's key-value cache."""
+
+
+class ModelSettings(_Frozen):
+    """``[models."name"]``: what differs for one model."""
+
+    source: str | None = None
+    """Imported under this name at start when it is not in the store yet: a directory, file or URL."""
+    aliases: tuple[str, ...] = ()
+    keep_alive: Seconds | None = None
+    preload: str = Field(default="none", pattern="^(none|dram|device)$")
+    """Tier that the checkpoint is lifted to when the daemon starts."""
+    batch_max: int | None = Field(default=None, ge=1)
+    context_tokens_max: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=0)
+    dtype: str | None = None

@@ -1,0 +1,156 @@
+"""What this node tells an operator about itself: the bodies of ``/sllmd/v1`` and of the CLI's tables. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Tier = Literal["device", "dram", "ssd", "remote"]
+
+
+class _Status(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelCard(_Status):
+    """A model of the catalogue and where it is just now."""
+
+    name: str
+    aliases: tuple[str, ...]
+    created: int
+    """Unix seconds of its import."""
+    architecture: str
+    context_tokens: int
+    size_bytes: int
+    digest: str
+    partitions: int
+    kind: str
+    tier: Tier
+    state: str
+    """``cold``, ``starting``, ``serving``, ``closing``, ``stopping``."""
+    startup_estimate_seconds: float
+    """0 when it serves."""
+
+
+class ReplicaStatus(_Status):
+    """A loaded copy, or one on its way up or down."""
+
+    replica_id: str
+    model: str
+    state: str
+    devices: tuple[str, ...]
+    tier: str
+    """Where its bytes are, or the hop they are on: ``device``, ``ssd→dram``."""
+    size_bytes: int
+    loaded_bytes: int
+    bytes_per_second: float
+    running: int
+    waiting: int
+    expires_in_seconds: float | None
+    """None: busy, or kept for ever."""
+    pid: int | None = None
+    rss_bytes: int | None = None
+
+
+class CopyStatus(_Status):
+    """A checkpoint in the DRAM tier."""
+
+    model: str
+    digest: str
+    size_bytes: int
+    leases: int
+    state: str
+    idle_seconds: float
+
+
+class CacheStatus(_Status):
+    """The DRAM tier's books."""
+
+    budget_bytes: int
+    used_bytes: int
+    pinned: str
+    """``pinned``, or ``unpinned`` and why."""
+    direct_io: str
+    copies: tuple[CopyStatus, ...]
+    bandwidth_bytes_per_second: dict[str, float]
+    """Measured, per hop."""
+
+
+class ProcessStatus(_Status):
+    """A process of this daemon."""
+
+    role: str
+    pid: int
+    rss_bytes: int
+
+
+class DeviceStatus(_Status):
+    """A device and who is on it."""
+
+    name: str
+    description: str
+    memory_bytes: int | None
+    replicas: int
+
+
+class NodeStatus(_Status):
+    """The whole node at a glance."""
+
+    node: str
+    version: str
+    state: Literal["ready", "draining"]
+    uptime_seconds: float
+    listen: tuple[str, ...]
+    devices: tuple[DeviceStatus, ...]
+    models: int
+    replicas: tuple[ReplicaStatus, ...]
+    requests_running: int
+    requests_waiting: int
+    cache: CacheStatus
+    store_directory: str
+    processes: tuple[ProcessStatus, ...]
+
+
+class LoadStatus(_Status):
+    """One step of a load, for a progress bar; the last one has ``status`` ``ready`` or ``error``."""
+
+    model: str
+    status: Literal["loading", "ready", "error"]
+    stage: str
+    current_bytes: int
+    total_bytes: int
+    bytes_per_second: float
+    eta_seconds: float | None = None
+    seconds: float = 0.0
+    message: str | None = None
+
+
+class UnloadReport(_Status):
+    """What an unload gave back."""
+
+    model: str
+    device_replicas: int
+    dram_bytes: int
+
+
+class RequestStatus(_Status):
+    """A request, running or recent: where its time went."""
+
+    request_id: str
+    model: str
+    state: str
+    """``queued``, ``loading``, ``prefill``, ``decode``, ``finished``, ``cancelled``, ``failed``."""
+    cold: bool
+    tier: str
+    queue_ms: float
+    load_ms: float
+    load_estimate_ms: float
+    stages_ms: dict[str, float]
+    prefill_ms: float
+    decode_ms: float
+    total_ms: float
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str | None
+    error: str | None
