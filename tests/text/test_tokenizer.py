@@ -1,0 +1,95 @@
+import sys
+
+import pytest
+
+from sllmd.core.errors import InvalidRequest, MalformedCheckpoint
+from sllmd.text.tokenizer import Tokenizer
+from tests.text.tokenizers_made import byte_fallback, byte_level, write_model_directory
+
+
+def test_facts_come_from_the_files(tmp_path):
+    tokenizer = Tokenizer.load(write_model_directory(tmp_path, byte_level()))
+    assert tokenizer.context_tokens == 128
+    assert tokenizer.vocabulary_size == 322
+    assert tokenizer.stop_token_ids == (2,)
+    assert tokenizer.has_chat_template
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": [2, 3]}, {"max_position_embeddings": 8, "eos_token_id": 1}, (2, 3)),
+        ({}, {"max_position_embeddings": 8, "eos_token_id": 1}, (1,)),
+        (None, {"max_position_embeddings": 8}, (2,)),
+        (None, {"text_config": {"max_position_embeddings": 8, "eos_token_id": 3}}, (3,)),
+    ],
+)
+def test_stop_ids_are_those_of_generate(tmp_path, generation, config, expected):
+    directory = write_model_directory(tmp_path, byte_level(), generation_config=generation, config=config)
+    assert Tokenizer.load(directory).stop_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config": {"vocab_size": 5}}, "how long a context"),
+        (
+            {"config": {"max_position_embeddings": 0}, "tokenizer_config": {"model_max_length": 1e30}},
+            "context",
+        ),
+        ({"config": [1]}, "config.json does not hold a JSON object"),
+    ],
+)
+def test_files_that_do_not_do_are_named(tmp_path, changes, said):
+    directory = write_model_directory(tmp_path, byte_level(), **changes)
+    with pytest.raises(MalformedCheckpoint, match=said):
+        Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff", b'{"version": "1.0"'])
+def test_a_broken_tokenizer_file_is_a_clear_error(tmp_path, content):
+    directory = write_model_directory(tmp_path, byte_level())
+    (directory / "tokenizer.json").write_bytes(content)
+    with pytest.raises(MalformedCheckpoint, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.load(directory)
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(MalformedCheckpoint, match=r"has no tokenizer\.json"):
+        Tokenizer.load(directory)
+
+
+def test_begin_of_sequence_is_the_post_processors_business(tmp_path):
+    tokenizer = Tokenizer.load(write_model_directory(tmp_path, byte_fallback()))
+    assert tokenizer.encode("a")[0] == 1
+    assert tokenizer.encode("a", special=False)[0] != 1
+    assert tokenizer.document_start_ids[0] == 1
+
+
+def test_an_empty_prompt_starts_a_document(tmp_path):
+    assert Tokenizer.load(write_model_directory(tmp_path, byte_level())).document_start_ids == (1,)
+
+
+def test_tokens_by_themselves(tmp_path):
+    plain = Tokenizer.load(write_model_directory(tmp_path / "a", byte_level(vocabulary_size=260)))
+    first_of_smile = plain.encode("🙂")[0]
+    assert plain.token_bytes(first_of_smile) == b"\xf0"
+    assert plain.token_text(first_of_smile) == "bytes:\\xf0"
+    assert plain.token_text(plain.encode("    ")[0]) == "    "
+    fallback = Tokenizer.load(write_model_directory(tmp_path / "b", byte_fallback()))
+    the = fallback.encode("the", special=False)
+    assert "".join(map(fallback.token_text, the)) == " the"
+    assert fallback.token_bytes(fallback.encode("🙂", special=False)[-1]) == b"\x82"
+
+
+def test_lone_surrogates_are_the_callers_fault(tmp_path):
+    tokenizer = Tokenizer.load(write_model_directory(tmp_path, byte_level()))
+    with pytest.raises(InvalidRequest, match="lone surrogate"):
+        tokenizer.encode("a\ud800")
+
+
+def test_no_heavy_library_is_imported():
+    assert "sllmd.text.tokenizer" in sys.modules
+    code = "import sys, sllmd.text.stream; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
