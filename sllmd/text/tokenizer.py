@@ -133,6 +133,13 @@ class Tokenizer:
         return self._chat.render(messages, add_generation_prompt=add_generation_prompt, **extra)
 
 
+def read_context_tokens(directory: Path) -> int:
+    """Context of the model in ``directory``, without its tokenizer. Raises MalformedCheckpoint."""
+    config = _read_json(directory / "config.json")
+    tokenizer_config = _read_json(directory / "tokenizer_config.json")
+    return _context_tokens(directory, config.get("text_config") or config, tokenizer_config)
+
+
 def _read_facts(directory: Path, inner: tokenizers.Tokenizer) -> TextFacts:
     config = _read_json(directory / "config.json")
     text_config = config.get("text_config") or config

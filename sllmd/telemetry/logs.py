@@ -1,0 +1,79 @@
+"""Logs: structlog for our own events, and the standard library's loggers of others through the same pipe."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+from sllmd.telemetry.settings import LogSettings
+
+PRIVATE_KEYS = frozenset(
+    {"prompt", "prompt_ids", "messages", "text", "content", "output", "output_ids", "body"}
+)
+"""What people say to models and back."""
+_REDACTED = "[redacted]"
+
+_Event = MutableMapping[str, Any]
+
+
+def configure_logs(settings: LogSettings, *, stream: TextIO | None = None) -> None:
+    """Send everything to ``stream`` (standard error). Called once, when a process starts."""
+    target = stream or sys.stderr
+    as_json = settings.format == "json" or (settings.format == "auto" and not target.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=as_json),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if settings.redact_prompts:
+        shared.append(redact_private)
+    finish = _finish(as_json=as_json, colors=target.isatty())
+    structlog.configure(
+        processors=[*shared, *finish],
+        wrapper_class=structlog.make_filtering_bound_logger(_level(settings)),
+        logger_factory=structlog.PrintLoggerFactory(target),
+        cache_logger_on_first_use=False,
+    )
+    _capture_standard_loggers(settings, shared, finish, target)
+
+
+def redact_private(_logger: Any, _method: str, event: _Event) -> _Event:
+    """Replace the values of PRIVATE_KEYS; their length stays, for those who look for huge prompts."""
+    for key in PRIVATE_KEYS & event.keys():
+        value = event[key]
+        event[key] = f"{_REDACTED} {len(value)}" if hasattr(value, "__len__") else _REDACTED
+    return event
+
+
+def _finish(*, as_json: bool, colors: bool) -> list[structlog.typing.Processor]:
+    if as_json:
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    return [structlog.dev.ConsoleRenderer(colors=colors)]
+
+
+def _capture_standard_loggers(
+    settings: LogSettings,
+    shared: list[structlog.typing.Processor],
+    finish: list[structlog.typing.Processor],
+    target: TextIO,
+) -> None:
+    """aiohttp and asyncio log through ``logging``; at most their warnings are of interest."""
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(logging.WARNING, _level(settings)))
+
+
+def _level(settings: LogSettings) -> int:
+    return logging.getLevelNamesMapping()[settings.level.upper()]
