@@ -1,4 +1,4 @@
-"""What this node tells an operator about itself: the bodies of ``/sllmd/v1`` and of the CLI's tables. Pure."""
+"""What this node tells an operator about itself: the bodies of ``/sllmd/v1``. Pure."""
 
 from __future__ import annotations
 

@@ -1,0 +1,158 @@
+"""The daemon: builds every room, starts them from the ground up, stops them from the roof down.
+
+Start order: store, DRAM tier, workers, roles, API. Stopping: no new work, running requests finish (or their
+time is up), the API closes, workers are reaped, slabs go back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+import uvloop
+
+from sllmd.api.server import ApiServer
+from sllmd.config.settings import Config
+from sllmd.engine.devices import detect_devices
+from sllmd.engine.protocol import EngineOptions
+from sllmd.engine.supervisor import Supervisor
+from sllmd.loader.tier import DramTier
+from sllmd.roles.agent import Agent
+from sllmd.roles.operator import Operator
+from sllmd.roles.router import Router
+from sllmd.store.store import Store
+from sllmd.telemetry.logs import configure_logs
+from sllmd.telemetry.metrics import Metrics
+from sllmd.telemetry.systemd import ServiceManager
+
+_log = structlog.get_logger(__name__)
+
+LAG_PROBE_SECONDS = 0.05
+"""How often the event loop is asked how late it is."""
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, StoreError and OSError when it cannot start."""
+    uvloop.run(serve(config))
+
+
+async def serve(config: Config) -> None:
+    """The daemon's whole life."""
+    configure_logs(config.log)
+    began_seconds = time.monotonic()
+    stop = _stop_event()
+    async with AsyncExitStack() as rooms:
+        daemon = await Daemon.start(config, rooms)
+        manager = ServiceManager.from_environment()
+        manager.ready(daemon.summary())
+        rooms.push_async_callback(_cancel, asyncio.create_task(_watch_loop(manager, daemon)))
+        daemon.announce(time.monotonic() - began_seconds)
+        await stop.wait()
+        manager.stopping(config.serving.drain_timeout)
+        await daemon.agent.drain(config.serving.drain_timeout)
+
+
+class Daemon:
+    """The rooms of a running daemon, introduced to each other."""
+
+    def __init__(
+        self, config: Config, agent: Agent, router: Router, operator: Operator, metrics: Metrics
+    ) -> None:
+        self.config = config
+        self.agent = agent
+        self.router = router
+        self.operator = operator
+        self.metrics = metrics
+
+    @classmethod
+    async def start(cls, config: Config, rooms: AsyncExitStack) -> Daemon:
+        """Build every room; ``rooms`` closes them again, whatever has been built by then."""
+        store = Store(config.node.store_directory)
+        devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
+        tier = DramTier(
+            config.loader, quarantine=store.quarantine, complete_remote=store.complete_remote
+        )
+        rooms.push_async_callback(tier.close)
+        supervisor = Supervisor(config.workers)
+        rooms.push_async_callback(supervisor.close)
+        await supervisor.start()
+        metrics = Metrics()
+        agent = Agent(
+            tier=tier,
+            supervisor=supervisor,
+            devices=devices,
+            device_settings=config.devices,
+            serving_settings=config.serving,
+            engine_options=EngineOptions(**config.engine.model_dump()),
+            model_settings=config.models,
+        )
+        rooms.push_async_callback(agent.close)
+        router = Router(store, agent, config.serving)
+        operator = Operator(
+            node=config.node.name,
+            store_directory=str(config.node.store_directory),
+            devices=devices,
+            tier=tier,
+            supervisor=supervisor,
+            agent=agent,
+            router=router,
+        )
+        daemon = cls(config, agent, router, operator, metrics)
+        server = ApiServer(router=router, operator=operator, settings=config.api, metrics=metrics)
+        rooms.push_async_callback(server.close)
+        operator.listen = await server.start()
+        return daemon
+
+    def summary(self) -> str:
+        """One line for ``systemctl status``."""
+        status = self.operator.status()
+        serving = sum(replica.state == "serving" for replica in status.replicas)
+        loading = sum(replica.state == "starting" for replica in status.replicas)
+        return (
+            f"{status.models} models, {serving} serving, {loading} loading"
+            f" · {status.requests_running} running, {status.requests_waiting} waiting"
+        )
+
+    def announce(self, start_seconds: float) -> None:
+        """Tell the person at the terminal where to go; scripts read the first address from it."""
+        status = self.operator.status()
+        devices = ", ".join(device.name for device in status.devices)
+        lines = [f"  sllmd {status.version} · node {status.node} · {devices} · store {status.store_directory}"]
+        lines += [f"  api {address}" for address in status.listen]
+        lines.append(f"  ready in {start_seconds:.1f} s · {status.models} models (sllmd list)")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT; a second one ends the process the hard way."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        _log.info("stopping", signal=number.name)
+        loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+async def _watch_loop(manager: ServiceManager, daemon: Daemon) -> None:
+    """Measure how late the event loop is, and feed systemd's watchdog from it: a blocked loop is caught."""
+    loop = asyncio.get_running_loop()
+    due_seconds = loop.time()
+    while True:
+        due_seconds = max(due_seconds + LAG_PROBE_SECONDS, loop.time())
+        await asyncio.sleep(due_seconds - loop.time())
+        daemon.metrics.event_loop_lag_seconds.observe(max(0.0, loop.time() - due_seconds))
+        manager.alive(daemon.summary)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

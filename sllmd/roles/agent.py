@@ -1,0 +1,522 @@
+"""This node's replicas: who asks for one waits here, with a bound, until ``admission`` says use or start.
+
+Owns: the replicas, the queue in front of them, their keep-alive. Knows nothing of text or HTTP.
+Invariants: one replica of a checkpoint at a time; nobody who came later starts before somebody who waits
+for room; a lease on DRAM goes back only after the worker that mapped it is reaped; a start that nobody
+waits for any more is cancelled. Woken by events, never polling: whatever changes calls ``_pump``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import structlog
+
+from sllmd.core.errors import (
+    InsufficientCapacity,
+    ModelLoadFailed,
+    NodeDraining,
+    QueueFull,
+    SllmdError,
+    StartupTimeout,
+)
+from sllmd.core.ids import Digest, ReplicaId
+from sllmd.engine.devices import Device
+from sllmd.engine.protocol import EngineOptions
+from sllmd.engine.replica import Replica
+from sllmd.engine.supervisor import Supervisor
+from sllmd.loader.tier import DramTier, Lease
+from sllmd.roles.admission import (
+    Decision,
+    DeviceView,
+    Evict,
+    Need,
+    NodeView,
+    Refuse,
+    ReplicaState,
+    ReplicaView,
+    Start,
+    Use,
+    Wait,
+    decide,
+)
+from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
+from sllmd.store.checkpoint import Checkpoint
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Residence:
+    """A replica and what the agent knows of it. Times are monotonic seconds."""
+
+    checkpoint: Checkpoint
+    need: Need
+    devices: tuple[str, ...]
+    options: EngineOptions
+    tier: str
+    """Where the bytes lay when it was started."""
+    estimate_seconds: float
+    started_seconds: float
+    keep_alive_seconds: float
+    replica_id: ReplicaId
+    state: ReplicaState = ReplicaState.STARTING
+    running: int = 0
+    last_used_seconds: float = 0.0
+    resident_since_seconds: float = 0.0
+    stages_seconds: dict[str, float] = field(default_factory=dict)
+    lease: Lease | None = None
+    replica: Replica | None = None
+    task: asyncio.Task[None] | None = None
+    expiry: asyncio.TimerHandle | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def view(self) -> ReplicaView:
+        """As ``admission`` sees it."""
+        return ReplicaView(
+            replica_id=self.replica_id,
+            digest=self.need.digest,
+            devices=self.devices,
+            device_bytes=self.need.device_bytes,
+            dram_bytes=self.need.dram_bytes,
+            state=self.state,
+            running=self.running,
+            last_used_seconds=self.last_used_seconds,
+            resident_since_seconds=self.resident_since_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A replica to run one generation on."""
+
+    residence: Residence
+    replica: Replica
+    cold: bool
+    """Whether it had to be started for this request."""
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """Somebody who waits."""
+
+    checkpoint: Checkpoint
+    need: Need
+    granted: asyncio.Future[Grant]
+    cold: bool = False
+
+    def was_granted(self) -> bool:
+        done = self.granted.done() and not self.granted.cancelled()
+        return done and self.granted.exception() is None
+
+
+class Agent:
+    """Grants replicas, starts and stops them."""
+
+    def __init__(
+        self,
+        *,
+        tier: DramTier,
+        supervisor: Supervisor,
+        devices: Sequence[Device],
+        device_settings: DeviceSettings,
+        serving_settings: ServingSettings,
+        engine_options: EngineOptions,
+        model_settings: Mapping[str, ModelSettings],
+    ) -> None:
+        self._tier = tier
+        self._supervisor = supervisor
+        self._device_settings = device_settings
+        self._settings = serving_settings
+        self._engine_options = engine_options
+        self._model_settings = model_settings
+        self._devices = tuple(_device_view(device, device_settings) for device in devices)
+        self._residences: dict[Digest, Residence] = {}
+        self._tickets: list[_Ticket] = []
+        self._wake: asyncio.TimerHandle | None = None
+        self._replica_count = 0
+        self._generation_seconds = 1.0
+        self._start_overhead_seconds = 0.3
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._background: set[asyncio.Task[None]] = set()
+        self.draining = False
+
+    # -- what the router asks ------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def hold(
+        self, checkpoint: Checkpoint, *, keep_alive_seconds: float | None = None
+    ) -> AsyncGenerator[Grant, None]:
+        """A replica of ``checkpoint`` for as long as the context lasts; starts it when there is none.
+
+        Raises NodeDraining, QueueFull, StartupTimeout, and whatever keeps the model from starting.
+        """
+        grant = await self._grant(checkpoint)
+        residence = grant.residence
+        if keep_alive_seconds is not None:
+            residence.keep_alive_seconds = keep_alive_seconds
+        began_seconds = time.monotonic()
+        try:
+            yield grant
+        finally:
+            self._generation_seconds += 0.1 * (time.monotonic() - began_seconds - self._generation_seconds)
+            self._give_back(residence)
+
+    def residence(self, digest: Digest) -> Residence | None:
+        """The replica of this checkpoint, if there is one in any state."""
+        return self._residences.get(digest)
+
+    def residences(self) -> tuple[Residence, ...]:
+        """All replicas."""
+        return tuple(self._residences.values())
+
+    def waiting(self, digest: Digest | None = None) -> int:
+        """How many wait for this checkpoint, or for any."""
+        return sum(digest is None or ticket.need.digest == digest for ticket in self._tickets)
+
+    def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "remote"]:
+        """The fastest tier that holds the checkpoint."""
+        return self._tier.where(checkpoint)
+
+    def startup_estimate_seconds(self, checkpoint: Checkpoint) -> float:
+        """0 when it serves; else the time its bytes need plus what a start took lately beyond them."""
+        residence = self._residences.get(checkpoint.manifest.digest)
+        if residence is not None and residence.state is ReplicaState.SERVING:
+            return 0.0
+        return self._tier.estimate_seconds(checkpoint) + self._start_overhead_seconds
+
+    # -- what an operator asks ------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lift(self, checkpoint: Checkpoint) -> AsyncIterator[Lease]:
+        """The checkpoint on its way into DRAM, or there; no replica."""
+        lease = self._tier.acquire(checkpoint)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    async def unload(self, checkpoint: Checkpoint, *, keep_dram: bool = False) -> tuple[int, int]:
+        """Let running requests finish, stop the replica, free its DRAM. Returns (replicas, DRAM bytes)."""
+        digest = checkpoint.manifest.digest
+        residence = self._residences.get(digest)
+        stopped = 0
+        if residence is not None:
+            stopped = 1
+            await self._close_when_idle(residence)
+        return stopped, 0 if keep_dram else self._tier.evict(digest)
+
+    async def drain(self, timeout_seconds: float) -> int:
+        """Take nothing new, wait for what runs. Returns how many generations were still running."""
+        self.draining = True
+        for ticket in list(self._tickets):
+            self._refuse(ticket, NodeDraining("this node is stopping", retry_after_seconds=1))
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_seconds)
+        except TimeoutError:
+            _log.warning("drain timed out", running=self._running())
+        return self._running()
+
+    async def close(self) -> None:
+        """Stop every replica; returns when all workers are reaped."""
+        self.draining = True
+        if self._wake:
+            self._wake.cancel()
+        for residence in list(self._residences.values()):
+            self._stop(residence)
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    # -- granting ------------------------------------------------------------------------------
+
+    async def _grant(self, checkpoint: Checkpoint) -> Grant:
+        if self.draining:
+            raise NodeDraining("this node is stopping", retry_after_seconds=1)
+        self._check_queue(checkpoint)
+        ticket = _Ticket(checkpoint, self._need(checkpoint), asyncio.get_running_loop().create_future())
+        self._tickets.append(ticket)
+        self._pump()
+        grant: Grant | None = None
+        try:
+            async with asyncio.timeout(self._settings.queue_timeout):
+                grant = await ticket.granted
+        except TimeoutError:
+            raise StartupTimeout(
+                f"`{checkpoint.name}` did not start within {self._settings.queue_timeout:.0f} s",
+                retry_after_seconds=self.startup_estimate_seconds(checkpoint),
+                hint="see `sllmd ps` for what it waits for",
+            ) from None
+        finally:
+            if grant is None and ticket.was_granted():  # granted and called off in the same instant
+                self._give_back(ticket.granted.result().residence)
+            self._forget(ticket)
+        return grant
+
+    def _check_queue(self, checkpoint: Checkpoint) -> None:
+        """Raise QueueFull when the model's batch and its queue are both full."""
+        digest = checkpoint.manifest.digest
+        residence = self._residences.get(digest)
+        running = residence.running if residence else 0
+        batch_max = residence.options.batch_max if residence else self._options(checkpoint).batch_max
+        ahead = running + self.waiting(digest)
+        if ahead < batch_max + self._settings.queue_max_per_model:
+            return
+        turns = 1 + (ahead - batch_max) / batch_max
+        raise QueueFull(
+            f"{ahead} requests for `{checkpoint.name}` are running or waiting",
+            retry_after_seconds=self.startup_estimate_seconds(checkpoint) + turns * self._generation_seconds,
+            hint="try again later, or raise `[serving] queue_max_per_model`",
+        )
+
+    def _pump(self) -> None:
+        """Give every ticket, oldest first, what ``admission`` decides for it now."""
+        somebody_waits_for_room = False
+        for ticket in list(self._tickets):
+            if ticket.granted.done():
+                continue
+            decision = decide(ticket.need, self._view())
+            if somebody_waits_for_room and not isinstance(decision, Use | Refuse):
+                continue
+            self._carry_out(ticket, decision)
+            somebody_waits_for_room |= isinstance(decision, Evict) or (
+                isinstance(decision, Wait) and decision.for_room
+            )
+
+    def _carry_out(self, ticket: _Ticket, decision: Decision) -> None:
+        match decision:
+            case Use():
+                self._take(ticket)
+            case Refuse(missing):
+                self._refuse(
+                    ticket, InsufficientCapacity(missing, hint="see `sllmd status` for what is free")
+                )
+            case Start(devices):
+                ticket.cold = True
+                self._start(ticket, devices)
+            case Evict(replica_ids):
+                ticket.cold = True
+                for residence in self._named(replica_ids):
+                    self._stop(residence)
+            case Wait(close=closing, until_seconds=until_seconds):
+                ticket.cold = True
+                for residence in self._named(closing):
+                    residence.state = ReplicaState.CLOSING
+                if until_seconds is not None:
+                    self._pump_at(until_seconds)
+
+    def _take(self, ticket: _Ticket) -> None:
+        residence = self._residences[ticket.need.digest]
+        assert residence.replica is not None
+        residence.running += 1
+        self._idle.clear()
+        residence.last_used_seconds = time.monotonic()
+        if residence.expiry:
+            residence.expiry.cancel()
+            residence.expiry = None
+        ticket.granted.set_result(Grant(residence, residence.replica, ticket.cold))
+
+    def _give_back(self, residence: Residence) -> None:
+        residence.running -= 1
+        residence.last_used_seconds = time.monotonic()
+        if self._running() == 0:
+            self._idle.set()
+        if residence.running == 0:
+            if residence.state is ReplicaState.CLOSING:
+                self._stop(residence)
+            elif residence.state is ReplicaState.SERVING:
+                self._rest(residence)
+        self._pump()
+
+    def _refuse(self, ticket: _Ticket, error: SllmdError) -> None:
+        if not ticket.granted.done():
+            ticket.granted.set_exception(error)
+
+    def _forget(self, ticket: _Ticket) -> None:
+        """Take a ticket out; a start that nobody waits for any more is cancelled."""
+        self._tickets.remove(ticket)
+        residence = self._residences.get(ticket.need.digest)
+        if residence and residence.state is ReplicaState.STARTING and not self.waiting(ticket.need.digest):
+            _log.info("start cancelled: nobody waits for it", model=residence.checkpoint.name)
+            self._stop(residence)
+        self._pump()
+
+    # -- a replica's life ----------------------------------------------------------------------
+
+    def _start(self, ticket: _Ticket, devices: tuple[str, ...]) -> None:
+        checkpoint = ticket.checkpoint
+        self._replica_count += 1
+        residence = Residence(
+            checkpoint=checkpoint,
+            need=ticket.need,
+            devices=devices,
+            options=self._options(checkpoint),
+            tier=self._tier.where(checkpoint),
+            estimate_seconds=self.startup_estimate_seconds(checkpoint),
+            started_seconds=time.monotonic(),
+            keep_alive_seconds=self._keep_alive_seconds(checkpoint),
+            replica_id=ReplicaId(f"{checkpoint.name}-{self._replica_count}"),
+        )
+        self._residences[ticket.need.digest] = residence
+        residence.task = self._spawn(self._bring_up(residence))
+
+    async def _bring_up(self, residence: Residence) -> None:
+        """Lift the bytes and build the engine, side by side; then serve."""
+        checkpoint = residence.checkpoint
+        try:
+            residence.lease = lease = self._tier.acquire(checkpoint)
+            residence.replica = replica = await self._supervisor.attach(
+                checkpoint.manifest,
+                lease.memory,
+                residence.options,
+                model_directory=checkpoint.directory,
+                devices=residence.devices,
+            )
+            report = await lease.loaded()
+            loaded_seconds = time.monotonic()
+            await replica.begin()
+        except SllmdError as error:
+            self._start_failed(residence, error)
+            return
+        except Exception as error:  # noqa: BLE001 - a crash here becomes the waiters' answer
+            _log.exception("start crashed", model=checkpoint.name)
+            self._start_failed(residence, ModelLoadFailed(f"starting `{checkpoint.name}` crashed: {error!r}"))
+            return
+        now_seconds = time.monotonic()
+        if residence.tier != "dram":
+            residence.stages_seconds[f"{residence.tier}→dram"] = report.seconds
+        residence.stages_seconds["attach"] = now_seconds - loaded_seconds
+        self._start_overhead_seconds += 0.3 * (
+            now_seconds - residence.started_seconds - report.seconds - self._start_overhead_seconds
+        )
+        residence.state = ReplicaState.SERVING
+        residence.resident_since_seconds = residence.last_used_seconds = now_seconds
+        replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))
+        _log.info(
+            "replica serves",
+            model=checkpoint.name,
+            replica=residence.replica_id,
+            startup_seconds=round(now_seconds - residence.started_seconds, 3),
+            estimate_seconds=round(residence.estimate_seconds, 3),
+        )
+        self._rest(residence)
+        self._pump()
+
+    def _start_failed(self, residence: Residence, error: SllmdError) -> None:
+        _log.error("replica failed to start", model=residence.checkpoint.name, error=str(error))
+        residence.task = None
+        self._stop(residence)
+        for ticket in self._tickets:
+            if ticket.need.digest == residence.need.digest:
+                self._refuse(ticket, error)
+
+    def _on_lost(self, residence: Residence, lost: asyncio.Future[str]) -> None:
+        if lost.cancelled() or residence.state is ReplicaState.STOPPING:
+            return
+        _log.error("replica lost", model=residence.checkpoint.name, reason=lost.result())
+        self._stop(residence)
+
+    def _rest(self, residence: Residence) -> None:
+        """Start the keep-alive clock of an idle replica."""
+        seconds = residence.keep_alive_seconds
+        if seconds == 0 and not self.waiting(residence.need.digest):
+            self._stop(residence)
+        elif seconds != float("inf"):
+            residence.expiry = asyncio.get_running_loop().call_later(seconds, self._expire, residence)
+
+    def _expire(self, residence: Residence) -> None:
+        if residence.running == 0 and residence.state is ReplicaState.SERVING:
+            _log.info("replica idle for its keep-alive", model=residence.checkpoint.name)
+            self._stop(residence)
+
+    async def _close_when_idle(self, residence: Residence) -> None:
+        if residence.state in (ReplicaState.SERVING, ReplicaState.STARTING) and residence.running == 0:
+            self._stop(residence)
+        elif residence.state is ReplicaState.SERVING:
+            residence.state = ReplicaState.CLOSING
+        await residence.gone.wait()
+
+    def _stop(self, residence: Residence) -> None:
+        """End a replica in any state; its devices and DRAM are free when the worker is reaped."""
+        if residence.state is ReplicaState.STOPPING:
+            return
+        residence.state = ReplicaState.STOPPING
+        if residence.expiry:
+            residence.expiry.cancel()
+        starting, residence.task = residence.task, None
+        if starting and not starting.done():
+            starting.cancel()
+        residence.task = self._spawn(self._tear_down(residence, starting))
+
+    async def _tear_down(self, residence: Residence, starting: asyncio.Task[None] | None) -> None:
+        if starting:
+            await asyncio.wait([starting])
+        if residence.replica:
+            await residence.replica.close()
+        if residence.lease:
+            residence.lease.release()
+        del self._residences[residence.need.digest]
+        residence.gone.set()
+        self._pump()
+
+    # -- pictures and small change -------------------------------------------------------------
+
+    def _view(self) -> NodeView:
+        return NodeView(
+            devices=self._devices,
+            replicas=tuple(residence.view() for residence in self._residences.values()),
+            dram_budget_bytes=self._tier.budget_bytes,
+            residency_min_seconds=self._settings.residency_min,
+            now_seconds=time.monotonic(),
+        )
+
+    def _need(self, checkpoint: Checkpoint) -> Need:
+        partitions = checkpoint.manifest.partitions
+        kv_fraction = self._device_settings.kv_cache_fraction
+        kv_bytes = [int((device.memory_bytes or 0) * kv_fraction) for device in self._devices]
+        return Need(
+            digest=checkpoint.manifest.digest,
+            device_bytes=tuple(partition.span_bytes + max(kv_bytes) for partition in partitions),
+            dram_bytes=self._tier.slab_bytes_needed(checkpoint),
+        )
+
+    def _options(self, checkpoint: Checkpoint) -> EngineOptions:
+        own = self._model_settings.get(checkpoint.name)
+        if own is None:
+            return self._engine_options
+        given = own.model_dump(
+            include={"batch_max", "context_tokens_max", "threads", "dtype"}, exclude_none=True
+        )
+        return replace(self._engine_options, **given)
+
+    def _keep_alive_seconds(self, checkpoint: Checkpoint) -> float:
+        own = self._model_settings.get(checkpoint.name)
+        return self._settings.keep_alive if own is None or own.keep_alive is None else own.keep_alive
+
+    def _named(self, replica_ids: Sequence[ReplicaId]) -> list[Residence]:
+        return [residence for residence in self._residences.values() if residence.replica_id in replica_ids]
+
+    def _running(self) -> int:
+        return sum(residence.running for residence in self._residences.values())
+
+    def _pump_at(self, seconds: float) -> None:
+        if self._wake:
+            self._wake.cancel()
+        self._wake = asyncio.get_running_loop().call_later(max(0.0, seconds - time.monotonic()), self._pump)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+
+def _device_view(device: Device, settings: DeviceSettings) -> DeviceView:
+    memory_bytes = (
+        None if device.memory_bytes is None else int(device.memory_bytes * settings.memory_fraction)
+    )
+    return DeviceView(device.name, settings.replicas_max, memory_bytes)

@@ -1,0 +1,236 @@
+"""What an operator asks of this node: see, load, unload, evict.
+
+Owns: nothing; it asks the rooms and says what they say in the words of ``status``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
+
+import sllmd
+from sllmd.core.errors import SllmdError
+from sllmd.engine.devices import Device
+from sllmd.engine.supervisor import Supervisor
+from sllmd.loader.tier import DramTier, Lease
+from sllmd.roles.admission import ReplicaState
+from sllmd.roles.agent import Agent, Residence
+from sllmd.roles.router import Router
+from sllmd.roles.status import (
+    CacheStatus,
+    CopyStatus,
+    DeviceStatus,
+    LoadStatus,
+    NodeStatus,
+    ProcessStatus,
+    ReplicaStatus,
+    UnloadReport,
+)
+from sllmd.store.checkpoint import Checkpoint
+
+
+class Operator:
+    """The node as a person sees it."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        store_directory: str,
+        devices: Sequence[Device],
+        tier: DramTier,
+        supervisor: Supervisor,
+        agent: Agent,
+        router: Router,
+    ) -> None:
+        self._node = node
+        self._store_directory = store_directory
+        self._devices = devices
+        self._tier = tier
+        self._supervisor = supervisor
+        self._agent = agent
+        self._router = router
+        self._started_seconds = time.monotonic()
+        self.listen: tuple[str, ...] = ()
+        """Where the API listens; the daemon sets it once the ports are known."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the node takes no new work."""
+        return self._agent.draining
+
+    async def load(
+        self, name: str, tier: Literal["dram", "device"] = "device"
+    ) -> AsyncGenerator[LoadStatus, None]:
+        """Lift a model; one status per step, the last one ``ready`` or ``error``. Raises ModelNotFound."""
+        checkpoint = self._router.checkpoint(name)
+        steps = self._load_dram(checkpoint) if tier == "dram" else self._load_device(checkpoint)
+        began_seconds = time.monotonic()
+        try:
+            async for step in steps:
+                yield step
+        except SllmdError as error:
+            yield _load_status(checkpoint, "error", tier, message=str(error))
+            return
+        seconds = time.monotonic() - began_seconds
+        yield _load_status(checkpoint, "ready", tier, checkpoint.manifest.size_bytes, seconds=seconds)
+
+    async def _load_dram(self, checkpoint: Checkpoint) -> AsyncGenerator[LoadStatus, None]:
+        async with self._agent.lift(checkpoint) as lease:
+            loaded = asyncio.ensure_future(lease.loaded())
+            async for step in _follow(checkpoint, lease, loaded):
+                yield step
+
+    async def _load_device(self, checkpoint: Checkpoint) -> AsyncGenerator[LoadStatus, None]:
+        """Bring up a replica and leave it to its keep-alive."""
+        granted = asyncio.ensure_future(self._hold_once(checkpoint))
+        try:
+            while not granted.done():
+                residence = self._agent.residence(checkpoint.manifest.digest)
+                lease = residence.lease if residence else None
+                if lease is None:
+                    yield _load_status(checkpoint, "loading", "waiting for a device")
+                    await asyncio.wait([granted], timeout=0.1)
+                    continue
+                async for step in _follow(checkpoint, lease, granted):
+                    yield step
+            await granted
+        finally:
+            granted.cancel()
+
+    async def _hold_once(self, checkpoint: Checkpoint) -> None:
+        async with self._agent.hold(checkpoint):
+            pass
+
+    async def unload(self, name: str, *, keep_dram: bool = False) -> UnloadReport:
+        """Stop the model's replica once its running requests are done, and free its DRAM."""
+        checkpoint = self._router.checkpoint(name)
+        replicas, dram_bytes = await self._agent.unload(checkpoint, keep_dram=keep_dram)
+        return UnloadReport(model=checkpoint.name, device_replicas=replicas, dram_bytes=dram_bytes)
+
+    def evict(self, name: str) -> int:
+        """Free the model's copy in DRAM; 0 bytes when a replica holds it or there is none."""
+        return self._tier.evict(self._router.checkpoint(name).manifest.digest)
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """Loaded copies and those on their way up or down."""
+        return [self._replica_status(residence) for residence in self._agent.residences()]
+
+    def cache(self) -> CacheStatus:
+        """The DRAM tier's books."""
+        stats = self._tier.stats()
+        now_seconds = time.monotonic()
+        return CacheStatus(
+            budget_bytes=stats.budget_bytes,
+            used_bytes=stats.used_bytes,
+            pinned=stats.pinned,
+            direct_io=stats.direct_io,
+            copies=tuple(
+                CopyStatus(
+                    model=copy.name,
+                    digest=copy.digest,
+                    size_bytes=copy.size_bytes,
+                    leases=copy.leases,
+                    state=copy.state,
+                    idle_seconds=max(0.0, now_seconds - copy.last_used_seconds),
+                )
+                for copy in stats.copies
+            ),
+            bandwidth_bytes_per_second=dict(stats.bandwidth_bytes_per_second),
+        )
+
+    def status(self) -> NodeStatus:
+        """The whole node at a glance."""
+        replicas = self.replicas()
+        return NodeStatus(
+            node=self._node,
+            version=sllmd.__version__,
+            state="draining" if self.draining else "ready",
+            uptime_seconds=time.monotonic() - self._started_seconds,
+            listen=self.listen,
+            devices=tuple(self._device_status(device) for device in self._devices),
+            models=len(self._router.models()),
+            replicas=tuple(replicas),
+            requests_running=sum(replica.running for replica in replicas),
+            requests_waiting=self._agent.waiting(),
+            cache=self.cache(),
+            store_directory=self._store_directory,
+            processes=tuple(
+                ProcessStatus(role=process.role, pid=process.pid, rss_bytes=process.rss_bytes)
+                for process in self._supervisor.stats().processes
+            ),
+        )
+
+    def _device_status(self, device: Device) -> DeviceStatus:
+        return DeviceStatus(
+            name=device.name,
+            description=device.description,
+            memory_bytes=device.memory_bytes,
+            replicas=sum(device.name in residence.devices for residence in self._agent.residences()),
+        )
+
+    def _replica_status(self, residence: Residence) -> ReplicaStatus:
+        lease = residence.lease
+        progress = lease.progress() if lease and residence.state is ReplicaState.STARTING else None
+        size_bytes = residence.checkpoint.manifest.size_bytes
+        idle = residence.expiry is not None and residence.running == 0
+        loop_seconds = asyncio.get_running_loop().time()
+        return ReplicaStatus(
+            replica_id=residence.replica_id,
+            model=residence.checkpoint.name,
+            state=residence.state,
+            devices=residence.devices,
+            tier=progress.stage if progress else "device",
+            size_bytes=size_bytes,
+            loaded_bytes=progress.done_bytes if progress else size_bytes,
+            bytes_per_second=progress.bytes_per_second if progress else 0.0,
+            running=residence.running,
+            waiting=self._agent.waiting(residence.need.digest),
+            expires_in_seconds=residence.expiry.when() - loop_seconds if idle and residence.expiry else None,
+        )
+
+
+async def _follow(
+    checkpoint: Checkpoint, lease: Lease, until: asyncio.Future[object]
+) -> AsyncGenerator[LoadStatus, None]:
+    """A status whenever the load moves, until ``until`` is done. Raises what ``until`` raises."""
+    while not until.done():
+        progress = lease.progress()
+        yield LoadStatus(
+            model=checkpoint.name,
+            status="loading",
+            stage=progress.stage if progress.done_bytes < progress.total_bytes else "attach",
+            current_bytes=progress.done_bytes,
+            total_bytes=progress.total_bytes,
+            bytes_per_second=progress.bytes_per_second,
+            eta_seconds=progress.eta_seconds,
+        )
+        changed = asyncio.ensure_future(lease.progress_changed())
+        try:
+            await asyncio.wait([changed, until], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+    until.result()
+
+
+def _load_status(
+    checkpoint: Checkpoint,
+    status: Literal["loading", "ready", "error"],
+    stage: str,
+    current_bytes: int = 0,
+    *,
+    seconds: float = 0.0,
+    message: str | None = None,
+) -> LoadStatus:
+    return LoadStatus(
+        model=checkpoint.name,
+        status=status,
+        stage=stage,
+        current_bytes=current_bytes,
+        total_bytes=checkpoint.manifest.size_bytes,
+        bytes_per_second=0.0,
+        seconds=seconds,
+        message=message,
+    )

@@ -1,0 +1,301 @@
+"""One generation's life: find a replica, turn its token events into text, account for its time.
+
+Owns: the generations under way and the recent ones. Knows nothing of HTTP or of devices.
+Invariants: text leaves only when it can no longer change; the last delta carries the finish reason, and
+nothing follows it; leaving the ``async with`` cancels whatever is still going on, in every state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from sllmd.core.errors import SllmdError, WorkerLost
+from sllmd.core.ids import Digest, GenerationId
+from sllmd.engine.protocol import (
+    EngineEvent,
+    FailedEvent,
+    FinishedEvent,
+    FinishReason,
+    GenerationState,
+    PrefilledEvent,
+    TokenEvent,
+    TokenLogprob,
+)
+from sllmd.roles.admission import ReplicaState
+from sllmd.roles.agent import Agent, Grant
+from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob, Timing, Usage
+from sllmd.roles.settings import ServingSettings
+from sllmd.roles.status import ModelCard, RequestStatus
+from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.store import Store, StoredModel
+from sllmd.text.stream import TextStream
+from sllmd.text.tokenizer import Tokenizer, read_context_tokens
+
+TOKENIZERS_MAX = 32
+"""Tokenizers kept in memory; each takes a few to some tens of MB."""
+
+
+class Router:
+    """Starts generations and remembers them."""
+
+    def __init__(self, store: Store, agent: Agent, settings: ServingSettings) -> None:
+        self._store = store
+        self._agent = agent
+        self._tokenizers: OrderedDict[Digest, asyncio.Future[Tokenizer]] = OrderedDict()
+        self._context_tokens: dict[Digest, int] = {}
+        self._running: dict[GenerationId, Generation] = {}
+        self._recent: deque[RequestStatus] = deque(maxlen=settings.recent_requests_max)
+
+    def models(self) -> list[ModelCard]:
+        """The catalogue, by name."""
+        return [self._card(stored) for stored in self._store.models()]
+
+    def model(self, name: str) -> ModelCard:
+        """The model that ``name`` or alias stands for. Raises ModelNotFound."""
+        checkpoint = self.checkpoint(name)
+        return next(self._card(stored) for stored in self._store.models() if stored.name == checkpoint.name)
+
+    def _card(self, stored: StoredModel) -> ModelCard:
+        checkpoint = self.checkpoint(stored.name)
+        residence = self._agent.residence(stored.digest)
+        serving = residence is not None and residence.state is ReplicaState.SERVING
+        return ModelCard(
+            name=stored.name,
+            aliases=stored.aliases,
+            created=int(stored.imported_at),
+            architecture=stored.architecture,
+            context_tokens=self._context_tokens_of(checkpoint),
+            size_bytes=stored.size_bytes,
+            digest=stored.digest,
+            partitions=len(checkpoint.manifest.partitions),
+            kind=stored.kind,
+            tier="device" if serving else self._agent.where(checkpoint),
+            state=residence.state if residence else "cold",
+            startup_estimate_seconds=self._agent.startup_estimate_seconds(checkpoint),
+        )
+
+    def _context_tokens_of(self, checkpoint: Checkpoint) -> int:
+        digest = checkpoint.manifest.digest
+        if digest not in self._context_tokens:
+            self._context_tokens[digest] = read_context_tokens(checkpoint.directory)
+        return self._context_tokens[digest]
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """What ``name`` or alias stands for. Raises ModelNotFound."""
+        return self._store.resolve(name)
+
+    async def tokenizer(self, name: str) -> Tokenizer:
+        """The model's tokenizer, loaded once in a thread. Raises ModelNotFound, CheckpointError."""
+        checkpoint = self.checkpoint(name)
+        digest = checkpoint.manifest.digest
+        if digest not in self._tokenizers:
+            loading = asyncio.ensure_future(asyncio.to_thread(Tokenizer.load, checkpoint.directory))
+            self._tokenizers[digest] = loading
+            while len(self._tokenizers) > TOKENIZERS_MAX:
+                self._tokenizers.popitem(last=False)
+        self._tokenizers.move_to_end(digest)
+        try:
+            return await asyncio.shield(self._tokenizers[digest])
+        except SllmdError:
+            self._tokenizers.pop(digest, None)
+            raise
+
+    def generate(self, request: GenerationRequest) -> Generation:
+        """A generation, not yet begun: errors come while iterating."""
+        return Generation(self, self._agent, request)
+
+    def requests(self) -> list[RequestStatus]:
+        """Running ones first, then the recent ones, newest first."""
+        return [generation.status() for generation in self._running.values()] + list(self._recent)
+
+    def cancel(self, request_id: str) -> int:
+        """Call off every generation of a request. Returns how many there were."""
+        mine = [g for g in self._running.values() if g.request.request_id == request_id]
+        for generation in mine:
+            generation.call_off()
+        return len(mine)
+
+    def began(self, generation: Generation) -> None:
+        """A generation was entered."""
+        self._running[generation.generation_id] = generation
+
+    def ended(self, generation: Generation) -> None:
+        """A generation was left, in whatever state."""
+        if self._running.pop(generation.generation_id, None) is not None:
+            self._recent.appendleft(generation.status())
+
+
+class Generation:
+    """Asynchronously iterable over its deltas, once, inside ``async with``."""
+
+    def __init__(self, router: Router, agent: Agent, request: GenerationRequest) -> None:
+        self.request = request
+        self.generation_id = GenerationId(uuid4().hex)
+        self.timing = Timing()
+        self.usage = Usage(prompt_tokens=len(request.prompt_ids))
+        self.prompt_logprobs: tuple[TextLogprob | None, ...] | None = None
+        self._router = router
+        self._agent = agent
+        self._deltas = self._run()
+        self._state = "queued"
+        self._finish_reason: FinishReason | None = None
+        self._error: str | None = None
+        self._began_seconds = time.monotonic()
+        self._first_token_seconds = 0.0
+        self._ended_seconds = 0.0
+        self._load_estimate_seconds = 0.0
+        self._task: asyncio.Task[object] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._router.began(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._deltas.aclose()
+        self._ended_seconds = time.monotonic()
+        if self._finish_reason is None:
+            self._state = "failed" if self._error else "cancelled"
+        self._router.ended(self)
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._deltas
+
+    def call_off(self) -> None:
+        """Cancel the task that iterates."""
+        if self._task:
+            self._task.cancel()
+
+    async def _run(self) -> AsyncGenerator[Delta, None]:
+        try:
+            checkpoint = self._router.checkpoint(self.request.model)
+            tokenizer = await self._router.tokenizer(self.request.model)
+            self._state = "loading"
+            self._load_estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
+            keep_alive_seconds = self.request.keep_alive_seconds
+            async with self._agent.hold(checkpoint, keep_alive_seconds=keep_alive_seconds) as grant:
+                self._note_grant(grant)
+                async for delta in self._decode(grant, tokenizer):
+                    yield delta
+        except SllmdError as error:
+            self._error = str(error)
+            raise
+
+    async def _decode(self, grant: Grant, tokenizer: Tokenizer) -> AsyncGenerator[Delta, None]:
+        request = self.request
+        text = TextStream(
+            tokenizer,
+            prompt_ids=request.prompt_ids,
+            stop=request.stop,
+            skip_special=request.skip_special_tokens,
+        )
+        state = GenerationState(self.generation_id, list(request.prompt_ids), request.sampling)
+        async with aclosing(grant.replica.generate(state)) as events:
+            async for event in events:
+                delta = self._delta(event, text, tokenizer)
+                if delta is None:
+                    continue
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        raise WorkerLost(f"the generation on replica {grant.residence.replica_id} ended without a reason")
+
+    def _delta(self, event: EngineEvent, text: TextStream, tokenizer: Tokenizer) -> Delta | None:
+        match event:
+            case TokenEvent():
+                return self._token_delta(event, text, tokenizer)
+            case PrefilledEvent():
+                self._note_prefill(event, tokenizer)
+                return None
+            case FinishedEvent(finish_reason=reason):
+                return self._finished(text.flush(), reason)
+            case FailedEvent(message=message):
+                raise WorkerLost(message)
+
+    def _token_delta(self, event: TokenEvent, text: TextStream, tokenizer: Tokenizer) -> Delta:
+        if event.index == 0:
+            self._first_token_seconds = time.monotonic()
+            self._state = "decode"
+        self.usage.completion_tokens = event.index + 1
+        if event.finish_reason is FinishReason.STOP:  # a stop token has no text and no log probability
+            return self._finished(text.flush(), event.finish_reason, token_count=1)
+        piece = text.push(event.token_id)
+        tokens = (_as_text(event.logprob, tokenizer),) if event.logprob else ()
+        if text.stopped:
+            return self._finished(piece, FinishReason.STOP, tokens, token_count=1)
+        if event.finish_reason is not None:
+            return self._finished(piece + text.flush(), event.finish_reason, tokens, token_count=1)
+        return Delta(piece, tokens, token_count=1)
+
+    def _finished(
+        self, text: str, reason: FinishReason, tokens: tuple[TextLogprob, ...] = (), *, token_count: int = 0
+    ) -> Delta:
+        self._finish_reason = reason
+        self._state = "finished"
+        return Delta(text, tokens, token_count, reason)
+
+    def _note_grant(self, grant: Grant) -> None:
+        """Split the wait so far into what the load took and what was queueing."""
+        waited_seconds = time.monotonic() - self._began_seconds
+        residence = grant.residence
+        load_seconds = 0.0
+        if grant.cold:
+            load_seconds = residence.resident_since_seconds - max(
+                residence.started_seconds, self._began_seconds
+            )
+            self.timing.stages = {name: s * 1000 for name, s in residence.stages_seconds.items()}
+            self.timing.tier = residence.tier
+        self.timing.cold = grant.cold
+        self.timing.load_ms = load_seconds * 1000
+        self.timing.queue_ms = (waited_seconds - load_seconds) * 1000
+        self._state = "prefill"
+
+    def _note_prefill(self, event: PrefilledEvent, tokenizer: Tokenizer) -> None:
+        self.timing.prefill_ms = event.seconds * 1000
+        self.usage.cached_tokens = event.reused_tokens
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = tuple(
+                None if logprob is None else _as_text(logprob, tokenizer) for logprob in event.prompt_logprobs
+            )
+
+    def status(self) -> RequestStatus:
+        """Where the request's time went so far."""
+        end_seconds = self._ended_seconds or time.monotonic()
+        decode_seconds = end_seconds - self._first_token_seconds if self._first_token_seconds else 0.0
+        timing = self.timing
+        return RequestStatus(
+            request_id=self.request.request_id,
+            model=self.request.model,
+            state=self._state,
+            cold=timing.cold,
+            tier=timing.tier,
+            queue_ms=timing.queue_ms,
+            load_ms=timing.load_ms,
+            load_estimate_ms=self._load_estimate_seconds * 1000 if timing.cold else 0.0,
+            stages_ms=timing.stages,
+            prefill_ms=timing.prefill_ms,
+            decode_ms=decode_seconds * 1000,
+            total_ms=(end_seconds - self._began_seconds) * 1000,
+            prompt_tokens=self.usage.prompt_tokens,
+            completion_tokens=self.usage.completion_tokens,
+            finish_reason=self._finish_reason,
+            error=self._error,
+        )
+
+
+def _as_text(logprob: TokenLogprob, tokenizer: Tokenizer) -> TextLogprob:
+    return TextLogprob(
+        text=tokenizer.token_text(logprob.token_id),
+        raw=tokenizer.token_bytes(logprob.token_id),
+        logprob=logprob.logprob,
+        top=tuple((tokenizer.token_text(i), tokenizer.token_bytes(i), p) for i, p in logprob.top),
+    )
