@@ -121,10 +121,11 @@ class Daemon:
         """Tell the person at the terminal where to go; scripts read the first address from it."""
         status = self.operator.status()
         devices = ", ".join(device.name for device in status.devices)
-        lines = [f"  sllmd {status.version} · node {status.node} · {devices} · store {status.store_directory}"]
+        lines = [f"  sllmd {status.version} · node {status.node} · {devices}"]
+        lines.append(f"  store {status.store_directory}")
         lines += [f"  api {address}" for address in status.listen]
         lines.append(f"  ready in {start_seconds:.1f} s · {status.models} models (sllmd list)")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        sys.stderr.write("\n".join(lines) + "\n")
 
 
 def _stop_event() -> asyncio.Event:
