@@ -26,6 +26,7 @@
     │   └── ChecksumMismatch        a chunk differs from what was imported
     ├── StoreError                  the store cannot take or give something (full, locked, denied)
     ├── WorkerLost                  the process that ran a generation is gone
+    ├── ProtocolError               a process of ours sent bytes that are no message
     └── ConfigError                 the configuration cannot be used
 
 Each message names the cause; ``hint`` names the remedy.
@@ -194,7 +195,14 @@ class WorkerLost(SllmdError):
     code = "worker_lost"
 
 
-class ConfigError(SllmdError):
-    """The configuration cannot be used as it stands."""
+class ProtocolError(SllmdError):
+    """Another process sent bytes that are no message, or too many of them."""
+
+
+class ConfigError(SllmdError, ValueError):
+    """The configuration cannot be used as it stands.
+
+    A ValueError too, so that pydantic reports one raised by a validator with the key's place.
+    """
 
     code = "config_error"
