@@ -1,0 +1,161 @@
+"""The slabs of the DRAM tier: made on demand, pinned where allowed, recycled, returned to the system.
+
+Belongs to the event loop's thread; only closing slabs happens elsewhere, since the system takes about
+15 ms to take 64 MiB back.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import structlog
+
+from sllmd.core.units import format_bytes
+from sllmd.loader.slab import Slab
+
+_log = structlog.get_logger(__name__)
+
+
+class Pool:
+    """Free slabs, and how many more there may be.
+
+    ``made`` counts the slabs that exist and are not being closed: those in use and the free ones.
+    """
+
+    def __init__(
+        self, *, budget_bytes: int, slab_bytes: int, reserve_bytes: int, headroom_bytes: int, pin: bool
+    ) -> None:
+        self.slab_bytes = slab_bytes
+        self.budget_slabs = budget_bytes // slab_bytes
+        self.made = 0
+        self._reserve_slabs = reserve_bytes // slab_bytes
+        self._headroom_bytes = headroom_bytes
+        self._free: list[Slab] = []
+        self._pin = pin
+        self._pin_refusal: str | None = None
+        self._pinned = 0
+        self._fresh = 0
+        self._closer = ThreadPoolExecutor(1, thread_name_prefix="slab-closer")
+
+    @property
+    def free(self) -> int:
+        """Slabs that exist and nobody uses."""
+        return len(self._free)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Memory that is locked."""
+        return self._pinned * self.slab_bytes
+
+    def room(self) -> int:
+        """Slabs that ``take`` can give now: free ones, and what budget and machine allow on top."""
+        return len(self._free) + max(0, min(self.budget_slabs - self.made, self._growth_slabs()))
+
+    def _growth_slabs(self) -> int:
+        untouched = self._fresh * self.slab_bytes
+        return (available_memory_bytes() - untouched - self._headroom_bytes) // self.slab_bytes
+
+    def take(self, count: int) -> list[Slab]:
+        """``count`` slabs, at most ``room()``; used memory first, since it costs no first touch."""
+        taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        return taken + [self._make() for _ in range(count - len(taken))]
+
+    def _make(self) -> Slab:
+        slab = Slab(self.slab_bytes)
+        self.made += 1
+        self._fresh += 1
+        if self._pin and self._pin_refusal is None:
+            self._try_pin(slab)
+        return slab
+
+    def _try_pin(self, slab: Slab) -> None:
+        refused = slab.pin()
+        if not refused:
+            self._pinned += 1
+            return
+        self._pin_refusal = _explain_refusal(refused, self.budget_slabs * self.slab_bytes)
+        _log.warning("slabs are not pinned", reason=self._pin_refusal, pinned_bytes=self.pinned_bytes)
+
+    def touched(self, slabs: Iterable[Slab]) -> None:
+        """These were filled: their memory counts as the machine's used memory from now on."""
+        for slab in slabs:
+            self._fresh -= slab.fresh
+            slab.fresh = False
+
+    def put(self, slabs: Iterable[Slab]) -> None:
+        """Nobody uses these any more, in this process or another."""
+        self._free.extend(slabs)
+
+    def trim(self) -> None:
+        """Return free slabs beyond the reserve to the system."""
+        while len(self._free) > self._reserve_slabs:
+            slab = self._free.pop(0)
+            self.made -= 1
+            self._fresh -= slab.fresh
+            self._pinned -= slab.pinned
+            self._closer.submit(slab.close)
+
+    @property
+    def pin_state(self) -> str:
+        """``pinned``, ``off`` or ``unpinned: `` and why."""
+        if not self._pin:
+            return "off"
+        return f"unpinned: {self._pin_refusal}" if self._pin_refusal else "pinned"
+
+    def close(self) -> None:
+        """Close what is free and wait for it. Blocks."""
+        self._reserve_slabs = 0
+        self.trim()
+        self._closer.shutdown()
+
+
+def _explain_refusal(code: int, budget_bytes: int) -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if code in (errno.ENOMEM, errno.EPERM, errno.EAGAIN) and soft != resource.RLIM_INFINITY:
+        return (
+            f"RLIMIT_MEMLOCK is {format_bytes(soft)}, need {format_bytes(budget_bytes)}; "
+            "set LimitMEMLOCK=infinity in the unit, or `ulimit -l unlimited`"
+        )
+    return f"mlock failed: {errno.errorcode.get(code, str(code))}"
+
+
+def total_memory_bytes() -> int:
+    """This machine's memory, or what its control group allows if that is less."""
+    total = _meminfo_bytes("MemTotal")
+    limit = _cgroup_number("memory.max")
+    return total if limit is None else min(total, limit)
+
+
+def available_memory_bytes() -> int:
+    """What could be taken without swapping: the machine's, and within the control group's limit."""
+    available = _meminfo_bytes("MemAvailable")
+    limit, current = _cgroup_number("memory.max"), _cgroup_number("memory.current")
+    if limit is None or current is None:
+        return available
+    # The group's count includes page cache, which the system takes back when it is needed.
+    cache = _cgroup_number("memory.stat", "inactive_file ") or 0
+    return min(available, limit - current + cache)
+
+
+def _meminfo_bytes(field: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/meminfo has no {field}")
+
+
+def _cgroup_number(name: str, field: str = "") -> int | None:
+    """A number of this process's control group (version 2); None where there is none or no limit."""
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next((line[3:] for line in groups if line.startswith("0::")), None)
+    if path is None:
+        return None
+    file = Path("/sys/fs/cgroup") / path.lstrip("/") / name
+    if not file.is_file():
+        return None
+    values = [line.removeprefix(field) for line in file.read_text().splitlines() if line.startswith(field)]
+    return int(values[0]) if values and values[0].isdigit() else None

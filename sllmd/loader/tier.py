@@ -1,0 +1,374 @@
+"""The DRAM tier: the async face of the loader.
+
+All methods run on the event loop; bytes move in the threads of ``pipeline``. A *copy* is a checkpoint's
+slabs and its load. It lives in ``_copies`` until it is evicted, fails, or is given up; its slabs go back to
+the pool when it is not there, nobody leases it and no thread reads into it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import structlog
+
+from sllmd.core.errors import InsufficientCapacity, LoadError, NodeDraining
+from sllmd.core.ids import Digest
+from sllmd.core.memory import PartitionMemory
+from sllmd.core.units import format_bytes
+from sllmd.loader.disk import DiskSource, disk_of
+from sllmd.loader.load import Load
+from sllmd.loader.pipeline import Cancelled, Lane, Source
+from sllmd.loader.plan import Plan, plan_load
+from sllmd.loader.pool import Pool, total_memory_bytes
+from sllmd.loader.settings import LoaderSettings
+from sllmd.loader.slab import Slab
+from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport, LoadStats
+from sllmd.loader.tiers import Copy, Shortage, make_room
+from sllmd.store.checkpoint import Checkpoint
+
+_log = structlog.get_logger(__name__)
+
+Quarantine = Callable[[Checkpoint, str, int], str]
+CompleteRemote = Callable[[Checkpoint, Mapping[str, Sequence[str]]], Checkpoint]
+
+
+class _Copy:
+    """A checkpoint's slabs and its load."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, slabs: list[Slab], slab_bytes: int) -> None:
+        self.checkpoint = checkpoint
+        self.slabs = slabs
+        self.leases: set[Lease] = set()
+        self.donors: set[_Copy] = set()
+        """Given-up copies whose last reads still go into slabs that this one got."""
+        self.loaded = False
+        self.used_at = time.monotonic()
+        self.load: Load
+        rest = iter(slabs)
+        self.partitions = [[next(rest) for _ in range(count)] for count in plan.slabs]
+        self.memory = tuple(
+            PartitionMemory(
+                span_bytes=partition.span_bytes,
+                slab_bytes=slab_bytes,
+                descriptors=tuple(slab.descriptor for slab in own),
+            )
+            for partition, own in zip(checkpoint.manifest.partitions, self.partitions, strict=True)
+        )
+
+    @property
+    def digest(self) -> Digest:
+        return self.checkpoint.manifest.digest
+
+    @property
+    def quiet(self) -> bool:
+        """No thread reads into its slabs."""
+        return self.load.transfer.ended and not self.donors
+
+    def idle_seconds(self, now: float) -> float:
+        return 0.0 if self.leases else now - self.used_at
+
+
+class DramTier:
+    """Checkpoints in memory that workers can map.
+
+    ``quarantine`` and ``complete_remote`` are called from reading threads. What they raise becomes the
+    load's error, or is logged where the load failed already.
+    """
+
+    def __init__(
+        self, settings: LoaderSettings, *, quarantine: Quarantine, complete_remote: CompleteRemote
+    ) -> None:
+        self._settings = settings
+        self._quarantine = quarantine
+        self._complete_remote = complete_remote
+        self._pool = Pool(
+            budget_bytes=settings.budget_bytes(total_memory_bytes()),
+            slab_bytes=settings.slab_bytes,
+            reserve_bytes=settings.reserve_bytes,
+            headroom_bytes=settings.headroom_bytes,
+            pin=settings.pin,
+        )
+        self._copies: dict[Digest, _Copy] = {}
+        self._leaving: list[_Copy] = []
+        """Copies that failed or were given up, and still have leases or reads in flight."""
+        self._lanes: dict[str, Lane] = {}
+        self._closed = False
+
+    def acquire(self, checkpoint: Checkpoint) -> Lease:
+        """Join or begin the load of ``checkpoint``; its memory is allocated when this returns.
+
+        Raises InsufficientCapacity when evicting every unleased copy does not make enough room,
+        MalformedCheckpoint when its manifest cannot be laid out, StoreError when its directory is gone.
+        """
+        if self._closed:
+            raise NodeDraining("the loader is stopping", retry_after_seconds=5.0)
+        copy = self._copies.get(checkpoint.manifest.digest)
+        if copy is None:
+            copy = self._begin(checkpoint)
+        return Lease(copy, self._released)
+
+    def _begin(self, checkpoint: Checkpoint) -> _Copy:
+        plan = plan_load(checkpoint.manifest, self._pool.slab_bytes)
+        lane = self._lane(checkpoint)
+        slabs, donors = self._allocate(checkpoint, sum(plan.slabs))
+        copy = _Copy(checkpoint, plan, slabs, self._pool.slab_bytes)
+        copy.donors = donors
+        copy.load = Load(
+            plan,
+            copy.partitions,
+            self._source(checkpoint),
+            lane,
+            self._settings,
+            verified=self._settings.verify == "always" and all(chunk.digest for chunk in plan.chunks),
+            on_over=lambda: self._over(copy),
+            on_end=lambda: self._ended(copy),
+        )
+        self._copies[copy.digest] = copy
+        copy.load.watch()
+        if not donors:
+            copy.load.start()
+        return copy
+
+    def _source(self, checkpoint: Checkpoint) -> Source:
+        return DiskSource(checkpoint, verify=self._settings.verify == "always", quarantine=self._quarantine)
+
+    def _lane(self, checkpoint: Checkpoint) -> Lane:
+        name = disk_of(checkpoint.data_directory)
+        if name not in self._lanes:
+            self._lanes[name] = Lane(
+                name,
+                threads=self._settings.disk_threads,
+                bandwidth_max_bytes=self._settings.disk_bandwidth_max_bytes,
+            )
+        return self._lanes[name]
+
+    # --- room ---
+
+    def _allocate(self, checkpoint: Checkpoint, count: int) -> tuple[list[Slab], set[_Copy]]:
+        """``count`` slabs, and the given-up copies that some of them are still draining from.
+
+        1. free slabs  2. new ones, within budget and machine  3. those of the least worthy idle copies
+        4. those of given-up loads: free as soon as their last reads return.
+        """
+        draining = [copy for copy in self._leaving if not copy.leases]
+        room = self._pool.room() + sum(len(copy.slabs) for copy in draining)
+        victims = make_room(self._candidates(), count, room)
+        if isinstance(victims, Shortage):
+            raise self._insufficient(checkpoint, count, victims)
+        for digest in victims:
+            self._drop(self._copies[digest])
+        slabs = self._pool.take(min(count, self._pool.room()))
+        donors = set()
+        for copy in draining:
+            missing = count - len(slabs)
+            if missing and copy.slabs:
+                slabs += copy.slabs[:missing]
+                del copy.slabs[:missing]
+                donors.add(copy)
+        self._pool.trim()
+        return slabs, donors
+
+    def _candidates(self) -> list[Copy]:
+        now = time.monotonic()
+        return [
+            Copy(
+                digest=copy.digest,
+                slabs=len(copy.slabs),
+                leased=bool(copy.leases) or not copy.quiet,
+                idle_seconds=copy.idle_seconds(now),
+                reload_seconds=copy.checkpoint.manifest.size_bytes / self._bandwidth(copy.checkpoint),
+            )
+            for copy in self._copies.values()
+        ]
+
+    def _insufficient(self, checkpoint: Checkpoint, count: int, shortage: Shortage) -> InsufficientCapacity:
+        needed = format_bytes(count * self._pool.slab_bytes)
+        if count > self._pool.budget_slabs:
+            budget = format_bytes(self._pool.budget_slabs * self._pool.slab_bytes)
+            return InsufficientCapacity(
+                f"{checkpoint.name} needs {needed} of memory, and the budget is {budget}",
+                hint="raise dram_budget in [loader]",
+            )
+        missing = format_bytes(shortage.missing_slabs * self._pool.slab_bytes)
+        holders = sorted(copy.checkpoint.name for copy in self._copies.values() if copy.leases)
+        return InsufficientCapacity(
+            f"{checkpoint.name} needs {needed} of memory, {missing} of it are missing; "
+            f"in use: {', '.join(holders) or 'nothing of sllmd, the machine has no more'}",
+            hint="unload a model, or free memory on this machine",
+        )
+
+    def _drop(self, copy: _Copy) -> None:
+        del self._copies[copy.digest]
+        self._pool.put(copy.slabs)
+        _log.info(
+            "evicted", model=copy.checkpoint.name, idle_seconds=round(copy.idle_seconds(time.monotonic()), 3)
+        )
+
+    # --- the life of a copy ---
+
+    def _over(self, copy: _Copy) -> None:
+        """Its waiters were told. A failed one is nobody's to join any more: the next acquire tries again."""
+        if copy.load.failed:
+            self._leave(copy)
+
+    def _ended(self, copy: _Copy) -> None:
+        """No thread reads for it any more."""
+        self._pool.touched(copy.slabs)
+        copy.loaded = not copy.load.failed
+        for other in [*self._copies.values(), *self._leaving]:
+            if copy in other.donors:
+                other.donors.remove(copy)
+                self._start_if_free(other)
+        self._settle()
+
+    def _start_if_free(self, copy: _Copy) -> None:
+        if not copy.donors and not copy.load.transfer.ended:
+            copy.load.start()
+
+    def _released(self, copy: _Copy) -> None:
+        """A lease came back. A load that nobody waits for is given up, unless all bytes are there."""
+        copy.used_at = time.monotonic()
+        if not copy.leases and not copy.load.transfer.ended:
+            copy.load.abort(Cancelled(f"nobody waits for {copy.checkpoint.name} any more"))
+        self._settle()
+
+    def _leave(self, copy: _Copy) -> None:
+        if self._copies.get(copy.digest) is copy:
+            del self._copies[copy.digest]
+            self._leaving.append(copy)
+
+    def _settle(self) -> None:
+        """Take back the slabs of copies that left, where nobody uses them any more."""
+        for copy in [copy for copy in self._leaving if not copy.leases and copy.quiet]:
+            self._leaving.remove(copy)
+            self._pool.put(copy.slabs)
+        self._pool.trim()
+
+    # --- questions ---
+
+    def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "remote"]:
+        """The best tier that has all bytes."""
+        copy = self._copies.get(checkpoint.manifest.digest)
+        if copy is not None and copy.loaded:
+            return "dram"
+        return "ssd" if checkpoint.remote_url is None else "remote"
+
+    def estimate_seconds(self, checkpoint: Checkpoint) -> float:
+        """How long ``acquire`` + ``loaded`` would take: what is queued before it, and its own bytes."""
+        copy = self._copies.get(checkpoint.manifest.digest)
+        if copy is not None and copy.loaded:
+            return 0.0
+        lane = self._lane(checkpoint)
+        if copy is None:
+            waiting = lane.queued_bytes() + checkpoint.manifest.size_bytes
+        elif copy.load.transfer.began_at is None:
+            waiting = lane.queued_bytes()
+        else:
+            waiting = copy.load.transfer.bytes_total - copy.load.transfer.bytes_done
+        return waiting / self._bandwidth(checkpoint)
+
+    def _bandwidth(self, checkpoint: Checkpoint) -> float:
+        measured = self._lane(checkpoint).gauge.bytes_per_second
+        return measured or self._settings.disk_bandwidth_guess_bytes
+
+    def evict(self, digest: Digest) -> int:
+        """Drop an unleased copy; how many bytes that freed. 0: leased or not there."""
+        copy = self._copies.get(digest)
+        if copy is None or copy.leases or not copy.quiet:
+            return 0
+        self._drop(copy)
+        self._pool.trim()
+        return len(copy.slabs) * self._pool.slab_bytes
+
+    def stats(self) -> DramStats:
+        """The books, now."""
+        slab_bytes = self._pool.slab_bytes
+        now = time.monotonic()
+        copies = [*self._copies.values(), *(copy for copy in self._leaving if copy.leases)]
+        draining = sum(len(copy.slabs) for copy in self._leaving if not copy.leases)
+        return DramStats(
+            budget_bytes=self._pool.budget_slabs * slab_bytes,
+            slab_bytes=slab_bytes,
+            used_bytes=sum(len(copy.slabs) for copy in copies) * slab_bytes,
+            draining_bytes=draining * slab_bytes,
+            free_bytes=self._pool.free * slab_bytes,
+            pinned_bytes=self._pool.pinned_bytes,
+            pin_state=self._pool.pin_state,
+            copies=tuple(self._copy_stats(copy, now) for copy in copies),
+            loads=tuple(
+                LoadStats(copy.digest, copy.checkpoint.name, len(copy.leases), copy.load.progress())
+                for copy in self._copies.values()
+                if not copy.loaded
+            ),
+            bytes_per_second={
+                lane.name: rate for lane in self._lanes.values() if (rate := lane.gauge.bytes_per_second)
+            },
+        )
+
+    def _copy_stats(self, copy: _Copy, now: float) -> CopyStats:
+        return CopyStats(
+            digest=copy.digest,
+            name=copy.checkpoint.name,
+            size_bytes=copy.checkpoint.manifest.size_bytes,
+            memory_bytes=len(copy.slabs) * self._pool.slab_bytes,
+            leases=len(copy.leases),
+            loaded=copy.loaded,
+            idle_seconds=copy.idle_seconds(now),
+        )
+
+    async def close(self) -> None:
+        """Give up all loads and return the memory. Holders of leases must be gone."""
+        self._closed = True
+        for copy in list(self._copies.values()):
+            copy.load.abort(LoadError("the loader is stopping"))
+        stuck = not await asyncio.to_thread(self._close_lanes)
+        if stuck:
+            # Their slabs stay until the process ends: the kernel may still write into them.
+            _log.warning("reads are stuck, leaving them behind")
+        for copy in [*self._copies.values(), *self._leaving]:
+            if copy.load.transfer.ended and not stuck:
+                self._pool.put(copy.slabs)
+        self._copies.clear()
+        self._leaving.clear()
+        await asyncio.to_thread(self._pool.close)
+
+    def _close_lanes(self) -> bool:
+        timeout = self._settings.close_timeout_seconds
+        left = [lane.close(timeout) for lane in self._lanes.values()]
+        return all(left)
+
+
+class Lease:
+    """One user's hold on a copy: while it lasts, the copy stays. Give it back when every process that
+    mapped its memory is reaped.
+    """
+
+    def __init__(self, copy: _Copy, on_release: Callable[[_Copy], None]) -> None:
+        self.memory = copy.memory
+        self._copy = copy
+        self._on_release = on_release
+        copy.leases.add(self)
+
+    def progress(self) -> LoadProgress:
+        """Of the copy's load, now."""
+        return self._copy.load.progress()
+
+    async def progress_changed(self) -> LoadProgress:
+        """Wait for the next change, at most one per ``progress_interval_seconds``.
+
+        Returns at once when the load is over: look at ``state``.
+        """
+        return await self._copy.load.changed()
+
+    async def loaded(self) -> LoadReport:
+        """Wait until the memory is filled. Raises the load's error, the same to every waiter."""
+        return await self._copy.load.result()
+
+    def release(self) -> None:
+        """Give it back; again is harmless. When nobody else waits for the load it is given up."""
+        if self in self._copy.leases:
+            self._copy.leases.remove(self)
+            self._on_release(self._copy)
