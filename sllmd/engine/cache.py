@@ -1,0 +1,246 @@
+"""Keys and values of running rows, and the masks that go with them.
+
+Owns: a ``transformers.Cache`` whose rows have different lengths. Every layer keeps one store of *slots*
+(a row's place) x *capacity* (tokens); a row begins at position 0 of its slot, so rows of any lengths
+decode together and nothing is ever concatenated. Sliding-window layers keep all tokens too: their window
+is in the mask. Knows nothing of generations; slots are numbers. Start at ``SlotCache.begin``.
+
+A pass covers consecutive slots. Where row i starts is told to the mask as a tensor of starts: a token at
+absolute position p sees key j exactly if the model's own rule (causal, sliding, chunked) says so for (p, j),
+which also hides whatever an earlier row left behind in the slot.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SDPA_ATTENTION = "sllmd_sdpa"
+"""Name under which transformers finds fused attention with ragged masks."""
+EAGER_ATTENTION = "sllmd_eager"
+"""The same for models whose attention must run in their own code (logit soft-capping, sinks)."""
+
+Store = torch.Tensor
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not typed
+    """One layer's keys and values, slots x heads x capacity x width."""
+
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self._cache = cache
+        self.stores: list[Store] = []
+        """What has to be copied when a row moves: capacity is the last dimension but one."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate, now that the model has shown its heads, widths, type and device."""
+        slots, capacity = self._cache.slots, self._cache.capacity
+        heads, width = key_states.shape[1], key_states.shape[3]
+        if key_states.shape[1::2] == value_states.shape[1::2]:
+            # One store for both, so that a pass can write keys and values at once.
+            self.stores = [_zeros((slots, 2, heads, capacity, width), key_states)]
+        else:
+            value_shape = (slots, value_states.shape[1], capacity, value_states.shape[3])
+            self.stores = [
+                _zeros((slots, heads, capacity, width), key_states),
+                _zeros(value_shape, key_states),
+            ]
+        self._make_views()
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the pass's tokens; give back everything its rows may look at."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        cache = self._cache
+        first, last = cache.first, cache.first + cache.count
+        length = key_states.shape[2]
+        if cache.aligned:
+            start = cache.start_list[0]
+            self.keys[first:last, :, start : start + length] = key_states
+            self.values[first:last, :, start : start + length] = value_states
+        else:
+            assert length == 1, "rows of different lengths advance one token at a time"
+            slots, starts = cache.indices(key_states.device)
+            self.keys[slots, :, starts] = key_states[:, :, 0]
+            self.values[slots, :, starts] = value_states[:, :, 0]
+        return self.keys[first:last, :, : cache.span], self.values[first:last, :, : cache.span]
+
+    def grow(self) -> None:
+        """Move to stores of the cache's new size."""
+        for index, old in enumerate(self.stores):
+            shape = list(old.shape)
+            shape[0], shape[-2] = self._cache.slots, self._cache.capacity
+            new = _zeros(shape, old)
+            new[: old.shape[0], ..., : old.shape[-2], :] = old
+            self.stores[index] = new
+        self._make_views()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - transformers' interface
+        """Keys a mask must cover, and the position of the first."""
+        return self._cache.span, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens before the pass in its longest row."""
+        return max(self._cache.start_list)
+
+    def get_max_length(self) -> int:
+        """No maximum: the cache grows."""
+        return -1
+
+    def _make_views(self) -> None:
+        if len(self.stores) == 1:
+            self.keys, self.values = self.stores[0][:, 0], self.stores[0][:, 1]
+        else:
+            self.keys, self.values = self.stores
+
+
+class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
+    """The layers, and which rows the pass in progress is about."""
+
+    def __init__(self, layer_count: int, *, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.first = 0
+        self.count = 0
+        self.span = 0
+        self.aligned = True
+        self.start_list: list[int] = [0]
+        self._starts = torch.zeros(1, dtype=torch.long)
+        self._indices: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        super().__init__(layers=[SlotLayer(self) for _ in range(layer_count)])
+
+    def begin(self, first: int, starts: Sequence[int], length: int) -> None:
+        """A pass over ``length`` tokens of each of the rows in slots ``first``, ``first + 1``, ..."""
+        self.first, self.count = first, len(starts)
+        self.start_list = list(starts)
+        self.span = max(self.start_list) + length
+        self.aligned = min(self.start_list) == max(self.start_list)
+        self._starts = torch.tensor(self.start_list)
+        self._indices.clear()
+        self.reserve(first + self.count, self.span)
+
+    def reserve(self, slots: int, tokens: int) -> None:
+        """Have at least this much room; grows by doubling, so that copies stay rare."""
+        if slots <= self.slots and tokens <= self.capacity:
+            return
+        self.slots = max(self.slots, 1 << (slots - 1).bit_length())
+        self.capacity = max(self.capacity, 1 << (tokens - 1).bit_length())
+        for layer in self.layers:
+            layer.grow()
+
+    def indices(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slots and starts of the pass's rows, for indexing on ``device``."""
+        if device not in self._indices:
+            slots = torch.arange(self.first, self.first + self.count)
+            self._indices[device] = (slots.to(device), self._starts.to(device))
+        return self._indices[device]
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:  # noqa: ARG002 - transformers' interface
+        """Where each row of the pass starts: transformers hands it on to ``ragged_mask`` unread."""
+        return RowStarts(self._starts, self.aligned, self.start_list[0])
+
+    def copy_row(self, source: int, target: int, tokens: int) -> None:
+        """Give slot ``target`` the first ``tokens`` of slot ``source``."""
+        self.reserve(max(source, target) + 1, tokens)
+        for layer in self.layers:
+            for store in layer.stores:
+                store[target, ..., :tokens, :] = store[source, ..., :tokens, :]
+
+    def read_row(self, slot: int, tokens: int) -> list[torch.Tensor]:
+        """A copy of the first ``tokens`` of a slot, for ``write_row``."""
+        return [store[slot, ..., :tokens, :].clone() for layer in self.layers for store in layer.stores]
+
+    def write_row(self, slot: int, row: Sequence[torch.Tensor], tokens: int) -> None:
+        """Put the first ``tokens`` of what ``read_row`` gave into a slot."""
+        self.reserve(slot + 1, tokens)
+        stores = [store for layer in self.layers for store in layer.stores]
+        for store, saved in zip(stores, row, strict=True):
+            store[slot, ..., :tokens, :] = saved[..., :tokens, :]
+
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values per token; 0 before the first pass."""
+        return sum(
+            store[0].numel() // store.shape[-2] * store.element_size()
+            for layer in self.layers
+            for store in layer.stores
+        )
+
+
+def _zeros(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """Zeros, since a masked key still counts as zero times what lies there, which must not be NaN.
+
+    On the CPU they are pages the kernel hands out, zeroed, when they are first written: a cache commits
+    memory for the tokens it has held and no more.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    pages = mmap.mmap(-1, math.prod(shape) * like.element_size())
+    return torch.frombuffer(pages, dtype=like.dtype).view(*shape)
+
+
+class RowStarts:
+    """A row-wise offset in the place where transformers expects one number."""
+
+    def __init__(self, starts: torch.Tensor, aligned: bool, first: int) -> None:
+        self.starts = starts
+        self.aligned = aligned
+        self.first = first
+
+
+def ragged_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: RowStarts,
+    kv_offset: int = 0,
+    mask_function: Callable[..., torch.Tensor] = causal_mask_function,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    device: torch.device | str = "cpu",
+    **_kwargs: Any,
+) -> torch.Tensor | None:
+    """Which keys each token sees: boolean, batch x 1 x queries x keys; None where all before it do."""
+    windowed = local_size is not None and kv_length >= local_size
+    if allow_is_causal_skip and not windowed and q_offset.aligned and q_length in (1, kv_length):
+        return None
+    starts = q_offset.starts.to(device)[:, None, None, None]
+    queries = starts + torch.arange(q_length, device=device)[None, None, :, None]
+    keys = torch.arange(kv_length, device=device)[None, None, None, :] + kv_offset
+    rows = torch.arange(batch_size, device=device)[:, None, None, None]
+    head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+    return mask_function(rows, head, queries, keys).expand(batch_size, 1, q_length, kv_length)
+
+
+def ragged_float_mask(*, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
+    """The same as numbers to add to the scores, which is what models' own attention code takes."""
+    mask = ragged_mask(**{**kwargs, "allow_is_causal_skip": False})
+    assert mask is not None
+    zero = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(dtype).min)
+
+
+def _own_attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The attention written in the module's own modelling file."""
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register(SDPA_ATTENTION, sdpa_attention_forward)
+ALL_ATTENTION_FUNCTIONS.register(EAGER_ATTENTION, _own_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SDPA_ATTENTION, ragged_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(EAGER_ATTENTION, ragged_float_mask)

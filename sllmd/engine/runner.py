@@ -1,0 +1,61 @@
+"""One forward pass: rows of tokens in, logits out.
+
+Owns: the seam between the engine and a model, and runner 1, which is any transformers decoder run as it is.
+Knows nothing of generations and sampling. Every runner works on the same cache, so that the engine may
+change from one to another between two steps.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from sllmd.engine.cache import SlotCache
+
+
+class Runner(Protocol):
+    """A way to run the model. ``name`` is what ``EngineStats.runner`` shows."""
+
+    name: str
+
+    def forward(
+        self, first_slot: int, tokens: torch.Tensor, starts: Sequence[int], *, every_position: bool = False
+    ) -> torch.Tensor:
+        """Logits after the rows in slots ``first_slot``, ... take ``tokens`` (rows x length) at ``starts``.
+
+        Writes the cache. Rows x vocabulary: of each row's last token; with ``every_position``
+        rows x length x vocabulary. Rows of different starts must have length 1.
+        """
+
+
+class TransformersRunner:
+    """Runner 1: the model's own forward."""
+
+    name = "transformers"
+
+    def __init__(self, model: Any, cache: SlotCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._device = next(model.parameters()).device
+        self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self, first_slot: int, tokens: torch.Tensor, starts: Sequence[int], *, every_position: bool = False
+    ) -> torch.Tensor:
+        """See ``Runner``."""
+        length = tokens.shape[1]
+        self._cache.begin(first_slot, starts, length)
+        positions = torch.tensor(list(starts))[:, None] + torch.arange(length)[None, :]
+        options = {} if every_position or not self._last_only else {"logits_to_keep": 1}
+        output = self._model(
+            input_ids=tokens.to(self._device),
+            position_ids=positions.to(self._device),
+            past_key_values=self._cache,
+            use_cache=True,
+            **options,
+        )
+        logits: torch.Tensor = output.logits
+        return logits if every_position else logits[:, -1]

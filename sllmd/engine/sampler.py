@@ -1,0 +1,167 @@
+"""The next token of every row, from logits.
+
+Owns: penalties, filters, the draw, log probabilities. Knows nothing of caches or models.
+Draws carry no generator state: row and position decide, through ``uniform(seed, index)``, which quantile
+of the filtered distribution is taken, so neither batch order nor a change of place changes a generation.
+
+Order of the rules: bias, repetition / frequency / presence penalties, temperature, min_p, top_k, top_p.
+Log probabilities are those of the model, before any of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from sllmd.engine.protocol import GenerationState, Sampling, TokenLogprob
+
+_MASK = (1 << 64) - 1
+_TOP_FIRST = 512
+"""Candidates looked at before the whole vocabulary is sorted; nearly always they hold ``top_p``."""
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on nothing else (splitmix64, twice)."""
+    return (_mix(_mix(seed & _MASK) ^ (index & _MASK)) >> 11) / (1 << 53)
+
+
+def sample(
+    logits: torch.Tensor, rows: Sequence[GenerationState]
+) -> tuple[list[int], list[TokenLogprob | None]]:
+    """One token for each row of ``logits`` (rows x vocabulary), and its log probability where asked for."""
+    nothing: list[TokenLogprob | None] = [None] * len(rows)
+    if all(_is_plain_greedy(row.sampling) for row in rows):
+        return logits.argmax(dim=-1).tolist(), nothing
+    scores = logits.float()
+    adjusted = scores
+    if any(_is_adjusted(row.sampling) for row in rows):
+        adjusted = scores.clone()
+        for index, row in enumerate(rows):
+            _adjust(adjusted[index], row)
+    tokens = adjusted.argmax(dim=-1).tolist()
+    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+    for index, token in zip(drawn, _draw(adjusted, rows, drawn), strict=True):
+        tokens[index] = token
+    return tokens, [
+        None if row.sampling.logprobs is None else token_logprob(scores[i], tokens[i], row.sampling.logprobs)
+        for i, row in enumerate(rows)
+    ]
+
+
+def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
+    """Log probability of ``token`` under ``scores`` and of the ``top`` most likely ones."""
+    logprobs = scores.float().log_softmax(dim=-1)
+    best: tuple[tuple[int, float], ...] = ()
+    if top:
+        values, ids = logprobs.topk(min(top, logprobs.numel()))
+        best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprob(token, float(logprobs[token]), best)
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _is_adjusted(sampling: Sampling) -> bool:
+    return bool(
+        sampling.logit_bias
+        or sampling.frequency_penalty
+        or sampling.presence_penalty
+        or sampling.repetition_penalty != 1.0
+    )
+
+
+def _is_plain_greedy(sampling: Sampling) -> bool:
+    return sampling.temperature <= 0 and sampling.logprobs is None and not _is_adjusted(sampling)
+
+
+def _adjust(scores: torch.Tensor, row: GenerationState) -> None:
+    """Bias and penalties of one row, in place; counts come from its token ids, not from a running state."""
+    sampling = row.sampling
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        scores.index_add_(0, _ids(ids, scores), torch.tensor(biases, device=scores.device))
+    if sampling.repetition_penalty != 1.0:
+        seen = _ids(sorted({*row.prompt_ids, *row.output_ids}), scores)
+        old = scores[seen]
+        penalty = sampling.repetition_penalty
+        scores[seen] = torch.where(old > 0, old / penalty, old * penalty)
+    if row.output_ids and (sampling.frequency_penalty or sampling.presence_penalty):
+        counts = Counter(row.output_ids)
+        often = torch.tensor(list(counts.values()), dtype=scores.dtype, device=scores.device)
+        scores[_ids(list(counts), scores)] -= often * sampling.frequency_penalty + sampling.presence_penalty
+
+
+def _ids(ids: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=like.device)
+
+
+def _draw(scores: torch.Tensor, rows: Sequence[GenerationState], drawn: Sequence[int]) -> list[int]:
+    """Tokens for the rows at ``drawn``; those without filters need no sorting."""
+    tokens: dict[int, int] = {}
+    unfiltered = [i for i in drawn if not _is_filtered(rows[i].sampling)]
+    if unfiltered:
+        chosen = scores[unfiltered] if len(unfiltered) < len(rows) else scores
+        temperatures = scores.new_tensor([rows[i].sampling.temperature for i in unfiltered])
+        probabilities = (chosen / temperatures[:, None]).softmax(dim=-1)
+        picked = _inverse(probabilities, [_quantile(rows[i]) for i in unfiltered])
+        tokens.update(zip(unfiltered, picked, strict=True))
+    for i in drawn:
+        if i not in tokens:
+            tokens[i] = _draw_filtered(scores[i], rows[i])
+    return [tokens[i] for i in drawn]
+
+
+def _is_filtered(sampling: Sampling) -> bool:
+    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+
+
+def _quantile(row: GenerationState) -> float:
+    return uniform(row.sampling.seed, len(row.output_ids))
+
+
+def _inverse(probabilities: torch.Tensor, quantiles: Sequence[float]) -> list[int]:
+    """The index at which each row's cumulated probability passes its quantile."""
+    cumulated = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    goals = cumulated.new_tensor(quantiles)[:, None] * cumulated[:, -1:]
+    found = torch.searchsorted(cumulated, goals, right=True)[:, 0]
+    return found.clamp_(max=probabilities.shape[-1] - 1).tolist()
+
+
+def _draw_filtered(scores: torch.Tensor, row: GenerationState) -> int:
+    """Draw among the most likely tokens that ``top_k``, ``top_p`` and ``min_p`` leave, best first."""
+    sampling = row.sampling
+    scaled = scores / sampling.temperature
+    normaliser = scaled.logsumexp(dim=-1)
+    size = scaled.numel()
+    wanted = min(sampling.top_k or _TOP_FIRST, size)
+    values, ids = scaled.topk(wanted)
+    probabilities = (values - normaliser).exp()
+    incomplete = not sampling.top_k and wanted < size and _needs_more(probabilities, sampling)
+    if incomplete:
+        values, ids = scaled.sort(descending=True, stable=True)
+        probabilities = (values - normaliser).exp()
+    if sampling.min_p > 0:
+        probabilities = torch.where(
+            probabilities >= sampling.min_p * probabilities[0], probabilities, probabilities.new_zeros(())
+        )
+    if sampling.top_p < 1:
+        total = probabilities.sum() if sampling.top_k or sampling.min_p > 0 else 1.0
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = torch.where(
+            before < sampling.top_p * total, probabilities, probabilities.new_zeros(())
+        )
+    (position,) = _inverse(probabilities[None], [_quantile(row)])
+    return int(ids[position])
+
+
+def _needs_more(probabilities: torch.Tensor, sampling: Sampling) -> bool:
+    """Whether tokens beyond these first candidates could pass the filters."""
+    if sampling.min_p > 0 and float(probabilities[-1]) < sampling.min_p * float(probabilities[0]):
+        return False
+    return sampling.min_p > 0 or float(probabilities.sum()) < sampling.top_p

@@ -1,0 +1,352 @@
+"""The engine over transformers models: continuous batching, one step at a time.
+
+Owns: building a model over a checkpoint's memory, the step, what happens to a row from ``add`` to its last
+token. Knows nothing of processes, sockets or tiers. Start at ``Builder`` and ``TransformerEngine.step``.
+
+A worker brings it up in three calls::
+
+    warm_up()                                        # once, before the fork: imports, first use of kernels
+    builder = Builder(manifest, options)             # as soon as the checkpoint is known
+    builder.skeleton()                               # modules on the meta device, ~10 ms; no bytes needed
+    engine = builder.finish(Weights.over_memory(manifest, partitions))     # once the bytes are there
+
+``partitions`` is one buffer (mmap, memoryview, bytearray or uint8 tensor) per partition of the manifest, as
+long as its ``span_bytes``. ``build_engine`` does all of it at once. All calls on an engine come from one
+thread; ``warm_up`` is in ``warmup``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sllmd.core.errors import ModelLoadFailed
+from sllmd.core.ids import GenerationId
+from sllmd.engine.batch import Batch, Chunk, Move, Row
+from sllmd.engine.cache import SlotCache
+from sllmd.engine.prefix import PREFIX_TOKENS_MIN, PrefixStore, common_length
+from sllmd.engine.protocol import (
+    Engine,
+    EngineEvent,
+    EngineOptions,
+    EngineStats,
+    FailedEvent,
+    FinishedEvent,
+    FinishReason,
+    GenerationState,
+    PrefilledEvent,
+    TokenEvent,
+)
+from sllmd.engine.runner import Runner, TransformersRunner
+from sllmd.engine.sampler import sample, token_logprob
+from sllmd.engine.skeleton import assign, build_skeleton
+from sllmd.engine.weights import Weights, majority_dtype
+from sllmd.store.manifest import Manifest
+
+
+class Builder:
+    """Builds an engine in two parts, so that the first can overlap the bytes' way to memory."""
+
+    def __init__(self, manifest: Manifest, options: EngineOptions) -> None:
+        self.manifest = manifest
+        self.options = options
+        self._model: Any = None
+
+    def skeleton(self) -> None:
+        """Build the modules without weights. Raises UnsupportedCheckpoint, MalformedCheckpoint."""
+        if self.options.dtype == "auto":
+            dtype = majority_dtype(self.manifest)
+        else:
+            dtype = getattr(torch, self.options.dtype)
+        self._model = build_skeleton(self.manifest, dtype)
+
+    def finish(self, weights: Weights) -> Engine:
+        """Put the weights in. Raises MalformedCheckpoint when they do not fit the model."""
+        if self._model is None:
+            self.skeleton()
+        assign(self._model, weights)
+        return TransformerEngine(self._model, self.options)
+
+
+def build_engine(manifest: Manifest, weights: Weights, options: EngineOptions) -> Engine:
+    """An engine over ``weights``, whose bytes are there. Raises CheckpointError and its kin."""
+    return Builder(manifest, options).finish(weights)
+
+
+def thread_count(options: EngineOptions) -> int:
+    """Threads of a forward pass: as told, else all cores this process may use but one."""
+    return options.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+class TransformerEngine:
+    """Rows over one model; implements ``protocol.Engine``."""
+
+    def __init__(self, model: Any, options: EngineOptions) -> None:
+        torch.set_num_threads(thread_count(options))
+        config = model.config.get_text_config()
+        self._vocabulary = model.get_input_embeddings().num_embeddings
+        self._context = context_tokens(config, options)
+        cache_tokens = options.cache_tokens or default_cache_tokens(model, self._context, options.batch_max)
+        self._context = min(self._context, cache_tokens)
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        # The kernel commits a CPU cache's pages as they are written, so room there costs nothing until used.
+        slots, capacity = (options.batch_max, 2048) if on_cpu else (4, 512)
+        self._cache = SlotCache(config.num_hidden_layers, slots=slots, capacity=min(capacity, self._context))
+        self._runner: Runner = TransformersRunner(model, self._cache)
+        self._batch = Batch(
+            batch_max=options.batch_max, cache_tokens=cache_tokens, chunk_tokens=options.prefill_chunk_tokens
+        )
+        self._prefixes = PrefixStore(cache_tokens // 4)
+        self._pending: list[EngineEvent] = []
+        self._steps = self._prefill_tokens = self._decode_tokens = 0
+
+    def add(self, state: GenerationState) -> None:
+        """See ``Engine``. A state that cannot run fails in the next step's events."""
+        self._queue(state, warm_only=False)
+
+    def prefill(self, state: GenerationState) -> None:
+        """See ``Engine``. A ``PrefilledEvent`` tells when it is done."""
+        self._queue(state, warm_only=True)
+
+    def cancel(self, generation_id: GenerationId) -> None:
+        """See ``Engine``."""
+        row = self._batch.find(generation_id)
+        if row is not None:
+            self._retire(row)
+
+    def export(self, generation_id: GenerationId, *, stop: bool) -> GenerationState | None:
+        """See ``Engine``."""
+        row = self._batch.find(generation_id)
+        if row is None:
+            return None
+        exported = _copy(row.state)
+        if stop:
+            self._retire(row)
+        return exported
+
+    def has_work(self) -> bool:
+        """See ``Engine``."""
+        return bool(self._pending or self._batch.rows or self._batch.waiting)
+
+    def stats(self) -> EngineStats:
+        """See ``Engine``."""
+        return EngineStats(
+            running=len(self._batch.rows),
+            waiting=len(self._batch.waiting),
+            cache_tokens_used=self._batch.used_tokens,
+            cache_tokens_total=self._batch.cache_tokens,
+            steps=self._steps,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+            runner=self._runner.name,
+            threads=torch.get_num_threads(),
+        )
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineEvent]:
+        """See ``Engine``. Running rows go first, so that a new prompt's first token leaves at once."""
+        events, self._pending = self._pending, []
+        self._steps += 1
+        _, moves = self._batch.make_room()
+        self._follow(moves)
+        if self._batch.decoding:
+            self._decode(events)
+        self._batch.admit()
+        self._prefill(events)
+        return events
+
+    def _queue(self, state: GenerationState, *, warm_only: bool) -> None:
+        row = Row(_copy(state), warm_only=warm_only)
+        problem = self._problem(row)
+        if problem:
+            self._pending.append(FailedEvent(state.generation_id, problem))
+        else:
+            self._batch.add(row)
+
+    def _problem(self, row: Row) -> str | None:
+        """Why this row cannot run here."""
+        if not row.state.prompt_ids:
+            return "the prompt is empty"
+        more = 1 if row.state.sampling.max_tokens > 0 and not row.warm_only else 0
+        if row.length + more > self._context:
+            return f"{row.length} tokens do not fit into a context of {self._context}"
+        ids = row.tokens(0, row.length)
+        if min(ids) < 0 or max(ids) >= self._vocabulary:
+            return f"token ids must be between 0 and {self._vocabulary - 1}"
+        return None
+
+    def _decode(self, events: list[EngineEvent]) -> None:
+        rows = self._batch.rows[: self._batch.decoding]
+        tokens = torch.tensor([[row.state.output_ids[-1]] for row in rows])
+        logits = self._runner.forward(0, tokens, [row.cached for row in rows])
+        for row in rows:
+            row.cached += 1
+        self._decode_tokens += len(rows)
+        self._emit(rows, logits, events)
+
+    def _emit(self, rows: Sequence[Row], logits: torch.Tensor, events: list[EngineEvent]) -> None:
+        """Sample one token for each row; those that end leave."""
+        tokens, logprobs = sample(logits, [row.state for row in rows])
+        ended = []
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            state = row.state
+            index = len(state.output_ids)
+            state.output_ids.append(token)
+            reason = self._finish_reason(row, token)
+            events.append(TokenEvent(state.generation_id, index, token, reason, logprob))
+            if reason is not None:
+                ended.append(row)
+        for row in ended:
+            self._retire(row)
+
+    def _finish_reason(self, row: Row, token: int) -> FinishReason | None:
+        sampling = row.state.sampling
+        if not sampling.ignore_eos and token in sampling.stop_token_ids:
+            return FinishReason.STOP
+        if len(row.state.output_ids) >= sampling.max_tokens or row.length >= self._context:
+            return FinishReason.LENGTH
+        return None
+
+    def _prefill(self, events: list[EngineEvent]) -> None:
+        """Bring prompts into the cache, as many as one chunk allows."""
+        budget = self._batch.chunk_tokens
+        while True:
+            chunk = self._batch.next_chunk(budget)
+            if chunk is None:
+                return
+            if not chunk.row.started:
+                chunk.row.started = True
+                self._reuse(chunk.row, chunk.slot)
+                chunk = self._batch.next_chunk(budget)
+                assert chunk is not None
+            budget -= chunk.stop - chunk.start
+            logits = self._run_chunk(chunk)
+            if chunk.stop == chunk.row.length:
+                self._arrived(chunk.row, logits, events)
+
+    def _run_chunk(self, chunk: Chunk) -> torch.Tensor:
+        """The logits after the chunk; its log probabilities are noted where they were asked for."""
+        began = time.perf_counter()
+        row = chunk.row
+        tokens = torch.tensor([row.tokens(chunk.start, chunk.stop)])
+        wants = row.state.sampling.prompt_logprobs is not None and not row.prefilled
+        logits = self._runner.forward(chunk.slot, tokens, [chunk.start], every_position=wants)
+        if wants:
+            _note_prompt_logprobs(row, chunk, logits[0])
+            logits = logits[:, -1]
+        row.cached = chunk.stop
+        self._prefill_tokens += chunk.stop - chunk.start
+        row.prefill_seconds += time.perf_counter() - began
+        return logits
+
+    def _arrived(self, row: Row, logits: torch.Tensor, events: list[EngineEvent]) -> None:
+        """All of a row is in the cache: say so, and sample its first token."""
+        state = row.state
+        if not row.prefilled:
+            row.prefilled = True
+            wanted = state.sampling.prompt_logprobs is not None
+            events.append(
+                PrefilledEvent(
+                    state.generation_id,
+                    prompt_tokens=len(state.prompt_ids),
+                    reused_tokens=row.reused,
+                    seconds=row.prefill_seconds,
+                    prompt_logprobs=tuple(row.prompt_logprobs) if wanted else None,
+                )
+            )
+        if row.warm_only:
+            self._retire(row)
+        elif len(state.output_ids) >= state.sampling.max_tokens:
+            events.append(FinishedEvent(state.generation_id, FinishReason.LENGTH))
+            self._retire(row)
+        else:
+            self._batch.begin_decoding(row)
+            self._emit([row], logits, events)
+
+    def _reuse(self, row: Row, slot: int) -> None:
+        """Copy the longest known beginning of ``row`` into its slot; its last token is always computed."""
+        if row.state.sampling.prompt_logprobs is not None and not row.prefilled:
+            return
+        tokens = row.tokens(0, row.length)
+        retained, length = self._prefixes.longest(tokens)
+        source, shared = self._longest_running(tokens, slot)
+        if shared > length:
+            row.cached = min(shared, row.length - 1)
+            self._cache.copy_row(source, slot, row.cached)
+        elif retained is not None:
+            row.cached = min(length, row.length - 1)
+            self._cache.write_row(slot, retained.row, row.cached)
+        row.reused = min(row.cached, len(row.state.prompt_ids))
+
+    def _longest_running(self, tokens: list[int], own_slot: int) -> tuple[int, int]:
+        """The slot of the running row that begins most like ``tokens``, and how many tokens that is."""
+        best = (0, 0)
+        for slot, other in enumerate(self._batch.rows):
+            if slot != own_slot and other.cached >= PREFIX_TOKENS_MIN:
+                shared = common_length(other.tokens(0, other.cached), tokens)
+                if shared >= PREFIX_TOKENS_MIN and shared > best[1]:
+                    best = (slot, shared)
+        return best
+
+    def _retire(self, row: Row) -> None:
+        """Take a row out; what it had in the cache is retained for rows that begin alike."""
+        if row in self._batch.rows:
+            tokens = row.tokens(0, row.cached)
+            if self._prefixes.wants(tokens):
+                slot = self._batch.rows.index(row)
+                self._prefixes.put(tokens, self._cache.read_row(slot, len(tokens)))
+        self._follow(self._batch.remove(row))
+
+    def _follow(self, moves: Sequence[Move]) -> None:
+        for move in moves:
+            self._cache.copy_row(move.source, move.target, move.tokens)
+
+
+def context_tokens(config: Any, options: EngineOptions) -> int:
+    """Longest prompt + completion: what the model says, or less if the options do."""
+    model_says = int(getattr(config, "max_position_embeddings", 0) or 0)
+    candidates = [tokens for tokens in (model_says, options.context_tokens_max) if tokens > 0]
+    if not candidates:
+        raise ModelLoadFailed(
+            "the model's config.json has no max_position_embeddings", hint="set context_tokens_max"
+        )
+    return min(candidates)
+
+
+def default_cache_tokens(model: Any, context: int, batch_max: int) -> int:
+    """Room for ``batch_max`` full contexts, as far as a quarter of the memory that is free now goes."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameter = next(model.parameters())
+    token_bytes = 2 * config.num_hidden_layers * heads * width * parameter.element_size()
+    affordable = _free_bytes(parameter.device) // 4 // token_bytes
+    return max(min(context, 512), min(batch_max * context, affordable))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _copy(state: GenerationState) -> GenerationState:
+    return GenerationState(
+        state.generation_id, list(state.prompt_ids), state.sampling, list(state.output_ids)
+    )
+
+
+def _note_prompt_logprobs(row: Row, chunk: Chunk, logits: torch.Tensor) -> None:
+    """The logits at position i judge token i + 1; nothing judges the first."""
+    top = row.state.sampling.prompt_logprobs or 0
+    if chunk.start == 0:
+        row.prompt_logprobs = [None]
+    following = row.tokens(chunk.start + 1, min(chunk.stop + 1, len(row.state.prompt_ids)))
+    for scores, token in zip(logits, following, strict=False):
+        row.prompt_logprobs.append(token_logprob(scores, token, top))
