@@ -1,0 +1,121 @@
+"""From an error to what a client sees: status, envelope, headers. Pure.
+
+One table; the nearest class of an error's ancestry decides. Official SDKs retry 408, 409, 429 and 5xx twice
+unless ``x-should-retry`` says otherwise, and wait as ``Retry-After`` says; Python's gives up at once above
+120 s. So what cannot get better by itself says ``x-should-retry: false``, and waits are at most 60 s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from sllmd.core.errors import (
+    BodyTooLarge,
+    BusyError,
+    CallerError,
+    CheckpointError,
+    ConfigError,
+    ContextLengthExceeded,
+    InvalidApiKey,
+    LoadError,
+    ModelNotFound,
+    NodeDraining,
+    SllmdError,
+    StoreError,
+    WorkerLost,
+)
+
+RETRY_AFTER_SECONDS_MAX = 60
+
+
+class HttpRefusal(CallerError):
+    """Refused for where or how it was asked, not for what: no such route, method, scope, origin."""
+
+    def __init__(
+        self, status: HTTPStatus, code: str, message: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class _Row(NamedTuple):
+    status: HTTPStatus
+    kind: str
+    param: str | None = None
+    headers: Mapping[str, str] = {}
+
+
+_CALLER = "invalid_request_error"
+_SERVER = "server_error"
+_NO_RETRY = {"x-should-retry": "false"}
+
+_TABLE: dict[type[SllmdError], _Row] = {
+    CallerError: _Row(HTTPStatus.BAD_REQUEST, _CALLER),
+    ModelNotFound: _Row(HTTPStatus.NOT_FOUND, _CALLER, "model"),
+    ContextLengthExceeded: _Row(HTTPStatus.BAD_REQUEST, _CALLER),
+    BodyTooLarge: _Row(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _CALLER),
+    InvalidApiKey: _Row(HTTPStatus.UNAUTHORIZED, _CALLER, None, {"WWW-Authenticate": "Bearer"}),
+    BusyError: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model"),
+    NodeDraining: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER),
+    LoadError: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model", _NO_RETRY),
+    CheckpointError: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model", _NO_RETRY),
+    WorkerLost: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model", {"Retry-After": "1"}),
+    StoreError: _Row(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, None, _NO_RETRY),
+    ConfigError: _Row(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, None, _NO_RETRY),
+    SllmdError: _Row(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """An error as it goes over the wire."""
+
+    status: int
+    message: str
+    kind: str
+    code: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """The envelope; all four keys are required by OpenAI's specification."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def reply_to(error: SllmdError) -> ErrorReply:
+    """What the client that caused or met ``error`` is told."""
+    row = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+    headers = dict(row.headers)
+    status, param = row.status, row.param
+    if isinstance(error, CallerError):
+        param = error.param or param
+    if isinstance(error, HttpRefusal):
+        status = error.status
+        headers.update(error.headers)
+    if isinstance(error, BusyError):
+        headers["Retry-After"] = str(_retry_after_seconds(error))
+    return ErrorReply(int(status), str(error), row.kind, error.code, param, headers)
+
+
+def internal_reply(request_id: str) -> ErrorReply:
+    """What a client is told of a defect of ours: where to look, nothing of our insides."""
+    message = f"Something went wrong inside sllmd; its log tells more under request id {request_id}."
+    return ErrorReply(int(HTTPStatus.INTERNAL_SERVER_ERROR), message, _SERVER, SllmdError.code)
+
+
+def _retry_after_seconds(error: BusyError) -> int:
+    if not math.isfinite(error.retry_after_seconds):
+        return RETRY_AFTER_SECONDS_MAX
+    return min(max(math.ceil(error.retry_after_seconds), 1), RETRY_AFTER_SECONDS_MAX)
