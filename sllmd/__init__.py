@@ -7,10 +7,11 @@ each other. ``tests/test_architecture.py`` holds the code to this table.
 ========  ==========================  ==============================================================
 floor     rooms                       what lives there
 ========  ==========================  ==============================================================
-7         ``cli``, ``__main__``       typer commands; speak HTTP to a daemon, or to the store directly
-6         ``daemon``                  builds every room, starts and stops them in order
+8         ``cli``, ``__main__``       typer commands; speak HTTP to a daemon, or to the store directly
+7         ``daemon``                  builds every room, starts and stops them in order
+6         ``config``                  settings of all rooms together, and where each value came from
 5         ``api``                     HTTP in, server-sent events out; speaks OpenAI
-4         ``config``, ``roles``       settings of all rooms together; the coroutines that carry out decisions
+4         ``roles``                   the coroutines that carry out decisions
 3         ``engine``, ``loader``      tokens out of weights; bytes up the tiers
 2         ``store``, ``text``         checkpoints on disk; text to token ids and back
 1         ``wire``, ``telemetry``     frames between processes; metrics and logs

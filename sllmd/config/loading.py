@@ -1,0 +1,165 @@
+"""Builds a ``Config`` from defaults, files, environment and flags, and says what is wrong in words."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from sllmd.config import paths
+from sllmd.config.checks import check
+from sllmd.config.layers import (
+    KeyPath,
+    Layer,
+    environment_layer,
+    file_layer,
+    layer_of,
+    merge,
+    nearest,
+    parse_value,
+)
+from sllmd.config.settings import Config
+from sllmd.core.errors import ConfigError
+
+DEV_VALUES: tuple[tuple[KeyPath, Any], ...] = (
+    (("api", "listen"), ["127.0.0.1:8343"]),
+    (("devices", "backend"), "cpu"),
+    (("loader", "dram_budget"), "1GiB"),
+    (("serving", "keep_alive"), "30s"),
+    (("serving", "residency_min"), 0.0),
+    (("serving", "drain_timeout"), "5s"),
+    (("models", "tiny", "source"), "builtin:tiny"),
+)
+"""What ``--dev`` changes among the defaults: a laptop, one person, a model that needs no download."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and for each key that somebody set, where."""
+
+    config: Config
+    origins: Mapping[KeyPath, str]
+
+    def origin(self, path: KeyPath) -> str:
+        """Where the value of ``path`` comes from: a file and line, a variable, a flag, ``default``."""
+        return self.origins.get(path, "default")
+
+
+def load_config(
+    config_file: Path | None = None,
+    *,
+    flags: Sequence[tuple[KeyPath, Any, str]] = (),
+    dev: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """The configuration that ``sllmd start`` would run with.
+
+    ``flags`` are (path, value, name of the flag). With ``dev`` no file is read unless it is named.
+    Raises ConfigError; one message names every key that is wrong, where it stands and what was meant.
+    """
+    environ = os.environ if environ is None else environ
+    file = config_file or (None if dev else paths.default_config_file())
+    layers = [machine_defaults()]
+    if dev:
+        layers.append(layer_of([(path, value, "--dev") for path, value in DEV_VALUES]))
+    if file is not None:
+        layers += [file_layer(path) for path in (file, *sorted((file.parent / "conf.d").glob("*.toml")))]
+    sequences = frozenset(sequence_keys(Config))
+    layers.append(environment_layer(environ, sequences))
+    layers.append(layer_of([_flag(path, value, name, sequences) for path, value, name in flags]))
+    merged = merge(layers)
+    try:
+        config = Config.model_validate(merged.values)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, merged), hint="`sllmd config schema` lists every key") from None
+    check(config)
+    return Loaded(config, merged.origins)
+
+
+def machine_defaults() -> Layer:
+    """Defaults that depend on the machine and on who runs the daemon."""
+    return Layer(
+        {
+            "node": {"name": socket.gethostname(), "data_dir": paths.data_directory()},
+            "api": {
+                "uds": str(paths.socket_file()),
+                "keys_file": str(paths.configuration_directory() / "keys.toml"),
+            },
+        }
+    )
+
+
+def sequence_keys(model: type[BaseModel], prefix: KeyPath = ()) -> list[KeyPath]:
+    """Paths of all keys that hold lists."""
+    found: list[KeyPath] = []
+    for name, field in model.model_fields.items():
+        kind = typing.get_origin(field.annotation) or field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += sequence_keys(kind, (*prefix, name))
+        elif kind in (tuple, list, frozenset):
+            found.append((*prefix, name))
+    return found
+
+
+def section_at(path: KeyPath) -> type[BaseModel] | None:
+    """The settings class that holds the keys under ``path``."""
+    section: type[BaseModel] = Config
+    parts = list(path)
+    while parts:
+        field = section.model_fields.get(parts.pop(0))
+        if field is None:
+            return None
+        kind: Any = field.annotation
+        if typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+            if not parts:
+                return None
+            parts.pop(0)
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        section = kind
+    return section
+
+
+def _flag(path: KeyPath, value: Any, name: str, sequences: frozenset[KeyPath]) -> tuple[KeyPath, Any, str]:
+    return path, parse_value(value, path, sequences, name) if isinstance(value, str) else value, name
+
+
+def _describe(error: ValidationError, merged: Layer) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = tuple(str(part) for part in problem["loc"])
+        where = nearest(merged.origins, path)
+        what = (
+            _unknown_key(path) if problem["type"] == "extra_forbidden" else _bad_value(path, problem["msg"])
+        )
+        lines.append(f"{where}: {what}" if where else what)
+    return "\n".join(lines)
+
+
+def _bad_value(path: KeyPath, message: str) -> str:
+    lowered = message[:1].lower() + message[1:]
+    return f"`{'.'.join(path)}`: {lowered.removeprefix('value error, ')}"
+
+
+def _unknown_key(path: KeyPath) -> str:
+    section = section_at(path[:-1]) or Config
+    close = difflib.get_close_matches(path[-1], list(section.model_fields), n=1)
+    if close:
+        return f"unknown key `{'.'.join(path)}`; did you mean `{'.'.join((*path[:-1], close[0]))}`?"
+    elsewhere = [name for name in Config.model_fields if _holds(name, path[-1])]
+    if elsewhere:
+        return f"unknown key `{'.'.join(path)}`; did you mean `{elsewhere[0]}.{path[-1]}`?"
+    return f"unknown key `{'.'.join(path)}`"
+
+
+def _holds(section_name: str, key: str) -> bool:
+    section = section_at((section_name,))
+    return section is not None and key in section.model_fields

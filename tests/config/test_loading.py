@@ -1,0 +1,218 @@
+"""Layers, their order, and what people are told when a key is wrong."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from pydantic import ByteSize
+
+from sllmd.config import paths
+from sllmd.config.checks import check_exposure, is_loopback
+from sllmd.config.layers import key_lines
+from sllmd.config.loading import Loaded, load_config
+from sllmd.core.errors import ConfigError
+
+
+def load(path: Path | None = None, text: str | None = None, **options: object) -> Loaded:
+    if path is not None and text is not None:
+        path.write_text(text, encoding="utf-8")
+    options.setdefault("environ", {})
+    return load_config(path, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "sllmd.toml"
+
+
+def test_each_layer_beats_the_one_below_it(file: Path) -> None:
+    conf_d = file.parent / "conf.d"
+    conf_d.mkdir()
+    text = '[serving]\nkeep_alive = "1m"\n'
+    assert load(file, "").config.serving.keep_alive == 300
+    assert load(file, text).config.serving.keep_alive == 60
+    (conf_d / "10-a.toml").write_text('[serving]\nkeep_alive = "2m"\n')
+    assert load(file, text).config.serving.keep_alive == 120
+    (conf_d / "20-b.toml").write_text('[serving]\nkeep_alive = "3m"\n')
+    assert load(file, text).config.serving.keep_alive == 180
+    environ = {"SLLMD_SERVING__KEEP_ALIVE": "4m"}
+    assert load(file, text, environ=environ).config.serving.keep_alive == 240
+    flags = [(("serving", "keep_alive"), "5s", "--keep-alive")]
+    assert load(file, text, environ=environ, flags=flags).config.serving.keep_alive == 5
+
+
+def test_origins_name_file_and_line_variable_and_flag(file: Path) -> None:
+    loaded = load(
+        file,
+        '# a comment\n[serving]\n\nkeep_alive = "1m"\n[models."qwen3-8b"]\npreload = "dram"\n',
+        environ={"SLLMD_LOG__LEVEL": "debug"},
+        flags=[(("node", "name"), "one", "--name")],
+    )
+    assert loaded.origin(("serving", "keep_alive")) == f"{file}:4"
+    assert loaded.origin(("models", "qwen3-8b", "preload")) == f"{file}:6"
+    assert loaded.origin(("log", "level")) == "environment SLLMD_LOG__LEVEL"
+    assert loaded.origin(("node", "name")) == "--name"
+    assert loaded.origin(("serving", "queue_timeout")) == "default"
+
+
+def test_tables_merge_and_lists_are_replaced(file: Path) -> None:
+    (file.parent / "conf.d").mkdir()
+    (file.parent / "conf.d" / "a.toml").write_text('[models.a]\nbatch_max = 3\naliases = ["y"]\n')
+    loaded = load(file, '[models.a]\npreload = "dram"\naliases = ["x", "z"]\n')
+    model = loaded.config.models["a"]
+    assert (model.preload, model.batch_max, model.aliases) == ("dram", 3, ("y",))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[api]\nbackog = 1\n", ":2: unknown key `api.backog`; did you mean `api.backlog`?"),
+        ("[servin]\nkeep_alive = 1\n", ":1: unknown key `servin`; did you mean `serving`?"),
+        ("\n[node]\nbacklog = 1\n", ":3: unknown key `node.backlog`; did you mean `api.backlog`?"),
+        ("[models.a]\nprelod = 1\n", ":2: unknown key `models.a.prelod`; did you mean `models.a.preload`?"),
+        ("[api]\nzzzz = 1\n", ":2: unknown key `api.zzzz`"),
+        ('[serving]\nkeep_alive = "soon"\n', ":2: `serving.keep_alive`: `soon` is not a duration"),
+        ('[log]\nlevel = "loud"\n', ":2: `log.level`: input should be 'debug', 'info', 'warning' or 'error'"),
+        ("[log\n", ": not valid TOML"),
+        ("log = 1\n", ":1: `log`:"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_is_named_with_its_line(file: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(file, text)
+    assert f"{file}{expected}" in caught.value.message
+
+
+def test_all_wrong_keys_are_told_at_once(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(file, "[log]\nlevle = 1\n[api]\nlistn = 1\n")
+    assert len(caught.value.message.splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["SLLMD_SERVIN__KEEP_ALIVE", "SLLMD_SERVING__KEEP_ALVE"])
+def test_an_unknown_variable_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"environment {name}: unknown key"):
+        load(environ={name: "1"})
+
+
+def test_variables_of_the_command_line_are_no_keys() -> None:
+    load(environ={"SLLMD_ADDR": "x", "SLLMD_API_KEY": "y"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:1,127.0.0.1:2", ("127.0.0.1:1", "127.0.0.1:2")),
+        ('["127.0.0.1:1"]', ("127.0.0.1:1",)),
+    ],
+)
+def test_lists_in_the_environment(text: str, expected: tuple[str, ...]) -> None:
+    assert load(environ={"SLLMD_API__LISTEN": text}).config.api.listen == expected
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "absent.toml")
+
+
+def test_references_are_replaced(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("from-a-file\n")
+    monkeypatch.setenv("WHO", "me")
+    loaded = load(file, f'[node]\nname = "${{env:WHO}}-${{file:{secret}}}"\n')
+    assert loaded.config.node.name == "me-from-a-file"
+
+
+@pytest.mark.parametrize("reference", ["${env:NOT_SET_ANYWHERE}", "${file:/not/there}"])
+def test_a_dangling_reference_names_its_line(file: Path, reference: str) -> None:
+    with pytest.raises(ConfigError, match=f"{file}:2: "):
+        load(file, f'[node]\nname = "{reference}"\n')
+
+
+def test_durations_and_sizes(file: Path) -> None:
+    config = load(
+        file, '[serving]\nkeep_alive = -1\nqueue_timeout = "1h30m"\n[api]\nbody_max_bytes = "16MiB"\n'
+    ).config
+    assert config.serving.keep_alive == math.inf
+    assert config.serving.queue_timeout == 5400
+    assert config.api.body_max_bytes == ByteSize(16 * 1024 * 1024)
+
+
+def test_dev_is_a_laptop(file: Path) -> None:
+    loaded = load(dev=True)
+    config = loaded.config
+    assert config.models["tiny"].source == "builtin:tiny"
+    assert config.loader.budget_bytes(64 << 30) == 1 << 30
+    assert config.devices.backend == "cpu"
+    assert all(is_loopback(address) for address in config.api.listen)
+    assert config.serving.keep_alive < 60
+    assert loaded.origin(("devices", "backend")) == "--dev"
+    named = load(file, '[devices]\nbackend = "auto"\n', dev=True)
+    assert named.config.devices.backend == "auto"
+
+
+def test_an_alias_has_one_owner(file: Path) -> None:
+    with pytest.raises(ConfigError, match="also an alias of `a`"):
+        load(file, '[models.a]\naliases = ["x"]\n[models.b]\naliases = ["x"]\n')
+    with pytest.raises(ConfigError, match="a model's name"):
+        load(file, '[models.a]\naliases = ["b"]\n[models.b]\n')
+
+
+def test_engine_options_take_what_a_model_sets(file: Path) -> None:
+    config = load(file, "[engine]\nbatch_max = 8\n[models.a]\nthreads = 3\n").config
+    plain, own = config.engine.options(), config.engine.options(config.models["a"])
+    assert (plain.threads, plain.batch_max) == (0, 8)
+    assert (own.threads, own.batch_max, own.dtype) == (3, 8, "auto")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:80", True), ("127.9.9.9:80", True), ("localhost:80", True), ("[::1]:80", True),
+        ("0.0.0.0:80", False), ("[::]:80", False), ("10.0.0.1:80", False), (":80", False),
+        ("example.org:80", False),
+    ],
+)  # fmt: skip
+def test_loopback(address: str, expected: bool) -> None:
+    assert is_loopback(address) is expected
+
+
+def test_other_machines_need_keys(file: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    text = f'[api]\nlisten = ["127.0.0.1:0", "0.0.0.0:8343"]\nkeys_file = "{keys}"\n'
+    api = load(file, text).config.api
+    with pytest.raises(ConfigError) as caught:
+        check_exposure(api)
+    assert "0.0.0.0:8343" in caught.value.message
+    assert str(keys) in str(caught.value.hint)
+    keys.write_text("")
+    with pytest.raises(ConfigError):
+        check_exposure(api)
+    keys.write_text('[keys]\nme = "sk-0123456789"\n')
+    check_exposure(api)
+    check_exposure(load(file, text + "require_key = false\n").config.api)
+
+
+def test_lines_of_keys() -> None:
+    text = 'top = 1\n[a.b]\nc = 2\n"d e" = 3\n# f = 4\n[models."x.y"]\ng.h = 5\n'
+    assert key_lines(text) == {
+        ("top",): 1, ("a", "b"): 2, ("a", "b", "c"): 3, ("a", "b", "d e"): 4, ("models", "x.y"): 6,
+        ("models", "x.y", "g", "h"): 7,
+    }  # fmt: skip
+
+
+def test_directories_follow_systemd_then_root_then_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert paths.data_directory() == Path("/var/lib/sllmd")
+    assert paths.socket_file() == Path("/run/sllmd/sllmd.sock")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.data_directory() == Path("/home/me/.local/share/sllmd")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert paths.socket_file() == Path("/run/user/1000/sllmd/sllmd.sock")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/other:/var/lib/second")
+    assert paths.data_directory() == Path("/var/lib/other")
