@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import sllmd
 from sllmd.core.errors import SllmdError
@@ -121,24 +121,24 @@ class Operator:
     def cache(self) -> CacheStatus:
         """The DRAM tier's books."""
         stats = self._tier.stats()
-        now_seconds = time.monotonic()
         return CacheStatus(
             budget_bytes=stats.budget_bytes,
             used_bytes=stats.used_bytes,
-            pinned=stats.pinned,
-            direct_io=stats.direct_io,
+            free_bytes=stats.free_bytes,
+            pinned=stats.pin_state,
             copies=tuple(
                 CopyStatus(
                     model=copy.name,
                     digest=copy.digest,
                     size_bytes=copy.size_bytes,
+                    memory_bytes=copy.memory_bytes,
                     leases=copy.leases,
-                    state=copy.state,
-                    idle_seconds=max(0.0, now_seconds - copy.last_used_seconds),
+                    loaded=copy.loaded,
+                    idle_seconds=copy.idle_seconds,
                 )
                 for copy in stats.copies
             ),
-            bandwidth_bytes_per_second=dict(stats.bandwidth_bytes_per_second),
+            bandwidth_bytes_per_second=dict(stats.bytes_per_second),
         )
 
     def status(self) -> NodeStatus:
@@ -184,7 +184,7 @@ class Operator:
             devices=residence.devices,
             tier=progress.stage if progress else "device",
             size_bytes=size_bytes,
-            loaded_bytes=progress.done_bytes if progress else size_bytes,
+            loaded_bytes=progress.bytes_done if progress else size_bytes,
             bytes_per_second=progress.bytes_per_second if progress else 0.0,
             running=residence.running,
             waiting=self._agent.waiting(residence.need.digest),
@@ -193,7 +193,7 @@ class Operator:
 
 
 async def _follow(
-    checkpoint: Checkpoint, lease: Lease, until: asyncio.Future[object]
+    checkpoint: Checkpoint, lease: Lease, until: asyncio.Future[Any]
 ) -> AsyncGenerator[LoadStatus, None]:
     """A status whenever the load moves, until ``until`` is done. Raises what ``until`` raises."""
     while not until.done():
@@ -201,9 +201,9 @@ async def _follow(
         yield LoadStatus(
             model=checkpoint.name,
             status="loading",
-            stage=progress.stage if progress.done_bytes < progress.total_bytes else "attach",
-            current_bytes=progress.done_bytes,
-            total_bytes=progress.total_bytes,
+            stage=progress.stage if progress.bytes_done < progress.bytes_total else "attach",
+            current_bytes=progress.bytes_done,
+            total_bytes=progress.bytes_total,
             bytes_per_second=progress.bytes_per_second,
             eta_seconds=progress.eta_seconds,
         )

@@ -59,8 +59,11 @@ class CopyStatus(_Status):
     model: str
     digest: str
     size_bytes: int
+    memory_bytes: int
+    """Of whole slabs."""
     leases: int
-    state: str
+    loaded: bool
+    """False while its bytes are on their way."""
     idle_seconds: float
 
 
@@ -69,9 +72,10 @@ class CacheStatus(_Status):
 
     budget_bytes: int
     used_bytes: int
+    free_bytes: int
+    """Slabs kept in reserve."""
     pinned: str
-    """``pinned``, or ``unpinned`` and why."""
-    direct_io: str
+    """``pinned``, ``off``, or ``unpinned: `` and why."""
     copies: tuple[CopyStatus, ...]
     bandwidth_bytes_per_second: dict[str, float]
     """Measured, per hop."""
