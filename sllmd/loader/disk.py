@@ -28,6 +28,7 @@ class DiskSource:
 
     stage: Stage = "ssd→dram"
     stored = True
+    published = None
 
     def __init__(
         self, checkpoint: Checkpoint, *, verify: bool, quarantine: Callable[[Checkpoint, str, int], str]

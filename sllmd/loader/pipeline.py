@@ -21,6 +21,7 @@ from sllmd.loader.gauge import Gauge, Throttle
 from sllmd.loader.plan import Chunk, Plan, align_up, extents
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import Stage
+from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
 
@@ -37,6 +38,10 @@ class Source(Protocol):
     @property
     def stored(self) -> bool:
         """Whether the bytes are on SSD once the transfer ended well."""
+
+    @property
+    def published(self) -> Checkpoint | None:
+        """What the checkpoint became when its bytes came to this node; None: nothing changed."""
 
     def read(self, chunk: Chunk, views: Sequence[memoryview], advance: Advance) -> None:
         """Fill ``views`` (padded to the alignment) with ``chunk``, verified. Raises SllmdError."""

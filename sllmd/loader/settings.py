@@ -16,7 +16,7 @@ _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
 class LoaderSettings(BaseModel):
-    """Section ``[loader]``."""
+    """``[loader]``: how checkpoints reach memory, and how much of it they may fill."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -23,6 +23,7 @@ from sllmd.loader.load import Load
 from sllmd.loader.pipeline import Cancelled, Lane, Source
 from sllmd.loader.plan import Plan, plan_load
 from sllmd.loader.pool import Pool, total_memory_bytes
+from sllmd.loader.remote import RemoteSource, server_of
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport, LoadStats
@@ -133,15 +134,21 @@ class DramTier:
         return copy
 
     def _source(self, checkpoint: Checkpoint) -> Source:
+        if checkpoint.remote_url is not None:
+            return RemoteSource(checkpoint, self._settings, self._complete_remote)
         return DiskSource(checkpoint, verify=self._settings.verify == "always", quarantine=self._quarantine)
 
     def _lane(self, checkpoint: Checkpoint) -> Lane:
-        name = disk_of(checkpoint.data_directory)
+        url = checkpoint.remote_url
+        name = disk_of(checkpoint.data_directory) if url is None else server_of(url)
+        settings = self._settings
         if name not in self._lanes:
             self._lanes[name] = Lane(
                 name,
-                threads=self._settings.disk_threads,
-                bandwidth_max_bytes=self._settings.disk_bandwidth_max_bytes,
+                threads=settings.disk_threads if url is None else settings.http_connections,
+                bandwidth_max_bytes=(
+                    settings.disk_bandwidth_max_bytes if url is None else settings.remote_bandwidth_max_bytes
+                ),
             )
         return self._lanes[name]
 
@@ -218,6 +225,12 @@ class DramTier:
         """No thread reads for it any more."""
         self._pool.touched(copy.slabs)
         copy.loaded = not copy.load.failed
+        published = copy.load.transfer.source.published
+        if published is not None:
+            # Its manifest has all checksums now, and so perhaps another digest.
+            del self._copies[copy.digest]
+            copy.checkpoint = published
+            self._copies[copy.digest] = copy
         for other in [*self._copies.values(), *self._leaving]:
             if copy in other.donors:
                 other.donors.remove(copy)
@@ -272,7 +285,11 @@ class DramTier:
 
     def _bandwidth(self, checkpoint: Checkpoint) -> float:
         measured = self._lane(checkpoint).gauge.bytes_per_second
-        return measured or self._settings.disk_bandwidth_guess_bytes
+        if measured is not None:
+            return measured
+        if checkpoint.remote_url is not None:
+            return self._settings.remote_bandwidth_guess_bytes
+        return self._settings.disk_bandwidth_guess_bytes
 
     def evict(self, digest: Digest) -> int:
         """Drop an unleased copy; how many bytes that freed. 0: leased or not there."""
