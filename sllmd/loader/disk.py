@@ -39,6 +39,9 @@ class DiskSource:
         self._lock = threading.Lock()
         self._files: dict[str, DataFileHandle] = {}
 
+    def open(self) -> None:
+        """Files are opened as their first chunk comes up."""
+
     @property
     def direct_io(self) -> bool:
         """False once a file had to be read through the page cache."""

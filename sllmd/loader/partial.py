@@ -43,6 +43,9 @@ class Partial:
         self._validators: dict[str, str] = {}
         self._journal = -1
         self.writable = True
+
+    def open(self) -> None:
+        """Find what an earlier load left, and claim it: no other process writes it while this is open."""
         try:
             self._open_journal()
         except OSError as error:

@@ -31,6 +31,9 @@ class Source(Protocol):
 
     stage: Stage
 
+    def open(self) -> None:
+        """Once, before the first read and when no other load of the checkpoint runs. Never raises."""
+
     @property
     def direct_io(self) -> bool:
         """Whether all files were read and written past the page cache."""

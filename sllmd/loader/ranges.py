@@ -84,6 +84,9 @@ class RangeClient:
             connection = self._connection(parts)
             target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
             connection.request("GET", target, headers=headers)
+            if self._closing:
+                # Set before this socket existed; from here on ``interrupt`` finds it.
+                raise Interrupted("the load was given up")
             response = connection.getresponse()
             location = response.getheader("Location")
             if response.status not in _REDIRECTS or location is None:

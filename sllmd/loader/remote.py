@@ -46,6 +46,10 @@ class RemoteSource:
             redirects_max=settings.http_redirects_max,
         )
 
+    def open(self) -> None:
+        """Look for what an earlier load left on SSD."""
+        self._partial.open()
+
     @property
     def direct_io(self) -> bool:
         """False once a file had to be written through the page cache."""

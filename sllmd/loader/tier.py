@@ -98,6 +98,18 @@ class DramTier:
         self._lanes: dict[str, Lane] = {}
         self._closed = False
 
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that copies may fill, in whole slabs."""
+        return self._pool.budget_slabs * self._pool.slab_bytes
+
+    def slab_bytes_needed(self, checkpoint: Checkpoint) -> int:
+        """Memory that a copy takes: each partition fills whole slabs."""
+        partitions = checkpoint.manifest.partitions
+        return (
+            sum(-(-each.span_bytes // self._pool.slab_bytes) for each in partitions) * self._pool.slab_bytes
+        )
+
     def acquire(self, checkpoint: Checkpoint) -> Lease:
         """Join or begin the load of ``checkpoint``; its memory is allocated when this returns.
 
@@ -116,7 +128,8 @@ class DramTier:
         lane = self._lane(checkpoint)
         slabs, donors = self._allocate(checkpoint, sum(plan.slabs))
         copy = _Copy(checkpoint, plan, slabs, self._pool.slab_bytes)
-        copy.donors = donors
+        # One that was just given up may still be writing the same files on SSD.
+        copy.donors = donors | {other for other in self._leaving if _same_and_busy(other, checkpoint)}
         copy.load = Load(
             plan,
             copy.partitions,
@@ -129,8 +142,7 @@ class DramTier:
         )
         self._copies[copy.digest] = copy
         copy.load.watch()
-        if not donors:
-            copy.load.start()
+        self._start_if_free(copy)
         return copy
 
     def _source(self, checkpoint: Checkpoint) -> Source:
@@ -194,7 +206,7 @@ class DramTier:
     def _insufficient(self, checkpoint: Checkpoint, count: int, shortage: Shortage) -> InsufficientCapacity:
         needed = format_bytes(count * self._pool.slab_bytes)
         if count > self._pool.budget_slabs:
-            budget = format_bytes(self._pool.budget_slabs * self._pool.slab_bytes)
+            budget = format_bytes(self.budget_bytes)
             return InsufficientCapacity(
                 f"{checkpoint.name} needs {needed} of memory, and the budget is {budget}",
                 hint="raise dram_budget in [loader]",
@@ -307,7 +319,7 @@ class DramTier:
         copies = [*self._copies.values(), *(copy for copy in self._leaving if copy.leases)]
         draining = sum(len(copy.slabs) for copy in self._leaving if not copy.leases)
         return DramStats(
-            budget_bytes=self._pool.budget_slabs * slab_bytes,
+            budget_bytes=self.budget_bytes,
             slab_bytes=slab_bytes,
             used_bytes=sum(len(copy.slabs) for copy in copies) * slab_bytes,
             draining_bytes=draining * slab_bytes,
@@ -356,6 +368,11 @@ class DramTier:
         timeout = self._settings.close_timeout_seconds
         left = [lane.close(timeout) for lane in self._lanes.values()]
         return all(left)
+
+
+def _same_and_busy(copy: _Copy, checkpoint: Checkpoint) -> bool:
+    same = copy.digest == checkpoint.manifest.digest and checkpoint.remote_url is not None
+    return same and not copy.load.transfer.ended
 
 
 class Lease:
