@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import structlog
@@ -28,7 +28,6 @@ from sllmd.core.errors import (
 from sllmd.core.ids import Digest, ReplicaId
 from sllmd.engine.devices import Device
 from sllmd.engine.protocol import EngineOptions
-from sllmd.engine.replica import Replica
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import (
@@ -39,66 +38,16 @@ from sllmd.roles.admission import (
     NodeView,
     Refuse,
     ReplicaState,
-    ReplicaView,
     Start,
     Use,
     Wait,
     decide,
 )
+from sllmd.roles.residence import Grant, Residence
 from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
 from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Residence:
-    """A replica and what the agent knows of it. Times are monotonic seconds."""
-
-    checkpoint: Checkpoint
-    need: Need
-    devices: tuple[str, ...]
-    options: EngineOptions
-    tier: str
-    """Where the bytes lay when it was started."""
-    estimate_seconds: float
-    started_seconds: float
-    keep_alive_seconds: float
-    replica_id: ReplicaId
-    state: ReplicaState = ReplicaState.STARTING
-    running: int = 0
-    last_used_seconds: float = 0.0
-    resident_since_seconds: float = 0.0
-    stages_seconds: dict[str, float] = field(default_factory=dict)
-    lease: Lease | None = None
-    replica: Replica | None = None
-    task: asyncio.Task[None] | None = None
-    expiry: asyncio.TimerHandle | None = None
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def view(self) -> ReplicaView:
-        """As ``admission`` sees it."""
-        return ReplicaView(
-            replica_id=self.replica_id,
-            digest=self.need.digest,
-            devices=self.devices,
-            device_bytes=self.need.device_bytes,
-            dram_bytes=self.need.dram_bytes,
-            state=self.state,
-            running=self.running,
-            last_used_seconds=self.last_used_seconds,
-            resident_since_seconds=self.resident_since_seconds,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """A replica to run one generation on."""
-
-    residence: Residence
-    replica: Replica
-    cold: bool
-    """Whether it had to be started for this request."""
 
 
 @dataclass(slots=True, eq=False)

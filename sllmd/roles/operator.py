@@ -16,7 +16,8 @@ from sllmd.engine.devices import Device
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import ReplicaState
-from sllmd.roles.agent import Agent, Residence
+from sllmd.roles.agent import Agent
+from sllmd.roles.residence import Residence
 from sllmd.roles.router import Router
 from sllmd.roles.status import (
     CacheStatus,

@@ -29,8 +29,9 @@ from sllmd.engine.protocol import (
     TokenLogprob,
 )
 from sllmd.roles.admission import ReplicaState
-from sllmd.roles.agent import Agent, Grant
+from sllmd.roles.agent import Agent
 from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob, Timing, Usage
+from sllmd.roles.residence import Grant
 from sllmd.roles.settings import ServingSettings
 from sllmd.roles.status import ModelCard, RequestStatus
 from sllmd.store.checkpoint import Checkpoint

@@ -1,0 +1,66 @@
+"""A replica as the agent keeps it: what it takes, where it is, what it is doing.
+
+Owns: the record; ``agent`` alone writes to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from sllmd.core.ids import ReplicaId
+from sllmd.engine.protocol import EngineOptions
+from sllmd.engine.replica import Replica
+from sllmd.loader.tier import Lease
+from sllmd.roles.admission import Need, ReplicaState, ReplicaView
+from sllmd.store.checkpoint import Checkpoint
+
+
+@dataclass(slots=True, eq=False)
+class Residence:
+    """A replica and what the agent knows of it. Times are monotonic seconds."""
+
+    checkpoint: Checkpoint
+    need: Need
+    devices: tuple[str, ...]
+    options: EngineOptions
+    tier: str
+    """Where the bytes lay when it was started."""
+    estimate_seconds: float
+    started_seconds: float
+    keep_alive_seconds: float
+    replica_id: ReplicaId
+    state: ReplicaState = ReplicaState.STARTING
+    running: int = 0
+    last_used_seconds: float = 0.0
+    resident_since_seconds: float = 0.0
+    stages_seconds: dict[str, float] = field(default_factory=dict)
+    lease: Lease | None = None
+    replica: Replica | None = None
+    task: asyncio.Task[None] | None = None
+    expiry: asyncio.TimerHandle | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def view(self) -> ReplicaView:
+        """As ``admission`` sees it."""
+        return ReplicaView(
+            replica_id=self.replica_id,
+            digest=self.need.digest,
+            devices=self.devices,
+            device_bytes=self.need.device_bytes,
+            dram_bytes=self.need.dram_bytes,
+            state=self.state,
+            running=self.running,
+            last_used_seconds=self.last_used_seconds,
+            resident_since_seconds=self.resident_since_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A replica to run one generation on."""
+
+    residence: Residence
+    replica: Replica
+    cold: bool
+    """Whether it had to be started for this request."""
