@@ -99,10 +99,15 @@ class Load:
         now = time.monotonic()
         if now >= self._wake_due_at:
             self._wake_due_at = now + self._settings.progress_interval_seconds
-            self._loop.call_soon_threadsafe(self._wake)
+            self._call_soon(self._wake)
 
     def _threads_ended(self) -> None:
-        self._loop.call_soon_threadsafe(self._end)
+        self._call_soon(self._end)
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        # A read that was stuck may come back after the tier was closed.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
 
     def _wake(self) -> None:
         done, at = self._measured

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import resource
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import structlog
@@ -97,7 +97,7 @@ class Pool:
             self.made -= 1
             self._fresh -= slab.fresh
             self._pinned -= slab.pinned
-            self._closer.submit(slab.close)
+            self._closer.submit(slab.close).add_done_callback(_report)
 
     @property
     def pin_state(self) -> str:
@@ -111,6 +111,12 @@ class Pool:
         self._reserve_slabs = 0
         self.trim()
         self._closer.shutdown()
+
+
+def _report(closing: Future[None]) -> None:
+    error = closing.exception()
+    if error is not None:
+        _log.error("slab not closed, its memory is lost", reason=repr(error))
 
 
 def _explain_refusal(code: int, budget_bytes: int) -> str:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from sllmd.core.units import GIB, MIB, parse_duration_seconds
 from sllmd.store.manifest import ALIGNMENT_BYTES
 
 Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
 
+_SIZE = TypeAdapter(ByteSize)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
@@ -66,7 +76,7 @@ class LoaderSettings(BaseModel):
         text = str(value).strip()
         percent = _PERCENT.fullmatch(text)
         if percent is None:
-            int(ByteSize._validate(text, None))  # type: ignore[arg-type]
+            _SIZE.validate_python(text)
         elif not 0 < float(percent[1]) <= 100:
             raise ValueError("a share of memory lies above 0 % and is at most 100 %")
         return text
@@ -82,7 +92,7 @@ class LoaderSettings(BaseModel):
         percent = _PERCENT.fullmatch(self.dram_budget)
         if percent is not None:
             return int(memory_bytes * float(percent[1]) / 100)
-        return int(ByteSize._validate(self.dram_budget, None))  # type: ignore[arg-type]
+        return int(_SIZE.validate_python(self.dram_budget))
 
 
 def dev_settings() -> LoaderSettings:

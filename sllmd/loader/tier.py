@@ -180,13 +180,15 @@ class DramTier:
         for digest in victims:
             self._drop(self._copies[digest])
         slabs = self._pool.take(min(count, self._pool.room()))
-        donors = set()
+        donors: set[_Copy] = set()
         for copy in draining:
             missing = count - len(slabs)
             if missing and copy.slabs:
                 slabs += copy.slabs[:missing]
                 del copy.slabs[:missing]
-                donors.add(copy)
+                donors |= copy.donors
+                if not copy.load.transfer.ended:
+                    donors.add(copy)
         self._pool.trim()
         return slabs, donors
 
@@ -237,17 +239,23 @@ class DramTier:
         """No thread reads for it any more."""
         self._pool.touched(copy.slabs)
         copy.loaded = not copy.load.failed
-        published = copy.load.transfer.source.published
-        if published is not None:
-            # Its manifest has all checksums now, and so perhaps another digest.
-            del self._copies[copy.digest]
-            copy.checkpoint = published
-            self._copies[copy.digest] = copy
+        self._rename(copy, copy.load.transfer.source.published)
         for other in [*self._copies.values(), *self._leaving]:
             if copy in other.donors:
                 other.donors.remove(copy)
                 self._start_if_free(other)
         self._settle()
+
+    def _rename(self, copy: _Copy, published: Checkpoint | None) -> None:
+        """A remote checkpoint came to this node: its manifest has all checksums, and perhaps a new digest."""
+        if published is None:
+            return
+        del self._copies[copy.digest]
+        copy.checkpoint = published
+        if copy.digest in self._copies:
+            self._leaving.append(copy)
+        else:
+            self._copies[copy.digest] = copy
 
     def _start_if_free(self, copy: _Copy) -> None:
         if not copy.donors and not copy.load.transfer.ended:
