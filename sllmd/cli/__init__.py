@@ -1,5 +1,8 @@
-"""The ``sllmd`` command, one file per family.
+"""The command line: what people type, what they see, and the exit code that scripts see.
 
-Owns: words, tables, exit codes, hints. Knows nothing of how a daemon works: it speaks HTTP to one, or to
-the store on disk. Start at ``app``.
+Owns: arguments, tables, progress bars, exit codes. Knows nothing of how a model is served: it speaks HTTP
+to a daemon (``client``) or opens the store on disk.
+Invariants: results go to standard output and everything else to standard error; bars only on a terminal;
+exit codes are 0 ok, 1 failed, 2 usage, 3 daemon unreachable, 4 not found, 5 timed out or busy; a command
+imports only what it needs, so that none is slow to start. Start at ``app``.
 """

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
+from sllmd.api.keys import is_loopback
 from sllmd.config import paths
-from sllmd.config.checks import check_exposure, is_loopback
+from sllmd.config.exposure import check_exposure
 from sllmd.config.layers import key_lines
 from sllmd.config.loading import Loaded, load_config
 from sllmd.core.errors import ConfigError
@@ -167,18 +168,6 @@ def test_engine_options_take_what_a_model_sets(file: Path) -> None:
     assert (own.threads, own.batch_max, own.dtype) == (3, 8, "auto")
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("127.0.0.1:80", True), ("127.9.9.9:80", True), ("localhost:80", True), ("[::1]:80", True),
-        ("0.0.0.0:80", False), ("[::]:80", False), ("10.0.0.1:80", False), (":80", False),
-        ("example.org:80", False),
-    ],
-)  # fmt: skip
-def test_loopback(address: str, expected: bool) -> None:
-    assert is_loopback(address) is expected
-
-
 def test_other_machines_need_keys(file: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     text = f'[api]\nlisten = ["127.0.0.1:0", "0.0.0.0:8343"]\nkeys_file = "{keys}"\n'
@@ -190,7 +179,7 @@ def test_other_machines_need_keys(file: Path, tmp_path: Path) -> None:
     keys.write_text("")
     with pytest.raises(ConfigError):
         check_exposure(api)
-    keys.write_text('[keys]\nme = "sk-0123456789"\n')
+    keys.write_text('[[keys]]\nid = "me"\nsecret = "sk-0123456789"\n')
     check_exposure(api)
     check_exposure(load(file, text + "require_key = false\n").config.api)
 

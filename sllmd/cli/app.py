@@ -1,0 +1,98 @@
+"""The tree of commands. A command's module is imported when the command runs, not before."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from sllmd import __version__
+from sllmd.cli.session import (
+    AddrOption,
+    KeyOption,
+    NoColorOption,
+    OutputOption,
+    QuietOption,
+    Session,
+    SharedOptions,
+    given_options,
+)
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "start": ("start", "Run the daemon in the foreground."),
+    "run": ("run", "Ask a model something, or talk with it."),
+    "ps": ("serving", "Show the replicas that are loaded or on their way."),
+    "load": ("serving", "Load a model before anybody asks for it."),
+    "unload": ("serving", "Take a model out of memory."),
+    "cache": ("serving", "Show the DRAM tier, or evict a model from it."),
+    "status": ("serving", "Show the node: devices, memory, processes."),
+    "explain": ("serving", "Show where a request's time went."),
+    "import": ("models", "Bring a model into the store."),
+    "list": ("models", "List the models in the store."),
+    "show": ("models", "Show everything about one model."),
+    "rm": ("models", "Remove a model from the store."),
+    "verify": ("models", "Check a model's bytes against its checksums."),
+    "alias": ("models", "Give a model another name."),
+    "config": ("configure", "Check and show the configuration."),
+    "version": ("configure", "Show the version."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Lists every command from the table above, and imports only the one that runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer's signature
+        if cmd_name not in _COMMANDS:
+            return None
+        return TyperCommand(cmd_name, help=_COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, stub, rest = super().resolve_command(ctx, args)
+        if name is None or stub is None:
+            return name, stub, rest
+        module = importlib.import_module(f"sllmd.cli.{_COMMANDS[name][0]}")
+        return name, typer.main.get_group(module.app).commands[name], rest
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    help="Serve many language models from few machines.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    *,
+    output: OutputOption = None,
+    addr: AddrOption = None,
+    api_key: KeyOption = None,
+    quiet: QuietOption = False,
+    no_color: NoColorOption = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Serve many language models from few machines."""
+    if version:
+        print(f"sllmd {__version__}")
+        raise typer.Exit
+    ctx.obj = Session(
+        given_options(
+            SharedOptions(), output=output, addr=addr, api_key=api_key, quiet=quiet, no_color=no_color
+        )
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the process with its exit code."""
+    app(args=arguments)

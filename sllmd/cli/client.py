@@ -1,0 +1,233 @@
+"""HTTP to a daemon, over its Unix socket or TCP, with the standard library: nothing to wait for at start."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from sllmd.config.paths import socket_file
+from sllmd.core.errors import (
+    BusyError,
+    InvalidApiKey,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotFound,
+    SllmdError,
+)
+
+DEFAULT_PORT = 8343
+CONNECT_TIMEOUT_SECONDS = 5.0
+ANSWER_TIMEOUT_SECONDS = 900.0
+"""Longer than any queue time-out of a daemon: it, not we, knows when waiting is in vain."""
+SYSTEM_SOCKET = Path("/run/sllmd/sllmd.sock")
+
+
+class DaemonUnreachable(SllmdError):
+    """Nobody answers at the daemon's address."""
+
+    code = "daemon_unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a daemon listens: a Unix socket, or a host and port."""
+
+    socket_path: str | None = None
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    tls: bool = False
+
+    def __str__(self) -> str:
+        if self.socket_path is not None:
+            return f"unix:{self.socket_path}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
+
+
+def daemon_address(text: str | None) -> Address:
+    """The address that ``text`` names; None: the Unix socket of this user or of the system, else the port."""
+    if text:
+        return parse_address(text)
+    for path in (socket_file(), SYSTEM_SOCKET):
+        if path.is_socket():
+            return Address(socket_path=str(path))
+    return Address()
+
+
+def parse_address(text: str) -> Address:
+    """``unix:/path``, ``/path``, ``host:port``, ``host`` or a URL. Raises InvalidRequest."""
+    if text.startswith(("unix:", "/")):
+        return Address(socket_path=text.removeprefix("unix:").replace("//", "/"))
+    url = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = url.port
+    except ValueError:
+        port = -1
+    if url.scheme not in ("http", "https") or not url.hostname or port == -1:
+        raise InvalidRequest(
+            f"`{text}` is no address", hint="write unix:/path, host:port or http://host:port"
+        )
+    tls = url.scheme == "https"
+    default = 443 if tls else DEFAULT_PORT
+    return Address(host=url.hostname, port=default if port is None else port, tls=tls)
+
+
+class Client:
+    """Requests to one daemon. Every error of the daemon is raised as the SllmdError it stands for."""
+
+    def __init__(self, address: Address, *, api_key: str | None = None) -> None:
+        self.address = address
+        self._headers = {"Accept": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    def get(self, path: str) -> Any:
+        """The JSON body of a GET."""
+        return self._exchange("GET", path, None)[0]
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """The JSON body of the answer to a POST."""
+        return self._exchange("POST", path, {} if body is None else body)[0]
+
+    def post_with_headers(self, path: str, body: Any) -> tuple[Any, Mapping[str, str]]:
+        """Body and headers of the answer to a POST."""
+        return self._exchange("POST", path, body)
+
+    def stream(self, path: str, body: Any, *, headers_out: dict[str, str] | None = None) -> Iterator[Any]:
+        """The JSON payloads of an answer made of server-sent events.
+
+        ``headers_out`` receives the answer's headers before the first payload is yielded.
+        """
+        connection = self._connection()
+        try:
+            response = self._send(connection, "POST", path, body)
+            if headers_out is not None:
+                headers_out.update(response.getheaders())
+            try:
+                yield from _payloads(response)
+            except (OSError, http.client.HTTPException) as error:
+                raise SllmdError(f"the daemon's answer broke off: {_reason(error)}") from None
+        finally:
+            connection.close()
+
+    def answers(self) -> bool:
+        """Whether a daemon is there."""
+        try:
+            self.get("/healthz")
+        except SllmdError as error:
+            return not isinstance(error, DaemonUnreachable)
+        return True
+
+    def _exchange(self, method: str, path: str, body: Any) -> tuple[Any, Mapping[str, str]]:
+        connection = self._connection()
+        try:
+            response = self._send(connection, method, path, body)
+            try:
+                return _parsed(response.read()), dict(response.getheaders())
+            except (OSError, http.client.HTTPException) as error:
+                raise SllmdError(f"the daemon's answer broke off: {_reason(error)}") from None
+        finally:
+            connection.close()
+
+    def _send(
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
+    ) -> http.client.HTTPResponse:
+        headers = dict(self._headers)
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.connect()
+            assert connection.sock is not None
+            connection.sock.settimeout(ANSWER_TIMEOUT_SECONDS)
+            connection.request(method, path, body=data, headers=headers)
+            response = connection.getresponse()
+        except TimeoutError:
+            raise BusyError(
+                f"the daemon at {self.address} did not answer in time", retry_after_seconds=1
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise DaemonUnreachable(
+                f"no daemon at {self.address}: {_reason(error)}",
+                hint="start one with `sllmd start`, or name another with --addr",
+            ) from None
+        if response.status >= 400:
+            raise error_of(response.status, _parsed(response.read()), response.getheader("Retry-After"))
+        return response
+
+    def _connection(self) -> http.client.HTTPConnection:
+        address = self.address
+        if address.socket_path is not None:
+            return _UnixConnection(address.socket_path)
+        kind = http.client.HTTPSConnection if address.tls else http.client.HTTPConnection
+        return kind(address.host, address.port, timeout=CONNECT_TIMEOUT_SECONDS)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=CONNECT_TIMEOUT_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
+    """The error that an answer of ``status`` with OpenAI's envelope stands for."""
+    envelope = body.get("error") if isinstance(body, dict) else None
+    told = envelope if isinstance(envelope, dict) else {}
+    message = str(told.get("message") or f"the daemon answered with HTTP status {status}")
+    code = told.get("code")
+    if status == 401:
+        return InvalidApiKey(message, hint="give a key with --api-key or SLLMD_API_KEY")
+    if status == 404:
+        return ModelNotFound(message, code=code)
+    if status in (429, 503) and code not in ("model_load_failed", "insufficient_capacity"):
+        seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
+        return BusyError(message, retry_after_seconds=seconds, hint=f"try again in {seconds:.0f} s")
+    if status == 503:
+        return ModelLoadFailed(message)
+    if status < 500:
+        return InvalidRequest(message, code=code, param=told.get("param"))
+    return SllmdError(message)
+
+
+def segment(name: str) -> str:
+    """``name`` as one segment of a path."""
+    return quote(name, safe="")
+
+
+def _payloads(response: http.client.HTTPResponse) -> Iterator[Any]:
+    """The payloads of an event stream up to ``[DONE]``; comments and other fields are skipped."""
+    for raw in response:
+        line = raw.decode("utf-8").rstrip("\r\n")
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        payload = json.loads(data)
+        if isinstance(payload, dict) and payload.get("error"):
+            raise error_of(500, payload, None)
+        yield payload
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw) if raw else None
+    except ValueError:
+        return raw.decode("utf-8", "replace")
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error) or type(error).__name__

@@ -1,0 +1,87 @@
+"""Commands about the configuration and the program itself; none needs a daemon."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sllmd import __version__
+from sllmd.cli.session import Session, command
+from sllmd.config.exposure import check_exposure
+from sllmd.config.loading import load_config
+from sllmd.config.paths import configuration_directory, default_config_file
+from sllmd.config.reference import effective, json_schema, reference
+from sllmd.core.errors import StoreError
+
+app = typer.Typer()
+config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="[default: ~/.config/sllmd or /etc/sllmd/sllmd.toml]")
+]
+DevOption = Annotated[bool, typer.Option("--dev", help="As `sllmd start --dev` would have it.")]
+
+
+@command(app, "version")
+def version(session: Session) -> None:
+    """Show the version."""
+    python = platform.python_version()
+    session.show_object({"version": __version__, "python": python}, f"sllmd {__version__}, Python {python}")
+
+
+@command(config_app, "check")
+def check(session: Session, file: FileArgument = None, dev: DevOption = False) -> None:
+    """Try a configuration as `sllmd start` would read it, without starting anything."""
+    loaded = load_config(file, dev=dev)
+    check_exposure(loaded.config.api)
+    read = file or (None if dev else default_config_file())
+    where = str(read) if read else "no file, all defaults"
+    session.show_object({"ok": True, "file": str(read) if read else None}, f"configuration is good ({where})")
+
+
+@command(config_app, "show")
+def show(
+    session: Session,
+    file: FileArgument = None,
+    dev: DevOption = False,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+) -> None:
+    """Show the configuration in force."""
+    loaded = load_config(file, dev=dev)
+    values = loaded.config.model_dump(mode="json")
+    if origin:
+        values = {
+            "config": values,
+            "origins": {".".join(path): text for path, text in loaded.origins.items()},
+        }
+    session.show_object(values, effective(loaded, origin=origin).rstrip())
+
+
+@command(config_app, "schema")
+def schema(session: Session) -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    print(json.dumps(json_schema(), indent=None if session.output.value == "jsonl" else 2))
+
+
+@command(config_app, "init")
+def init(
+    session: Session,
+    file: FileArgument = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a configuration file with every key, its default and what it does."""
+    path = file or configuration_directory() / "sllmd.toml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w" if force else "x", encoding="utf-8") as out:
+            out.write(reference())
+    except FileExistsError:
+        raise StoreError(f"{path} is there already", hint="--force writes over it") from None
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from None
+    session.show_object({"file": str(path)}, f"wrote {path}")

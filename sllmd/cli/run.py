@@ -1,0 +1,145 @@
+"""``sllmd run``: one answer, or a talk, streamed to the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from sllmd.cli.client import segment
+from sllmd.cli.serving import ModelArgument, TargetTier, follow_load
+from sllmd.cli.session import Session, command
+from sllmd.cli.waterfall import waterfall
+from sllmd.core.errors import InvalidRequest, ModelNotFound
+
+app = typer.Typer()
+
+_REQUEST_ID_HEADER = "x-request-id"
+_GOODBYE = "/bye"
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """How to ask: what every request of one command has in common."""
+
+    session: Session
+    model: str
+    options: dict[str, Any]
+    raw: bool
+    timings: bool
+
+
+@command(app, "run")
+def run(
+    session: Session,
+    model: ModelArgument,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask. Without it: a talk on a terminal, else standard input.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told about its part.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="0: always the likeliest token.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
+    keep_alive: Annotated[str | None, typer.Option(help="How long the model stays afterwards.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on from the prompt's text, no chat template.")
+    ] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Show where the time went, afterwards.")] = False,
+) -> None:
+    """Ask a model something, or talk with it. It is loaded when it is not."""
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "keep_alive": keep_alive}
+    options = {key: value for key, value in given.items() if value is not None}
+    raw = raw or not _has_chat_template(session, model)
+    talk = _Talk(session, model, options, raw, timings)
+    if session.shows_progress:
+        follow_load(session, model, TargetTier.DEVICE)
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt is None and sys.stdin.isatty() and session.for_people:
+        _converse(talk, messages)
+        return
+    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
+    if not text:
+        raise InvalidRequest("nothing to ask", hint='give a prompt: sllmd run MODEL "Hello"')
+    _answer(talk, [*messages, {"role": "user", "content": text}])
+
+
+def _has_chat_template(session: Session, model: str) -> bool:
+    card = session.client.get(f"/sllmd/v1/models/{segment(model)}")
+    return bool(card.get("chat_template", True))
+
+
+def _converse(talk: _Talk, messages: list[dict[str, str]]) -> None:
+    """Ask and answer until Ctrl-D or /bye; Ctrl-C ends an answer, not the talk."""
+    talk.session.note(f"talking with {talk.model}; {_GOODBYE} or Ctrl-D ends")
+    while True:
+        try:
+            text = input(">>> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if text.strip() == _GOODBYE:
+            return
+        if not text.strip():
+            continue
+        messages.append({"role": "user", "content": text})
+        try:
+            messages.append({"role": "assistant", "content": _answer(talk, messages)})
+        except KeyboardInterrupt:
+            print()
+            messages.pop()
+
+
+def _answer(talk: _Talk, messages: list[dict[str, str]]) -> str:
+    """One answer, printed as it comes; the whole of it."""
+    path, body, text_of = _request(talk, messages)
+    if not talk.session.for_people:
+        answer, headers = talk.session.client.post_with_headers(path, body)
+        talk.session.show_object(answer, "")
+        _show_timings(talk, headers.get(_REQUEST_ID_HEADER))
+        return text_of(answer["choices"][0], "message")
+    headers_out: dict[str, str] = {}
+    pieces = []
+    for piece in _pieces(talk, path, body, text_of, headers_out):
+        pieces.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()
+    lowered = {name.lower(): value for name, value in headers_out.items()}
+    _show_timings(talk, lowered.get(_REQUEST_ID_HEADER))
+    return "".join(pieces)
+
+
+_TextOf = Callable[[dict[str, Any], str], str]
+
+
+def _request(talk: _Talk, messages: list[dict[str, str]]) -> tuple[str, dict[str, Any], _TextOf]:
+    """Path and body of the request, and how to find the text in a choice."""
+    body: dict[str, Any] = {"model": talk.model, **talk.options}
+    if talk.raw:
+        body["prompt"] = "\n".join(message["content"] for message in messages)
+        body.setdefault("max_tokens", 128)
+        return "/v1/completions", body, lambda choice, _: choice.get("text") or ""
+    body["messages"] = messages
+    return "/v1/chat/completions", body, lambda choice, key: (choice.get(key) or {}).get("content") or ""
+
+
+def _pieces(
+    talk: _Talk, path: str, body: dict[str, Any], text_of: _TextOf, headers_out: dict[str, str]
+) -> Iterator[str]:
+    events = talk.session.client.stream(path, {**body, "stream": True}, headers_out=headers_out)
+    for event in events:
+        for choice in event.get("choices", ()):
+            yield text_of(choice, "delta")
+
+
+def _show_timings(talk: _Talk, request_id: str | None) -> None:
+    if not (talk.timings and request_id):
+        return
+    try:
+        request = talk.session.client.get(f"/sllmd/v1/requests/{segment(request_id)}")
+    except ModelNotFound:
+        return
+    print(f"\n{waterfall(request)}", file=sys.stderr)

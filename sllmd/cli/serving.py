@@ -1,0 +1,224 @@
+"""Commands that ask a daemon about what it serves, or tell it what to hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from sllmd.cli.client import DaemonUnreachable, segment
+from sllmd.cli.progress import byte_bar
+from sllmd.cli.session import Session, command
+from sllmd.cli.tables import Column, fields, table
+from sllmd.cli.waterfall import waterfall
+from sllmd.core.errors import ModelLoadFailed, ModelNotFound
+from sllmd.core.units import format_bytes, format_seconds, parse_duration_seconds
+
+app = typer.Typer()
+
+_WAIT_INTERVAL_SECONDS = 0.1
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
+
+
+class TargetTier(StrEnum):
+    """Where ``load`` can bring a model."""
+
+    DRAM = "dram"
+    DEVICE = "device"
+
+
+def _until(row: Mapping[str, Any]) -> str:
+    seconds = row.get("expires_in_seconds")
+    if seconds is not None:
+        return format_seconds(seconds)
+    return "busy" if row["running"] or row["waiting"] else "-"
+
+
+def _replica_state(row: Mapping[str, Any]) -> str:
+    if row["state"] != "starting" or not row["size_bytes"]:
+        return str(row["state"])
+    percent = 100 * row["loaded_bytes"] / row["size_bytes"]
+    return f"loading {percent:.0f} % {format_bytes(row['bytes_per_second'])}/s"
+
+
+_REPLICA_COLUMNS = (
+    Column("MODEL", lambda row: row["model"]),
+    Column("DEVICE", lambda row: ",".join(row["devices"]) or "-"),
+    Column("STATE", _replica_state),
+    Column("TIER", lambda row: row["tier"]),
+    Column("SIZE", lambda row: format_bytes(row["size_bytes"]), right=True),
+    Column("REQS", lambda row: str(row["running"]), right=True),
+    Column("WAITING", lambda row: str(row["waiting"]), right=True),
+    Column("UNTIL", _until),
+    Column("PID", lambda row: str(row.get("pid") or "-"), wide=True, right=True),
+    Column("RSS", lambda row: format_bytes(row["rss_bytes"]) if row.get("rss_bytes") else "-", wide=True),
+    Column("REPLICA", lambda row: row["replica_id"], wide=True),
+)
+
+
+@command(app, "ps")
+def ps(session: Session) -> None:
+    """Show the replicas that are loaded or on their way, and the copies that rest in DRAM."""
+    status = session.client.get("/sllmd/v1/status")
+    rows = list(status["replicas"])
+    held = {row["model"] for row in rows}
+    rows += [_resting(copy) for copy in status["cache"]["copies"] if copy["model"] not in held]
+    session.show_rows(rows, _REPLICA_COLUMNS, empty="nothing is loaded; the next request loads its model")
+
+
+def _resting(copy: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in DRAM without a replica, as a row beside replicas."""
+    return {
+        "replica_id": "",
+        "model": copy["model"],
+        "state": "warm",
+        "devices": [],
+        "tier": "dram",
+        "size_bytes": copy["size_bytes"],
+        "loaded_bytes": copy["size_bytes"],
+        "bytes_per_second": 0.0,
+        "running": 0,
+        "waiting": 0,
+        "expires_in_seconds": None,
+        "pid": None,
+        "rss_bytes": None,
+    }
+
+
+@command(app, "load")
+def load(
+    session: Session,
+    model: ModelArgument,
+    tier: Annotated[TargetTier, typer.Option(help="How far up.")] = TargetTier.DEVICE,
+) -> None:
+    """Load a model before anybody asks for it."""
+    last = follow_load(session, model, tier)
+    text = f"{last['model']} is in {tier}: {format_bytes(last['total_bytes'])}"
+    session.show_object(last, f"{text} in {format_seconds(last['seconds'])}")
+
+
+def follow_load(session: Session, model: str, tier: TargetTier) -> dict[str, Any]:
+    """Load with a bar; the last status. Raises ModelLoadFailed with the daemon's reason."""
+    last: dict[str, Any] = {}
+    steps = session.client.stream(f"/sllmd/v1/models/{segment(model)}/load", {"tier": tier.value})
+    with byte_bar(model, shown=session.shows_progress) as update:
+        for last in steps:
+            update(last["stage"], last["current_bytes"], last["total_bytes"])
+    if last.get("status") != "ready":
+        raise ModelLoadFailed(
+            f"{model}: {last.get('message') or 'the daemon ended the load without a word'}",
+            hint="the daemon's log has the details",
+        )
+    return last
+
+
+@command(app, "unload")
+def unload(session: Session, model: ModelArgument) -> None:
+    """Take a model out of memory; requests that run on it are finished first."""
+    report = session.client.post(f"/sllmd/v1/models/{segment(model)}/unload")
+    freed = (
+        f"{report['device_replicas']} replicas stopped, {format_bytes(report['dram_bytes'])} of DRAM freed"
+    )
+    session.show_object(report, f"{report['model']}: {freed}")
+
+
+_COPY_COLUMNS = (
+    Column("MODEL", lambda row: row["model"]),
+    Column("SIZE", lambda row: format_bytes(row["size_bytes"]), right=True),
+    Column("STATE", lambda row: "loaded" if row["loaded"] else "loading"),
+    Column("USED BY", lambda row: str(row["leases"]), right=True),
+    Column("IDLE", lambda row: "-" if row["leases"] else format_seconds(row["idle_seconds"]), right=True),
+    Column("DIGEST", lambda row: row["digest"], wide=True),
+)
+
+
+@command(app, "cache")
+def cache(
+    session: Session,
+    evict: Annotated[str | None, typer.Option(metavar="MODEL", help="Free this model's copy.")] = None,
+) -> None:
+    """Show the DRAM tier, or evict a model from it."""
+    if evict is not None:
+        freed = session.client.post(f"/sllmd/v1/models/{segment(evict)}/evict")
+        text = f"{format_bytes(freed['freed_bytes'])} freed"
+        session.show_object(freed, text if freed["freed_bytes"] else "nothing to free: absent, or in use")
+        return
+    books = session.client.get("/sllmd/v1/cache")
+    head = [
+        ("used", f"{format_bytes(books['used_bytes'])} of {format_bytes(books['budget_bytes'])}"),
+        ("memory", books["pinned"]),
+    ]
+    speeds = books["bandwidth_bytes_per_second"]
+    head += [(f"{hop} measured", f"{format_bytes(speed)}/s") for hop, speed in speeds.items()]
+    copies = table(books["copies"], _COPY_COLUMNS, wide=session.output.value == "wide")
+    session.show_object(books, f"{fields(head)}\n\n{copies}".rstrip() if books["copies"] else fields(head))
+
+
+@command(app, "status")
+def status(
+    session: Session,
+    wait: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Wait so long for the daemon to be ready.")
+    ] = None,
+) -> None:
+    """Show the node: devices, memory, processes."""
+    if wait is not None:
+        _wait_until_ready(session, parse_duration_seconds(wait))
+    node = session.client.get("/sllmd/v1/status")
+    session.show_object(node, _status_text(node))
+
+
+def _wait_until_ready(session: Session, seconds: float) -> None:
+    deadline_seconds = time.monotonic() + seconds
+    while True:
+        try:
+            session.client.get("/readyz")
+        except DaemonUnreachable:
+            if time.monotonic() >= deadline_seconds:
+                raise
+        else:
+            return
+        time.sleep(_WAIT_INTERVAL_SECONDS)
+
+
+def _status_text(node: Mapping[str, Any]) -> str:
+    cache_books = node["cache"]
+    pairs = [
+        ("node", f"{node['node']}, sllmd {node['version']}, {node['state']}"),
+        ("up", format_seconds(node["uptime_seconds"])),
+        ("listens on", "  ".join(node["listen"])),
+        ("store", f"{node['store_directory']}, {node['models']} models"),
+        ("requests", f"{node['requests_running']} running, {node['requests_waiting']} waiting"),
+        ("dram", f"{format_bytes(cache_books['used_bytes'])} of {format_bytes(cache_books['budget_bytes'])}"),
+        ("", cache_books["pinned"]),
+    ]
+    for device in node["devices"]:
+        memory = format_bytes(device["memory_bytes"]) if device["memory_bytes"] else "shares DRAM"
+        replicas = f"{device['replicas']} replicas"
+        pairs.append(("device", f"{device['name']}, {device['description']}, {memory}, {replicas}"))
+    pairs += [
+        ("process", f"{process['role']}, pid {process['pid']}, {format_bytes(process['rss_bytes'])}")
+        for process in node["processes"]
+    ]
+    return fields(pairs)
+
+
+@command(app, "explain")
+def explain(
+    session: Session,
+    request: Annotated[
+        str, typer.Argument(metavar="ID", help="A request's id; `last`: the latest.")
+    ] = "last",
+) -> None:
+    """Show where a request's time went."""
+    if request == "last":
+        recent = session.client.get("/sllmd/v1/requests")
+        if not recent:
+            raise ModelNotFound("no request has come yet", code="request_not_found")
+        found = recent[0]
+    else:
+        found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
+    session.show_object(found, waterfall(found))

@@ -1,0 +1,199 @@
+"""What every command shares: where the daemon is, how results are shown, which errors exit how."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sllmd.cli.client import Client, DaemonUnreachable, daemon_address
+from sllmd.cli.tables import Column, as_json, table
+from sllmd.core.errors import BusyError, CallerError, ModelNotFound, SllmdError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_NOT_FOUND = 4
+EXIT_BUSY = 5
+EXIT_INTERRUPTED = 130
+
+
+class OutputFormat(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedOptions:
+    """The options that every command takes."""
+
+    addr: str | None = None
+    api_key: str | None = None
+    output: OutputFormat | None = None
+    quiet: bool = False
+    color: bool = True
+
+
+class Session:
+    """One run of the command line."""
+
+    def __init__(self, options: SharedOptions) -> None:
+        self.options = options
+
+    @property
+    def output(self) -> OutputFormat:
+        """The chosen format."""
+        return self.options.output or OutputFormat.TABLE
+
+    @property
+    def for_people(self) -> bool:
+        """Whether results are tables and sentences, not JSON."""
+        return self.output in (OutputFormat.TABLE, OutputFormat.WIDE)
+
+    @functools.cached_property
+    def client(self) -> Client:
+        """The daemon named by ``--addr``, SLLMD_ADDR, its Unix socket, or the default port."""
+        return Client(daemon_address(self.options.addr), api_key=self.options.api_key)
+
+    def show_rows(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, empty: str) -> None:
+        """Print a list: a table, one JSON array, or one JSON object a line."""
+        if not self.for_people:
+            print(as_json(list(rows), lines=self.output is OutputFormat.JSONL), end="")
+        elif rows:
+            wide = self.output is OutputFormat.WIDE
+            print(table(rows, columns, wide=wide, bold_head=self._bold(sys.stdout)), end="")
+        else:
+            self.note(empty)
+
+    def show_object(self, value: Mapping[str, Any], text: str) -> None:
+        """Print one thing: ``text`` for people, ``value`` for programs."""
+        if self.for_people:
+            print(text)
+        else:
+            print(as_json(value, lines=self.output is OutputFormat.JSONL), end="")
+
+    def note(self, text: str) -> None:
+        """Tell a person something that is not a result."""
+        if not self.options.quiet:
+            print(text, file=sys.stderr)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether a bar may be drawn."""
+        return sys.stderr.isatty() and not self.options.quiet
+
+    def fail(self, error: SllmdError) -> NoReturn:
+        """Say what went wrong and what to do, and exit accordingly."""
+        bold, plain = ("\033[1;31m", "\033[0m") if self._bold(sys.stderr) else ("", "")
+        print(f"{bold}sllmd: {error.message}{plain}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        raise typer.Exit(exit_code(error))
+
+    def _bold(self, stream: Any) -> bool:
+        return self.options.color and "NO_COLOR" not in os.environ and stream.isatty()
+
+
+def exit_code(error: SllmdError) -> int:
+    """The exit code for ``error``."""
+    for kind, code in (
+        (DaemonUnreachable, EXIT_UNREACHABLE),
+        (ModelNotFound, EXIT_NOT_FOUND),
+        (BusyError, EXIT_BUSY),
+        (CallerError, EXIT_USAGE),
+    ):
+        if isinstance(error, kind):
+            return code
+    return EXIT_FAILED
+
+
+OutputOption = Annotated[
+    OutputFormat | None,
+    typer.Option("-o", "--output", help="How results are printed.", show_default="table"),
+]
+AddrOption = Annotated[
+    str | None,
+    typer.Option(envvar="SLLMD_ADDR", help="The daemon: unix:/path, host:port or http://host:port."),
+]
+KeyOption = Annotated[str | None, typer.Option(envvar="SLLMD_API_KEY", help="Key for the daemon.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Results and errors only.")]
+NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")]
+
+_SHARED: dict[str, Any] = {
+    "output": OutputOption,
+    "addr": AddrOption,
+    "api_key": KeyOption,
+    "quiet": QuietOption,
+    "no_color": NoColorOption,
+}
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command: its first parameter is the Session, the shared options are added.
+
+    A SllmdError that leaves it becomes a message, a hint and an exit code.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(ctx: typer.Context, **arguments: Any) -> None:
+            before = ctx.find_object(Session)
+            options = before.options if before else SharedOptions()
+            given = {key: arguments.pop(key) for key in _SHARED}
+            session = Session(given_options(options, **given))
+            try:
+                function(session, **arguments)
+            except SllmdError as error:
+                session.fail(error)
+            except KeyboardInterrupt:
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+
+        run.__signature__ = _signature(function)  # type: ignore[attr-defined]
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+def given_options(
+    before: SharedOptions,
+    *,
+    output: OutputFormat | None,
+    addr: str | None,
+    api_key: str | None,
+    quiet: bool,
+    no_color: bool,
+) -> SharedOptions:
+    """``before`` with what was given since."""
+    return SharedOptions(
+        addr=before.addr if addr is None else addr,
+        api_key=before.api_key if api_key is None else api_key,
+        output=before.output if output is None else output,
+        quiet=before.quiet or quiet,
+        color=before.color and not no_color,
+    )
+
+
+def _signature(function: Callable[..., None]) -> inspect.Signature:
+    """``function``'s parameters without the session, with typer's context and the shared options."""
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    shared = [
+        inspect.Parameter(
+            key, keyword, default=False if key in ("quiet", "no_color") else None, annotation=kind
+        )
+        for key, kind in _SHARED.items()
+    ]
+    return inspect.Signature([context, *(parameter.replace(kind=keyword) for parameter in own), *shared])

@@ -1,0 +1,74 @@
+"""Where a request's time went, drawn: one line per stage, bars begin where the last one ended. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sllmd.core.units import format_seconds
+
+_WIDTH = 44
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def waterfall(request: Mapping[str, Any]) -> str:
+    """The picture of one RequestStatus."""
+    stages = _stages(request)
+    total_ms = max(sum(milliseconds for _, milliseconds, _ in stages), 1e-9)
+    label_width = max(len(label) for label, _, _ in stages)
+    lines = [_headline(request)]
+    begin_ms = 0.0
+    for label, milliseconds, note in stages:
+        bar = _bar(begin_ms / total_ms, milliseconds / total_ms)
+        text = f" {label:<{label_width}} {bar} {format_seconds(milliseconds / 1000):>7}"
+        lines.append(f"{text}  {note}".rstrip())
+        begin_ms += milliseconds
+    if request.get("error"):
+        lines.append(f" error: {request['error']}")
+    return "\n".join(lines)
+
+
+def _headline(request: Mapping[str, Any]) -> str:
+    first_token_ms = request["queue_ms"] + request["load_ms"] + request["prefill_ms"]
+    parts = [
+        str(request["request_id"]),
+        str(request["model"]),
+        f"COLD from {request['tier']}" if request["cold"] else "warm",
+        str(request["state"]),
+        f"total {format_seconds(request['total_ms'] / 1000)}",
+        f"first token {format_seconds(first_token_ms / 1000)}",
+    ]
+    return "  ".join(parts)
+
+
+def _stages(request: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Label, milliseconds and a note of each stage, in order of time."""
+    stages = [("queue", request["queue_ms"], "")]
+    parts = request["stages_ms"]
+    estimate = request["load_estimate_ms"]
+    note = f"estimated {format_seconds(estimate / 1000)}" if request["load_ms"] and estimate else ""
+    stages += [(name, milliseconds, "") for name, milliseconds in parts.items()]
+    rest_ms = request["load_ms"] - sum(parts.values())
+    if parts and rest_ms >= 1:
+        stages.append(("start", rest_ms, note))
+    elif not parts:
+        stages.append(("load", request["load_ms"], note))
+    stages.append(("prefill", request["prefill_ms"], f"{request['prompt_tokens']} tokens"))
+    stages.append(("decode", request["decode_ms"], _decode_note(request)))
+    return stages
+
+
+def _decode_note(request: Mapping[str, Any]) -> str:
+    tokens, milliseconds = request["completion_tokens"], request["decode_ms"]
+    if tokens > 1 and milliseconds > 0:
+        return f"{tokens} tokens, {(tokens - 1) * 1000 / milliseconds:.1f} tokens/s"
+    return f"{tokens} tokens"
+
+
+def _bar(begin: float, share: float) -> str:
+    """A bar of eighths of a character; the shortest one can still be seen."""
+    first = min(int(begin * _WIDTH), _WIDTH - 1)
+    eighths = max(1, round(share * _WIDTH * 8)) if share > 0 else 0
+    eighths = min(eighths, (_WIDTH - first) * 8)
+    bar = "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
+    return " " * first + bar + " " * (_WIDTH - first - len(bar))
