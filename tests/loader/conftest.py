@@ -99,6 +99,17 @@ def expected_memory(checkpoint: Checkpoint, directory: Path | None = None) -> li
     return spaces
 
 
+def open_descriptors() -> int:
+    """How many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def status_bytes(field: str) -> int:
+    """A size in /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * KIB for line in lines if line.startswith(f"{field}:"))
+
+
 def small_settings(**changes: object) -> LoaderSettings:
     values: dict[str, object] = {
         "dram_budget": f"{64 * SLAB_BYTES}",

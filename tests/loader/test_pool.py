@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 
 from sllmd.core.units import KIB, MIB
 from sllmd.loader.pool import Pool, available_memory_bytes, total_memory_bytes
+from tests.loader.conftest import open_descriptors, status_bytes
 
 SLAB = 64 * KIB
 
@@ -45,7 +45,7 @@ def test_a_slab_that_came_back_is_used_again_first(make_pool):
 
 def test_free_slabs_beyond_the_reserve_are_closed(make_pool):
     pool = make_pool()
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_descriptors()
     slabs = pool.take(5)
     pool.put(slabs)
     assert (pool.made, pool.free) == (5, 5)
@@ -53,7 +53,7 @@ def test_free_slabs_beyond_the_reserve_are_closed(make_pool):
     assert (pool.made, pool.free) == (2, 2)
     pool.close()
     assert pool.made == 0
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_descriptors() == descriptors
 
 
 def test_the_machine_limits_growth_too(make_pool):
@@ -80,15 +80,10 @@ def test_pinned_where_allowed(make_pool):
     if pool.pin_state != "pinned":
         pytest.skip(f"this machine does not let us pin 64 kB: {pool.pin_state}")
     assert pool.pinned_bytes == SLAB
-    assert locked_bytes() >= SLAB
+    assert status_bytes("VmLck") >= SLAB
     pool.put(slabs)
     pool.close()
     assert pool.pinned_bytes == 0
-
-
-def locked_bytes() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * KIB for line in status if line.startswith("VmLck"))
 
 
 def test_off_is_off(make_pool):
@@ -120,7 +115,7 @@ def test_a_small_memlock_limit_degrades_loudly():
     )
     state, pinned_bytes, served = json.loads(child.stderr)
     assert state == (
-        "unpinned: RLIMIT_MEMLOCK is 131 kB, need 10.5 MB; "
+        "unpinned: RLIMIT_MEMLOCK is 131.1 kB, need 10.5 MB; "
         "set LimitMEMLOCK=infinity in the unit, or `ulimit -l unlimited`"
     )
     assert pinned_bytes <= 128 * KIB

@@ -9,6 +9,7 @@ import pytest
 
 from sllmd.core.units import KIB, MIB
 from sllmd.loader.slab import Slab
+from tests.loader.conftest import open_descriptors, status_bytes
 
 
 @pytest.fixture
@@ -58,18 +59,13 @@ def test_not_even_after_reopening_it_for_writing(slab):
 
 
 def test_closing_it_returns_memory_and_descriptors():
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_descriptors()
     slab = Slab(8 * MIB)
     put(slab, 0, b"x" * (8 * MIB))
-    held = shared_bytes()
+    held = status_bytes("RssShmem")
     slab.close()
-    assert held - shared_bytes() == 8 * MIB
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-
-
-def shared_bytes() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * KIB for line in status if line.startswith("RssShmem"))
+    assert held - status_bytes("RssShmem") == 8 * MIB
+    assert open_descriptors() == descriptors
 
 
 def test_a_slab_that_is_in_use_is_not_closed(slab):
