@@ -67,10 +67,10 @@ class ForkFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A worker is reaped; ``status`` as ``os.waitpid`` gives it."""
+    """A worker is reaped; ``exit_code`` is negative for a signal."""
 
     worker_id: int
-    status: int
+    exit_code: int
 
 
 # -- daemon -> worker ----------------------------------------------------------------------------

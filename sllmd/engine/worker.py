@@ -1,0 +1,307 @@
+"""A worker: one process, one replica.
+
+A life: (1) forked by the zygote, start threads and first-use costs, say ``Waiting``; (2) ``Attach``: map the
+memory, say ``Mapped``, build the model without weights; (3) ``Begin``: put the weights in, say ``Ready``;
+(4) step until ``Stop`` or until the daemon hangs up. An I/O thread only moves messages into a queue;
+everything that touches the engine happens in the main thread, between two steps.
+
+A worker holds nothing that needs saving: it ends by ``os._exit``, whatever its threads are doing.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, Protocol
+
+from sllmd.core.errors import ProtocolError, SllmdError
+from sllmd.core.ids import GenerationId
+from sllmd.core.memory import PartitionMemory
+from sllmd.engine.fake import FakeEngine, FakeSettings
+from sllmd.engine.memory import MappedPartition, map_partitions
+from sllmd.engine.messages import (
+    Add,
+    AskStats,
+    Attach,
+    Begin,
+    Cancel,
+    Events,
+    Export,
+    Exported,
+    Failed,
+    Mapped,
+    Message,
+    Prefill,
+    Prefilled,
+    Progress,
+    Ready,
+    Refused,
+    Stats,
+    Stop,
+    Waiting,
+    decode,
+    encode,
+    pack_events,
+)
+from sllmd.engine.protocol import Engine, EngineEvent, FailedEvent, PrefilledEvent
+from sllmd.engine.replica import ends_generation
+from sllmd.store.manifest import Manifest
+from sllmd.wire.frames import BlockingChannel, close_descriptors
+
+SILENT_STEPS_SECONDS = 1.0
+"""A step without events is told only this often: enough for the daemon to see that the worker works."""
+
+EngineKind = Literal["transformers", "fake"]
+
+
+class EngineBuilder(Protocol):
+    """Brings up an engine in two parts, so that the first overlaps the bytes' way to memory."""
+
+    def skeleton(self) -> None:
+        """What can be done without bytes."""
+
+    def progress(self, bytes_ready: Sequence[int]) -> None:
+        """So many bytes of each partition are filled."""
+
+    def finish(self) -> Engine:
+        """The rest, with all bytes there."""
+
+
+class _PacedFakeEngine(FakeEngine):
+    def step(self) -> list[EngineEvent]:
+        events = super().step()
+        time.sleep(self.step_seconds)
+        return events
+
+
+class _FakeBuilder:
+    def __init__(self, attach: Attach, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._options = attach.options
+        self._settings = FakeSettings.model_validate_json(attach.fake_json)
+
+    def skeleton(self) -> None:
+        """Nothing to build."""
+
+    def progress(self, bytes_ready: Sequence[int]) -> None:
+        """Nothing to copy."""
+
+    def finish(self) -> Engine:
+        """The engine, after its simulated seconds."""
+        time.sleep(self._settings.overridden_by(self._manifest).build_seconds)
+        return _PacedFakeEngine.build(self._manifest, self._options, self._settings)
+
+
+class Stopped(Exception):
+    """The daemon asked this worker to stop."""
+
+
+class Worker:
+    """The main thread's side of a worker."""
+
+    def __init__(self, channel: BlockingChannel, engine_kind: EngineKind) -> None:
+        self._channel = channel
+        self._engine_kind = engine_kind
+        self._inbox: queue.SimpleQueue[tuple[Message, list[int]]] = queue.SimpleQueue()
+        self._handles: dict[GenerationId, int] = {}
+        self._generation_ids: dict[int, GenerationId] = {}
+        self._prefills: dict[GenerationId, int] = {}
+        self._told_seconds = 0.0
+
+    def run(self) -> None:
+        """The whole life, until ``Stopped``."""
+        if self._engine_kind == "transformers":
+            _start_threads()
+        threading.Thread(target=self._listen, name="messages", daemon=True).start()
+        self._send(Waiting())
+        attach, descriptors = self._inbox.get()
+        if isinstance(attach, Stop):
+            raise Stopped
+        assert isinstance(attach, Attach), attach
+        self._serve(self._build(attach, descriptors))
+
+    def _build(self, attach: Attach, descriptors: list[int]) -> Engine:
+        manifest = Manifest.model_validate_json(attach.manifest_json)
+        on_cpu = all(device.startswith("cpu") for device in attach.devices)
+        mapped = map_partitions(_partitions(attach, descriptors), shared=not on_cpu)
+        close_descriptors(descriptors)
+        self._send(Mapped())
+        started_seconds = time.monotonic()
+        builder = self._builder(attach, manifest, mapped)
+        builder.skeleton()
+        skeleton_seconds = time.monotonic() - started_seconds
+        self._await_begin(builder)
+        started_seconds = time.monotonic()
+        engine = builder.finish()
+        finish_seconds = time.monotonic() - started_seconds
+        self._send(Ready({"skeleton": skeleton_seconds, "finish": finish_seconds}))
+        return engine
+
+    def _builder(self, attach: Attach, manifest: Manifest, mapped: list[MappedPartition]) -> EngineBuilder:
+        if self._engine_kind == "fake" or manifest.architecture == "fake":
+            return _FakeBuilder(attach, manifest)
+        from sllmd.engine.bring_up import TransformersBuilder  # noqa: PLC0415 - torch, and only here
+
+        return TransformersBuilder(manifest, attach.options, mapped, attach.devices)
+
+    def _await_begin(self, builder: EngineBuilder) -> None:
+        while True:
+            message, _ = self._inbox.get()
+            match message:
+                case Begin():
+                    return
+                case Progress():
+                    builder.progress(message.bytes_ready)
+                case Stop():
+                    raise Stopped
+                case _:
+                    raise ProtocolError(f"{type(message).__name__} came before Begin")
+
+    def _serve(self, engine: Engine) -> NoReturn:
+        while True:
+            self._drain(engine)
+            if engine.has_work():
+                self._emit(engine.step())
+
+    def _drain(self, engine: Engine) -> None:
+        """Act on every message that is here; wait for one when there is nothing else to do."""
+        while True:
+            try:
+                message, _ = self._inbox.get(block=not engine.has_work())
+            except queue.Empty:
+                return
+            self._act(engine, message)
+
+    def _act(self, engine: Engine, message: Message) -> None:
+        match message:
+            case Add():
+                generation_id = message.state.generation_id
+                self._handles[generation_id] = message.handle
+                self._generation_ids[message.handle] = generation_id
+                engine.add(message.state)
+            case Cancel():
+                cancelled = self._forget(message.handle)
+                if cancelled is not None:
+                    engine.cancel(cancelled)
+            case Export():
+                self._export(engine, message)
+            case Prefill():
+                self._prefills[message.state.generation_id] = message.request
+                engine.prefill(message.state)
+            case AskStats():
+                self._send(Stats(message.request, engine.stats()))
+            case Stop():
+                raise Stopped
+            case _:
+                raise ProtocolError(f"a serving worker cannot act on {type(message).__name__}")
+
+    def _export(self, engine: Engine, message: Export) -> None:
+        generation_id = self._generation_ids.get(message.handle)
+        state = None if generation_id is None else engine.export(generation_id, stop=message.stop)
+        if message.stop:
+            self._forget(message.handle)
+        self._send(Exported(message.request, state))
+
+    def _forget(self, handle: int) -> GenerationId | None:
+        generation_id = self._generation_ids.pop(handle, None)
+        if generation_id is not None:
+            del self._handles[generation_id]
+        return generation_id
+
+    def _emit(self, events: list[EngineEvent]) -> None:
+        """One frame for the step. A daemon that is slow to read makes this wait, and with it the engine."""
+        if self._prefills:
+            self._answer_prefills(events)
+        now_seconds = time.monotonic()
+        if not events and now_seconds - self._told_seconds < SILENT_STEPS_SECONDS:
+            return
+        self._told_seconds = now_seconds
+        packed: Events = pack_events(events, self._handles)
+        for event in events:
+            if ends_generation(event):
+                self._forget(self._handles.get(event.generation_id, -1))
+        self._send(packed)
+
+    def _answer_prefills(self, events: list[EngineEvent]) -> None:
+        for event in events:
+            if event.generation_id in self._handles or event.generation_id not in self._prefills:
+                continue
+            match event:
+                case PrefilledEvent():
+                    self._send(Prefilled(self._prefills.pop(event.generation_id)))
+                case FailedEvent():
+                    self._send(Refused(self._prefills.pop(event.generation_id), event.message))
+
+    def _listen(self) -> None:
+        """The I/O thread."""
+        try:
+            while True:
+                value, descriptors = self._channel.receive()
+                self._inbox.put((decode(value), descriptors))
+        except (EOFError, OSError):
+            os._exit(0)  # the daemon is gone
+        except ProtocolError:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _send(self, message: Message) -> None:
+        self._channel.send(encode(message))
+
+
+def main(connection: socket.socket, engine_kind: EngineKind, frame_bytes_max: int) -> NoReturn:
+    """Run a worker in this process, which ends with it."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    channel = BlockingChannel(connection, frame_bytes_max=frame_bytes_max)
+    exit_code = 0
+    try:
+        Worker(channel, engine_kind).run()
+    except (Stopped, BrokenPipeError, ConnectionResetError):
+        pass
+    except Exception as error:  # noqa: BLE001 - the daemon turns it into an event
+        exit_code = 1
+        traceback.print_exc()
+        channel.send(encode(_last_words(error)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def import_transformers_engine() -> None:
+    """For the zygote: everything slow that needs no model. Starts no thread."""
+    import torch  # noqa: PLC0415 - the fake engine does without
+
+    torch.set_num_threads(1)
+    from sllmd.engine import bring_up, warmup  # noqa: PLC0415
+
+    assert bring_up
+    warmup.warm_up()
+
+
+def _start_threads() -> None:
+    """Start the threads that a forward pass uses, so that the first one finds them."""
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    torch.ones(1 << 20).add_(1)
+
+
+def _partitions(attach: Attach, descriptors: list[int]) -> tuple[PartitionMemory, ...]:
+    partitions = []
+    start = 0
+    for span_bytes, slab_bytes, count in attach.partitions:
+        partitions.append(PartitionMemory(span_bytes, slab_bytes, tuple(descriptors[start : start + count])))
+        start += count
+    return tuple(partitions)
+
+
+def _last_words(error: Exception) -> Failed:
+    if isinstance(error, SllmdError):
+        return Failed(error.message, error.hint)
+    text: Any = str(error).strip()
+    return Failed(f"{type(error).__name__}: {text}" if text else type(error).__name__, None)

@@ -1,0 +1,127 @@
+"""The zygote as the daemon sees it: spawned, asked for workers, watched.
+
+Owns: starting one zygote and handing descriptors over. When it ends, so do its workers; starting another is
+the supervisor's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from typing import TypeVar
+
+from sllmd.core.errors import ModelLoadFailed, ProtocolError
+from sllmd.engine.messages import Exited, Fork, Forked, ForkFailed, Message, ZygoteReady
+from sllmd.engine.peer import Peer
+from sllmd.engine.postmortem import Cause
+from sllmd.engine.process import ChildProcess, Output
+from sllmd.engine.settings import WorkerSettings
+from sllmd.engine.worker_process import WorkerProcess
+
+_T = TypeVar("_T")
+
+CONTROL_DESCRIPTOR = 3
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # a worker has the model's files and no business on the network
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONFAULTHANDLER": "1",  # a crash in native code prints where
+}
+
+
+class ZygoteProcess(Peer):
+    """A running zygote."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Spawn it; ``ready`` tells when it can fork."""
+        self._workers: dict[int, ChildProcess] = {}
+        self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        connection, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        with theirs:
+            try:
+                pid = _spawn(settings, theirs.fileno(), writing)
+            finally:
+                os.close(writing)
+        process = ChildProcess(pid, os.pidfd_open(pid), Output(reading, "zygote", settings))
+        super().__init__("the zygote", process, connection, settings)
+
+    async def ready(self) -> float:
+        """Seconds its imports took, when they are done. Raises ModelLoadFailed when they cannot be."""
+        return await self._answer(self._ready, "import the engine")
+
+    async def fork(self, worker_id: int) -> WorkerProcess:
+        """A new worker. Raises ModelLoadFailed when there can be none."""
+        answer = self._forks[worker_id] = asyncio.get_running_loop().create_future()
+        connection, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        try:
+            with theirs:
+                try:
+                    self.send(Fork(worker_id), [theirs.fileno(), writing])
+                    await self.drained()
+                finally:
+                    os.close(writing)
+            pid, pidfd = await self._answer(answer, "fork a worker")
+        except BaseException:
+            connection.close()
+            os.close(reading)
+            raise
+        finally:
+            del self._forks[worker_id]
+        process = ChildProcess(pid, pidfd, Output(reading, f"worker {worker_id}", self._settings))
+        self._workers[worker_id] = process
+        process.exited.add_done_callback(lambda _: self._workers.pop(worker_id, None))
+        return WorkerProcess(worker_id, process, connection, self._settings)
+
+    async def close(self) -> None:
+        """Hang up; it ends, and with it every worker that is left. Returns when it is reaped."""
+        self._channel.close()
+        await self.reaped(self._settings.stop_timeout_seconds)
+
+    async def _answer(self, answer: asyncio.Future[_T], what: str) -> _T:
+        timeout_seconds = self._settings.spawn_timeout_seconds
+        await self.first_of(answer, timeout_seconds)
+        if answer.done():
+            return answer.result()
+        self.kill(Cause(f"the zygote took longer than {timeout_seconds:.0f} s to {what}"))
+        cause = await asyncio.shield(self.gone)
+        raise ModelLoadFailed(cause.message, hint=cause.hint)
+
+    def _take(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case ZygoteReady() if not self._ready.done():
+                self._ready.set_result(message.seconds)
+            case Forked() if message.worker_id in self._forks and descriptors:
+                self._forks[message.worker_id].set_result((message.pid, descriptors.pop()))
+            case ForkFailed() if message.worker_id in self._forks:
+                self._forks[message.worker_id].set_exception(ModelLoadFailed(message.reason))
+            case Exited():
+                if message.worker_id in self._workers:
+                    self._workers[message.worker_id].tell_exit_code(message.exit_code)
+            case Forked() | ForkFailed():
+                pass  # whoever asked has given up; the worker ends because its socket is closed
+            case _:
+                raise ProtocolError(f"a zygote sent {type(message).__name__}")
+
+
+def _spawn(settings: WorkerSettings, control: int, output: int) -> int:
+    """A new interpreter that inherits nothing but these two descriptors."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "sllmd.engine.zygote",
+        f"--engine={settings.engine}",
+        f"--frame-bytes-max={int(settings.frame_bytes_max)}",
+        f"--parent-pid={os.getpid()}",
+    ]
+    actions = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, output, 2),
+        (os.POSIX_SPAWN_DUP2, control, CONTROL_DESCRIPTOR),
+    )
+    return os.posix_spawn(sys.executable, arguments, {**os.environ, **_ENVIRONMENT}, file_actions=actions)
