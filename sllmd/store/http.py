@@ -1,0 +1,104 @@
+"""Reading small pieces of files over http(s), strictly: a server that lies is an error, never bytes."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import quote
+
+from sllmd.core.errors import SourceChanged, SourceUnavailable
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_NOT_FOUND = frozenset({404, 410})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a file, the size of all of it, and what identifies its version."""
+
+    data: bytes
+    file_bytes: int
+    validator: str
+    """ETag, else Last-Modified, else empty."""
+
+
+class HttpSource:
+    """Files below one URL."""
+
+    def __init__(self, base_url: str, timeout_seconds: float) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+
+    def url(self, file: str) -> str:
+        """Where ``file`` is."""
+        return f"{self.base_url}/{quote(file)}"
+
+    def read_small(self, file: str, bytes_max: int) -> bytes | None:
+        """All of a small file, or None when it is not there. Raises SourceUnavailable."""
+        try:
+            with self._open(file, {}) as response:
+                announced = response.headers.get("Content-Length")
+                data = response.read(bytes_max + 1)
+        except FileNotFoundError:
+            return None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(file, error) from error
+        if len(data) > bytes_max:
+            raise SourceUnavailable(f"{self.url(file)} is larger than {bytes_max} bytes")
+        if announced is not None and announced != str(len(data)):
+            raise SourceUnavailable(f"{self.url(file)} announced {announced} bytes and sent {len(data)}")
+        return data
+
+    def read_piece(self, file: str, begin: int, end: int) -> Piece:
+        """Bytes ``begin`` to ``end`` (exclusive; fewer at the file's end). Raises SourceUnavailable."""
+        try:
+            with self._open(file, {"Range": f"bytes={begin}-{end - 1}"}) as response:
+                if response.status != http.client.PARTIAL_CONTENT:
+                    raise SourceUnavailable(
+                        f"{self.url(file)} cannot be read in pieces: the server ignores Range requests",
+                        hint="download the model and import the directory",
+                    )
+                matched = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                data = response.read(end - begin + 1)
+                validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        except FileNotFoundError as error:
+            raise SourceUnavailable(f"{self.url(file)} is not there") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(file, error) from error
+        if matched is None:
+            raise SourceUnavailable(f"{self.url(file)}: the answer to a Range request has no Content-Range")
+        first, last, total = (int(text) for text in matched.groups())
+        if first != begin or last != min(end, total) - 1 or len(data) != last - first + 1:
+            raise SourceUnavailable(f"{self.url(file)} sent other bytes than were asked for")
+        return Piece(data, total, validator)
+
+    def read_all_of(self, file: str, begin: int, end: int, like: Piece) -> bytes:
+        """Bytes of the same version that ``like`` came from. Raises SourceChanged, SourceUnavailable."""
+        piece = self.read_piece(file, begin, end)
+        if (piece.file_bytes, piece.validator) != (like.file_bytes, like.validator):
+            raise SourceChanged(f"{self.url(file)} changed while it was read", hint="try again")
+        return piece.data
+
+    def _open(self, file: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+        # Identity: a compressed answer would have another length and no ranges.
+        request = urllib.request.Request(  # noqa: S310  (the importer passes http and https only)
+            self.url(file), headers={"Accept-Encoding": "identity", **headers}
+        )
+        try:
+            response = urllib.request.urlopen(request, timeout=self._timeout_seconds)  # noqa: S310
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code in _NOT_FOUND:
+                    raise FileNotFoundError(file) from error
+                raise SourceUnavailable(f"{self.url(file)} answers {error.code} {error.reason}") from error
+        return cast("http.client.HTTPResponse", response)
+
+    def _unavailable(self, file: str, error: Exception) -> SourceUnavailable:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        return SourceUnavailable(
+            f"{self.url(file)} cannot be read: {reason}", hint="check the address and the network"
+        )

@@ -1,0 +1,342 @@
+"""Importing: a directory, a file or a URL becomes a model in the catalogue.
+
+Safetensors are copied into the store's own format, or registered where they are (``in_place``). Torch files
+and GGUF are first turned into safetensors by a child process. A URL is only registered: its headers and small
+files are fetched now, its bytes with the first load. Whatever happens on the way, the store shows the model
+as it was before or as it is after.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import structlog
+
+from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, StoreError
+from sllmd.core.ids import ModelName
+from sllmd.core.units import format_bytes
+from sllmd.store import builtin
+from sllmd.store.catalogue import check_name
+from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.converting import convert
+from sllmd.store.digest import UNNAMED, with_digest
+from sllmd.store.directory import small_digests, write_manifest
+from sllmd.store.durable import write_file
+from sllmd.store.layout import absent_heads, lay_out, lay_out_in_place, possible_twins
+from sllmd.store.local import (
+    LocalSource,
+    find_local,
+    fingerprint,
+    needs_tokenizer,
+    read_local,
+    read_small_file,
+    resolve_inside,
+    small_files,
+)
+from sllmd.store.manifest import FORMAT_VERSION, DataFile, Manifest, Partition, Source
+from sllmd.store.remote import register_remote
+from sllmd.store.settings import ImportSettings
+from sllmd.store.source import TOKENIZER_FILE, SourceCheckpoint, SourceTensor
+from sllmd.store.store import Store
+from sllmd.store.verify import hash_chunks
+from sllmd.store.writing import COPY_BYTES, write_partitions
+
+_log = structlog.get_logger(__name__)
+
+Stage = Literal["fetching", "converting", "hashing", "copying"]
+SPARE_BYTES = 64 * 1024 * 1024
+"""Must stay free on the store's filesystem, for small files and for everybody else there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """How far an import is, per stage."""
+
+    stage: Stage
+    bytes_done: int
+    bytes_total: int
+
+
+OnProgress = Callable[[ImportProgress], None]
+
+
+def import_checkpoint(
+    store: Store,
+    source: str,
+    *,
+    name: str | None,
+    partitions: int = 1,
+    in_place: bool = False,
+    on_progress: OnProgress,
+    settings: ImportSettings | None = None,
+) -> Checkpoint:
+    """Import ``source`` (directory, file, http(s) URL, ``builtin:tiny``) as ``name``, replacing that name.
+
+    ``name`` defaults to the source's last part. Raises InvalidRequest for the name, CheckpointError for the
+    source, LoadError for a remote one, StoreError when the store refuses; then the store is as it was.
+    """
+    settings = settings or ImportSettings()
+    model = check_name(name if name is not None else default_name(source))
+    is_url = re.match(r"https?://", source) is not None
+    if in_place and partitions != 1:
+        raise InvalidRequest("a model served in place has one partition", param="partitions")
+    if is_url and (in_place or partitions != 1):
+        raise InvalidRequest(
+            "a remote model is brought as it is: no partitions, not in place", param="source"
+        )
+    with store.importing(model) as staging:
+        if is_url:
+            return register_remote(store, source, model, staging, settings, _stage(on_progress, "fetching"))
+        local = _local_source(source, staging)
+        if in_place and (local.kind != "safetensors" or source.startswith(builtin.PREFIX)):
+            raise StoreError(
+                f"only safetensors can be served in place, {source} is not", hint="leave out --in-place"
+            )
+        if in_place:
+            return _register_in_place(store, local, model, staging, settings, on_progress)
+        return _import_copy(store, local, model, staging, partitions, settings, on_progress)
+
+
+def default_name(source: str) -> str:
+    """The name a model gets when the user gives none: the source's last part, made a name."""
+    last = source.removeprefix(builtin.PREFIX).rstrip("/").rsplit("/", 1)[-1]
+    last = re.sub(r"\.(safetensors|gguf|bin|pt|pth)$", "", last if last not in {"", ".", ".."} else "")
+    if not last:
+        last = Path(source).resolve().name
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", last).strip("-._+").lower()[:120]
+
+
+def _local_source(source: str, staging: Path) -> LocalSource:
+    if source.startswith(builtin.PREFIX):
+        directory = staging / "builtin"
+        builtin.make_builtin(source.removeprefix(builtin.PREFIX), directory)
+        return LocalSource("safetensors", directory)
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise StoreError(f"{path} does not exist", hint="give a directory, a file or a URL")
+    try:
+        return find_local(path)
+    except PermissionError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _import_copy(
+    store: Store,
+    local: LocalSource,
+    model: ModelName,
+    staging: Path,
+    partitions: int,
+    settings: ImportSettings,
+    on_progress: OnProgress,
+) -> Checkpoint:
+    converted = staging / "converted"
+    root, file = local.root, local.file
+    if local.kind != "safetensors":
+        _convert_weights(local, converted, settings, on_progress)
+        root, file = converted, None
+    found = _read_source(root, file)
+    publishable = staging / "checkpoint"
+    publishable.mkdir()
+    ties = _ties(found, root)
+    stored = [tensor for tensor in found.tensors if tensor.name not in ties]
+    layout = lay_out(stored, partitions=partitions)
+    _check_space(staging, sum(layout.spans_bytes))
+    sources = {name: resolve_inside(root, name, named_by="the index") for name in found.file_bytes}
+    counter = _Counter(on_progress, "copying", sum(tensor.size_bytes for tensor in stored))
+    written = write_partitions(
+        layout, sources, publishable, chunk_bytes=settings.chunk_bytes, advance=counter.advance
+    )
+    if fingerprint(root, list(found.file_bytes)) != found.fingerprint:
+        raise MalformedCheckpoint(f"{root} changed while it was imported", hint="import it again")
+    names = _small_files(root, publishable, staging, settings)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        digest=UNNAMED,
+        source=Source(
+            kind=local.kind, location=str(local.file or local.root), fingerprint=_origin(local, found)
+        ),
+        architecture=found.architecture,
+        config=found.config,
+        tensors=tuple(placement.tensor for placement in layout.placements),
+        ties=ties,
+        partitions=written,
+        chunk_bytes=settings.chunk_bytes,
+        small_files=tuple(names),
+    )
+    return _publish(store, model, manifest, publishable, kind="stored")
+
+
+def _register_in_place(
+    store: Store,
+    local: LocalSource,
+    model: ModelName,
+    staging: Path,
+    settings: ImportSettings,
+    on_progress: OnProgress,
+) -> Checkpoint:
+    found = _read_source(local.root, local.file)
+    tensors, bases, span = lay_out_in_place(found.tensors, found.file_bytes)
+    counter = _Counter(on_progress, "hashing", sum(found.file_bytes.values()))
+    files = tuple(
+        DataFile(
+            path=name,
+            base_bytes=bases[name],
+            size_bytes=size,
+            chunk_digests=hash_chunks(local.root / name, settings.chunk_bytes, counter.advance),
+        )
+        for name, size in found.file_bytes.items()
+    )
+    publishable = staging / "checkpoint"
+    publishable.mkdir()
+    names = _small_files(local.root, publishable, staging, settings)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        digest=UNNAMED,
+        source=Source(kind="safetensors", location=str(local.root), fingerprint=found.fingerprint),
+        architecture=found.architecture,
+        config=found.config,
+        tensors=tensors,
+        ties=_absent(found),
+        partitions=(Partition(span_bytes=span, files=files),),
+        chunk_bytes=settings.chunk_bytes,
+        small_files=tuple(names),
+    )
+    return _publish(store, model, manifest, publishable, kind="in-place", data_directory=local.root)
+
+
+def _publish(
+    store: Store,
+    model: ModelName,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    kind: Literal["stored", "in-place"],
+    data_directory: Path | None = None,
+) -> Checkpoint:
+    manifest = with_digest(manifest, small_digests(directory, manifest.small_files))
+    write_manifest(directory, manifest)
+    return store.publish(directory, manifest, name=model, kind=kind, data_directory=data_directory)
+
+
+def _convert_weights(
+    local: LocalSource, converted: Path, settings: ImportSettings, on_progress: OnProgress
+) -> None:
+    source = local.file or local.root
+    convert(
+        "gguf" if local.kind == "gguf" else "torch",
+        source,
+        converted,
+        dtype=settings.gguf_dtype,
+        on_progress=_stage(on_progress, "converting"),
+    )
+    if local.kind == "torch":
+        for name in small_files(local.root):
+            write_file(converted / name, read_small_file(local.root, name))
+        if needs_tokenizer(local.root):
+            convert("tokenizer", local.root, converted, dtype=settings.gguf_dtype, on_progress=_ignore)
+
+
+def _small_files(root: Path, target: Path, staging: Path, settings: ImportSettings) -> list[str]:
+    """Bring the small files to ``target``, synced; a legacy tokenizer becomes a tokenizer.json."""
+    contents: dict[str, Path] = dict.fromkeys(small_files(root), root)
+    if needs_tokenizer(root):
+        made = staging / "tokenizer"
+        convert("tokenizer", root, made, dtype=settings.gguf_dtype, on_progress=_ignore)
+        contents |= dict.fromkeys(small_files(made), made)
+    elif TOKENIZER_FILE not in contents:
+        _log.warning("model has no tokenizer", directory=str(root), hint="it takes prompts as token ids only")
+    for name, directory in contents.items():
+        write_file(target / name, read_small_file(directory, name))
+    return list(contents)
+
+
+def _read_source(root: Path, file: Path | None) -> SourceCheckpoint:
+    try:
+        return read_local(root, file)
+    except OSError as error:
+        raise StoreError(f"cannot read the model: {error.strerror}: {error.filename}") from error
+
+
+def _absent(found: SourceCheckpoint) -> dict[str, str]:
+    """Ties by absence, for classes that have a head at all."""
+    return (
+        {}
+        if found.architecture.endswith("Model") and "LMHead" not in found.architecture
+        else absent_heads(found.tensors, found.config)
+    )
+
+
+def _ties(found: SourceCheckpoint, root: Path) -> dict[str, str]:
+    """Tensors not to store: heads that are absent, and heads whose bytes are the embedding's."""
+    ties = _absent(found)
+    for head, embedding in possible_twins(found.tensors):
+        if _same_bytes(root, head, embedding):
+            ties[head.name] = embedding.name
+    return ties
+
+
+def _same_bytes(root: Path, one: SourceTensor, other: SourceTensor) -> bool:
+    with (
+        (root / one.file).open("rb", buffering=0) as first,
+        (root / other.file).open("rb", buffering=0) as second,
+    ):
+        first.seek(one.offset_bytes)
+        second.seek(other.offset_bytes)
+        left = one.size_bytes
+        while left:
+            count = min(left, COPY_BYTES)
+            block = first.read(count)
+            if not block or block != second.read(len(block)):
+                return False
+            left -= len(block)
+    return True
+
+
+def _origin(local: LocalSource, found: SourceCheckpoint) -> str:
+    """The fingerprint of what the user pointed at, which may not be what was copied in the end."""
+    if local.kind == "safetensors":
+        return found.fingerprint
+    names = (
+        [local.file.name] if local.file else sorted(path.name for path in local.root.glob("pytorch_model*"))
+    )
+    return fingerprint(local.root, names)
+
+
+def _check_space(directory: Path, needed_bytes: int) -> None:
+    """Refuse early what would fail late. Raises StoreError."""
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes + SPARE_BYTES > free_bytes:
+        raise StoreError(
+            f"the model needs {format_bytes(needed_bytes)}, the store has {format_bytes(free_bytes)} free",
+            hint="free some space (`sllmd rm MODEL`), or put the store on a larger disk",
+        )
+
+
+def _stage(on_progress: OnProgress, stage: Stage) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(ImportProgress(stage, done, total))
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """The conversion of a tokenizer takes seconds and counts no bytes."""
+
+
+class _Counter:
+    """Adds up what several threads did; the callback never runs twice at once."""
+
+    def __init__(self, on_progress: OnProgress, stage: Stage, total: int) -> None:
+        self._tell = _stage(on_progress, stage)
+        self._lock = Lock()
+        self._done = 0
+        self._total = total
+        self._tell(0, total)
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._tell(self._done, self._total)
