@@ -101,7 +101,7 @@ def _weights() -> dict[str, NDArray[np.float32]]:
 
     def random(rows: int, columns: int) -> NDArray[np.float32]:
         # Wide enough that logits differ and a greedy continuation is not one byte for ever.
-        scaled = generator.standard_normal((rows, columns)) * columns**-0.5
+        scaled: NDArray[np.float64] = generator.standard_normal((rows, columns)) * columns**-0.5
         return scaled.astype(np.float32)
 
     weights = {"model.embed_tokens.weight": random(_VOCABULARY, _HIDDEN)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from sllmd.core.ids import ModelName
 from sllmd.store.manifest import Manifest
@@ -23,3 +26,11 @@ class Checkpoint:
     directory: Path
     data_directory: Path
     remote_url: str | None = None
+
+    def validators(self) -> Mapping[str, str]:
+        """ETag (or Last-Modified) of each remote file when it was registered; empty where unknown.
+
+        A load holds every answer against them, so that it never mixes two versions.
+        """
+        source = self.manifest.source
+        return cast("dict[str, str]", json.loads(source.fingerprint)) if source.kind == "http" else {}

@@ -90,7 +90,7 @@ class Store:
         if entry.quarantined:
             raise _quarantine_error(entry.quarantined)
         known = self._resolved.get(entry.name)
-        if known is None or known[0] != entry:
+        if known is None or (known[0] is not entry and known[0] != entry):
             known = (entry, self._read_checkpoint(entry))
             self._resolved[entry.name] = known
         checkpoint = known[1]
