@@ -30,7 +30,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("serving", "Show the DRAM tier, or evict a model from it."),
     "status": ("serving", "Show the node: devices, memory, processes."),
     "explain": ("serving", "Show where a request's time went."),
-    "import": ("models", "Bring a model into the store."),
+    "import": ("importing", "Bring a model into the store."),
     "list": ("models", "List the models in the store."),
     "show": ("models", "Show everything about one model."),
     "rm": ("models", "Remove a model from the store."),

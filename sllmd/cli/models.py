@@ -19,7 +19,6 @@ from sllmd.config.paths import socket_file
 from sllmd.core.errors import StoreError
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.importing import ImportProgress, import_checkpoint
 from sllmd.store.store import Store, StoredModel
 
 app = typer.Typer()
@@ -29,40 +28,6 @@ StoreOption = Annotated[
     Path | None,
     typer.Option("--store", help="The store's directory. [default: the daemon's, else the configured]"),
 ]
-
-
-@command(app, "import")
-def import_(
-    session: Session,
-    source: Annotated[
-        str, typer.Argument(help="A directory, a .safetensors, .bin, .pt or .gguf file, a URL, builtin:tiny.")
-    ],
-    name: Annotated[str | None, typer.Option(help="What to call it. [default: from the source]")] = None,
-    partitions: Annotated[int, typer.Option(min=1, help="Devices that the model will be spread over.")] = 1,
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="Serve a safetensors directory where it lies, without a copy.")
-    ] = False,
-    store: StoreOption = None,
-) -> None:
-    """Bring a model into the store: converted once, so that every load is fast."""
-    began_seconds = time.monotonic()
-    with byte_bar(name or Path(source).name, shown=session.shows_progress) as update:
-
-        def on_progress(progress: ImportProgress) -> None:
-            update(progress.stage, progress.bytes_done, progress.bytes_total)
-
-        checkpoint = import_checkpoint(
-            _store(session, store),
-            source,
-            name=name,
-            partitions=partitions,
-            in_place=in_place,
-            on_progress=on_progress,
-        )
-    seconds = time.monotonic() - began_seconds
-    size = format_bytes(checkpoint.manifest.size_bytes)
-    text = f"{checkpoint.name}: {size} in {format_seconds(seconds)}. Try: sllmd run {checkpoint.name}"
-    session.show_object(_checkpoint_json(checkpoint) | {"seconds": seconds}, text)
 
 
 _COLUMNS = (
@@ -80,7 +45,7 @@ _COLUMNS = (
 @command(app, "list")
 def list_(session: Session, store: StoreOption = None) -> None:
     """List the models in the store."""
-    models = _store(session, store).models()
+    models = store_of(session, store).models()
     session.show_rows(
         [_model_json(model) for model in models], _COLUMNS, empty="no models yet: sllmd import DIR|FILE|URL"
     )
@@ -92,15 +57,15 @@ def list_(session: Session, store: StoreOption = None) -> None:
 @command(app, "show")
 def show(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
     """Show everything about one model."""
-    checkpoint = _store(session, store).resolve(model)
-    facts = _checkpoint_json(checkpoint)
+    checkpoint = store_of(session, store).resolve(model)
+    facts = checkpoint_json(checkpoint)
     session.show_object(facts, _facts_text(facts))
 
 
 @command(app, "rm")
 def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
     """Remove a model from the store, or an alias; a model served in place keeps its own files."""
-    freed_bytes = _store(session, store).remove(model)
+    freed_bytes = store_of(session, store).remove(model)
     session.show_object(
         {"model": model, "freed_bytes": freed_bytes}, f"{model} removed, {format_bytes(freed_bytes)} freed"
     )
@@ -117,7 +82,7 @@ def verify(session: Session, model: ModelArgument, store: StoreOption = None) ->
             verified_bytes = done
             update("verifying", done, total)
 
-        _store(session, store).verify(model, on_progress)
+        store_of(session, store).verify(model, on_progress)
     session.show_object(
         {"model": model, "verified_bytes": verified_bytes, "ok": True},
         f"{model}: {format_bytes(verified_bytes)} are what was imported",
@@ -132,11 +97,11 @@ def alias(
     store: StoreOption = None,
 ) -> None:
     """Give a model another name; `sllmd rm ALIAS` takes it away."""
-    _store(session, store).alias(name, model)
+    store_of(session, store).alias(name, model)
     session.show_object({"alias": name, "model": model}, f"{name} -> {model}")
 
 
-def _store(session: Session, directory: Path | None) -> Store:
+def store_of(session: Session, directory: Path | None) -> Store:
     """The store named by ``--store``, else that of the daemon that answers, else the configured one."""
     if directory is not None:
         return Store(directory)
@@ -170,7 +135,8 @@ def _model_json(model: StoredModel) -> dict[str, Any]:
     }
 
 
-def _checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What programs are told of a checkpoint."""
     manifest = checkpoint.manifest
     dtypes = Counter[str]()
     for tensor in manifest.tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from sllmd.cli.client import segment
 from sllmd.cli.serving import ModelArgument, TargetTier, follow_load
 from sllmd.cli.session import Session, command
 from sllmd.cli.waterfall import waterfall
-from sllmd.core.errors import InvalidRequest, ModelNotFound
+from sllmd.core.errors import InvalidRequest
 
 app = typer.Typer()
 
@@ -21,7 +21,7 @@ _REQUEST_ID_HEADER = "x-request-id"
 _GOODBYE = "/bye"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Talk:
     """How to ask: what every request of one command has in common."""
 
@@ -52,7 +52,6 @@ def run(
     """Ask a model something, or talk with it. It is loaded when it is not."""
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "keep_alive": keep_alive}
     options = {key: value for key, value in given.items() if value is not None}
-    raw = raw or not _has_chat_template(session, model)
     talk = _Talk(session, model, options, raw, timings)
     if session.shows_progress:
         follow_load(session, model, TargetTier.DEVICE)
@@ -64,11 +63,6 @@ def run(
     if not text:
         raise InvalidRequest("nothing to ask", hint='give a prompt: sllmd run MODEL "Hello"')
     _answer(talk, [*messages, {"role": "user", "content": text}])
-
-
-def _has_chat_template(session: Session, model: str) -> bool:
-    card = session.client.get(f"/sllmd/v1/models/{segment(model)}")
-    return bool(card.get("chat_template", True))
 
 
 def _converse(talk: _Talk, messages: list[dict[str, str]]) -> None:
@@ -93,12 +87,23 @@ def _converse(talk: _Talk, messages: list[dict[str, str]]) -> None:
 
 
 def _answer(talk: _Talk, messages: list[dict[str, str]]) -> str:
-    """One answer, printed as it comes; the whole of it."""
+    """One answer, printed as it comes; the whole of it. A model that cannot chat goes on from the text."""
+    try:
+        return _ask(talk, messages)
+    except InvalidRequest as error:
+        if talk.raw or error.param != "model":
+            raise
+        talk.session.note(f"{error.message}; going on from the text")
+        talk.raw = True
+        return _ask(talk, messages)
+
+
+def _ask(talk: _Talk, messages: list[dict[str, str]]) -> str:
     path, body, text_of = _request(talk, messages)
     if not talk.session.for_people:
         answer, headers = talk.session.client.post_with_headers(path, body)
         talk.session.show_object(answer, "")
-        _show_timings(talk, headers.get(_REQUEST_ID_HEADER))
+        _show_timings(talk, _request_id(headers))
         return text_of(answer["choices"][0], "message")
     headers_out: dict[str, str] = {}
     pieces = []
@@ -107,8 +112,7 @@ def _answer(talk: _Talk, messages: list[dict[str, str]]) -> str:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()
-    lowered = {name.lower(): value for name, value in headers_out.items()}
-    _show_timings(talk, lowered.get(_REQUEST_ID_HEADER))
+    _show_timings(talk, _request_id(headers_out))
     return "".join(pieces)
 
 
@@ -135,11 +139,11 @@ def _pieces(
             yield text_of(choice, "delta")
 
 
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    return {name.lower(): value for name, value in headers.items()}.get(_REQUEST_ID_HEADER)
+
+
 def _show_timings(talk: _Talk, request_id: str | None) -> None:
-    if not (talk.timings and request_id):
-        return
-    try:
+    if talk.timings and request_id:
         request = talk.session.client.get(f"/sllmd/v1/requests/{segment(request_id)}")
-    except ModelNotFound:
-        return
-    print(f"\n{waterfall(request)}", file=sys.stderr)
+        print(f"\n{waterfall(request['generations'][0])}", file=sys.stderr)

@@ -14,7 +14,7 @@ from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import Session, command
 from sllmd.cli.tables import Column, fields, table
 from sllmd.cli.waterfall import waterfall
-from sllmd.core.errors import ModelLoadFailed, ModelNotFound
+from sllmd.core.errors import ModelLoadFailed
 from sllmd.core.units import format_bytes, format_seconds, parse_duration_seconds
 
 app = typer.Typer()
@@ -142,7 +142,7 @@ def cache(
 ) -> None:
     """Show the DRAM tier, or evict a model from it."""
     if evict is not None:
-        freed = session.client.post(f"/sllmd/v1/models/{segment(evict)}/evict")
+        freed = session.client.post("/sllmd/v1/cache/evict", {"model": evict})
         text = f"{format_bytes(freed['freed_bytes'])} freed"
         session.show_object(freed, text if freed["freed_bytes"] else "nothing to free: absent, or in use")
         return
@@ -214,11 +214,5 @@ def explain(
     ] = "last",
 ) -> None:
     """Show where a request's time went."""
-    if request == "last":
-        recent = session.client.get("/sllmd/v1/requests")
-        if not recent:
-            raise ModelNotFound("no request has come yet", code="request_not_found")
-        found = recent[0]
-    else:
-        found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
-    session.show_object(found, waterfall(found))
+    found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
+    session.show_object(found, "\n\n".join(waterfall(generation) for generation in found["generations"]))
