@@ -41,8 +41,6 @@ class ApiSettings(BaseModel):
     """How long a client may leave its stream unread before it counts as gone."""
     shutdown_timeout: Seconds = 5.0
     """How long open connections may finish when the API closes, after the node has drained."""
-    connections_max: int = Field(default=4096, ge=1)
-    """Open connections per address; more wait unaccepted."""
     backlog: int = Field(default=1024, ge=1)
     """Connections that the kernel holds before they are accepted."""
     json_depth_max: int = Field(default=64, ge=4)

@@ -1,0 +1,94 @@
+"""Who may ask what: keys, scopes, and browsers that somebody else's page drives.
+
+1. A Unix socket: its file permissions are the authentication.
+2. A key is needed (see ``key_needed``): it must be known, and have scope ``admin`` under /sllmd/.
+3. No key is needed (loopback): a web page of another origin is refused, since any page that somebody visits
+   can reach their loopback; and /sllmd/ answers only to a loopback name, which a rebound DNS name is not.
+"""
+
+from __future__ import annotations
+
+import socket
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from sllmd.api.errors import HttpRefusal
+from sllmd.api.keys import ApiKey, is_loopback, presented_secret
+from sllmd.api.rooms import ROOMS, Rooms
+from sllmd.api.settings import ApiSettings
+from sllmd.core.errors import InvalidApiKey
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/version"})
+"""Probes have no keys, and these tell nothing."""
+ADMIN_PREFIX = "/sllmd/"
+
+
+def key_needed(settings: ApiSettings) -> bool:
+    """``auto``: as soon as any address is not loopback, on all of them: proxies come in through loopback."""
+    if settings.require_key == "auto":
+        return not all(is_loopback(address) for address in settings.listen)
+    return settings.require_key
+
+
+def authorize(request: web.Request) -> ApiKey | None:
+    """The key that lets this request in; None where none is needed. Raises InvalidApiKey, HttpRefusal."""
+    rooms = request.app[ROOMS]
+    if _over_unix_socket(request):
+        return None
+    if not key_needed(rooms.settings):
+        _check_origin(request, rooms.settings)
+        return None
+    if request.path in OPEN_PATHS or (request.path == "/metrics" and not rooms.settings.metrics_require_key):
+        return None
+    return _checked_key(request, rooms)
+
+
+def allowed_origin(request: web.Request, settings: ApiSettings) -> str | None:
+    """The page that asks, if it may."""
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return None
+    return origin if origin in settings.cors_origins or "*" in settings.cors_origins else None
+
+
+def _checked_key(request: web.Request, rooms: Rooms) -> ApiKey:
+    secret = presented_secret(request.headers)
+    if secret is None:
+        raise InvalidApiKey(
+            "You didn't provide an API key.", hint="send `Authorization: Bearer KEY` or `x-api-key: KEY`"
+        )
+    key = rooms.keys.find(secret)
+    if key is None:
+        raise InvalidApiKey("Incorrect API key provided.", hint=f"keys are in {rooms.settings.keys_file}")
+    scope = "admin" if request.path.startswith(ADMIN_PREFIX) else "inference"
+    if scope not in key.scopes:
+        raise HttpRefusal(
+            HTTPStatus.FORBIDDEN, "insufficient_scope", f"This API key does not have scope `{scope}`."
+        )
+    return key
+
+
+def _check_origin(request: web.Request, settings: ApiSettings) -> None:
+    origin = request.headers.get("Origin")
+    host = request.headers.get("Host", "")
+    foreign = origin is not None and urlsplit(origin).netloc != host
+    if foreign and allowed_origin(request, settings) is None:
+        raise HttpRefusal(
+            HTTPStatus.FORBIDDEN,
+            "origin_not_allowed",
+            "Pages of this origin may not use this server; [api] cors_origins allows them.",
+        )
+    if request.path.startswith(ADMIN_PREFIX) and not is_loopback(host):
+        raise HttpRefusal(
+            HTTPStatus.FORBIDDEN,
+            "host_not_allowed",
+            "Without a key, /sllmd/ is only served to loopback names such as 127.0.0.1 and localhost.",
+        )
+
+
+def _over_unix_socket(request: web.Request) -> bool:
+    transport = request.transport
+    connection = transport.get_extra_info("socket") if transport else None
+    return connection is not None and connection.family == socket.AF_UNIX

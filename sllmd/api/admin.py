@@ -1,0 +1,146 @@
+"""/sllmd/v1: the node as its operator sees and moves it. Bodies are those of ``roles.status``."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Literal, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+from sllmd.api.chunks import compact
+from sllmd.api.errors import HttpRefusal
+from sllmd.api.events import EventStream
+from sllmd.api.parsing import parse_plain
+from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
+
+
+class _Order(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+_AnyOrder = TypeVar("_AnyOrder", bound=_Order)
+
+
+class LoadOrder(_Order):
+    """Body of POST models/{model}/load; may be absent."""
+
+    tier: Literal["dram", "device"] = "device"
+    stream: bool = True
+    """False: one answer when the load is over, instead of events."""
+
+
+class UnloadOrder(_Order):
+    """Body of POST models/{model}/unload; may be absent."""
+
+    keep_dram: bool = False
+
+
+class EvictOrder(_Order):
+    """Body of POST cache/evict."""
+
+    model: str = Field(min_length=1)
+
+
+async def status(request: web.Request) -> web.Response:
+    """Handler: the whole node at a glance."""
+    return web.json_response(text=request.app[ROOMS].operator.status().model_dump_json())
+
+
+async def models(request: web.Request) -> web.Response:
+    """Handler: the catalogue."""
+    cards = request.app[ROOMS].router.models()
+    return web.json_response({"models": [card.model_dump() for card in cards]})
+
+
+async def model(request: web.Request) -> web.Response:
+    """Handler: one model, by name or alias."""
+    card = request.app[ROOMS].router.model(request.match_info["model"])
+    return web.json_response(text=card.model_dump_json())
+
+
+async def load(request: web.Request) -> web.StreamResponse:
+    """Handler: lift a model; an event per step, the last one ``ready`` or ``error``."""
+    rooms = request.app[ROOMS]
+    name = request.match_info["model"]
+    order = await _order(request, LoadOrder)
+    request[EXCHANGE].model = rooms.router.model(name).name
+    async with (
+        aclosing(rooms.operator.load(name, order.tier)) as steps,
+        EventStream(request, rooms.settings) as events,
+    ):
+        if not order.stream:
+            last = [step async for step in steps][-1]
+            return web.json_response(text=last.model_dump_json())
+        await events.open({})
+        async for step in steps:
+            await events.send(f"data: {step.model_dump_json()}\n\n".encode())
+        await events.end()
+    return events.response
+
+
+async def unload(request: web.Request) -> web.Response:
+    """Handler: stop the model's replica once it is idle; free its DRAM unless told to keep it."""
+    order = await _order(request, UnloadOrder)
+    report = await request.app[ROOMS].operator.unload(request.match_info["model"], keep_dram=order.keep_dram)
+    return web.json_response(text=report.model_dump_json())
+
+
+async def cache(request: web.Request) -> web.Response:
+    """Handler: the DRAM tier's books."""
+    return web.json_response(text=request.app[ROOMS].operator.cache().model_dump_json())
+
+
+async def evict(request: web.Request) -> web.Response:
+    """Handler: free a model's copy in DRAM; 0 bytes when it is in use or not there."""
+    order = await _order(request, EvictOrder)
+    freed_bytes = request.app[ROOMS].operator.evict(order.model)
+    return web.json_response({"model": order.model, "freed_bytes": freed_bytes})
+
+
+async def replicas(request: web.Request) -> web.Response:
+    """Handler: loaded copies and those on their way."""
+    found = request.app[ROOMS].operator.replicas()
+    return web.json_response({"replicas": [replica.model_dump() for replica in found]})
+
+
+async def requests(request: web.Request) -> web.Response:
+    """Handler: generations, running ones first, then the recent ones."""
+    found = request.app[ROOMS].router.requests()
+    return web.json_response({"requests": [entry.model_dump() for entry in found]})
+
+
+async def one_request(request: web.Request) -> web.Response:
+    """Handler: the generations of one request and where their time went; ``last``: of the latest."""
+    wanted = request.match_info["request_id"]
+    found = request.app[ROOMS].router.requests()
+    if wanted == "last" and found:
+        wanted = found[0].request_id
+    mine = [entry for entry in found if entry.request_id == wanted]
+    if not mine:
+        raise HttpRefusal(
+            HTTPStatus.NOT_FOUND, "request_not_found", f"No request `{wanted}` is running or remembered."
+        )
+    body = {"request_id": wanted, "generations": [entry.model_dump() for entry in mine]}
+    return web.json_response(text=compact(body))
+
+
+async def _order(request: web.Request, kind: type[_AnyOrder]) -> _AnyOrder:
+    """The order in the body; no body asks for the defaults."""
+    body = await read_json(request) if request.body_exists else {}
+    return parse_plain(kind, body)
+
+
+ROUTES = (
+    web.get("/sllmd/v1/status", status),
+    web.get("/sllmd/v1/models", models),
+    web.post("/sllmd/v1/models/{model:.+}/load", load),
+    web.post("/sllmd/v1/models/{model:.+}/unload", unload),
+    web.get("/sllmd/v1/models/{model:.+}", model),
+    web.get("/sllmd/v1/cache", cache),
+    web.post("/sllmd/v1/cache/evict", evict),
+    web.get("/sllmd/v1/replicas", replicas),
+    web.get("/sllmd/v1/requests", requests),
+    web.get("/sllmd/v1/requests/{request_id}", one_request),
+)

@@ -1,0 +1,183 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from aiohttp import web
+
+from sllmd.api.choices import Choices
+from sllmd.api.chunks import Account, CompletionChunks, StreamShape, compact, usage_of
+from sllmd.api.logprobs import LegacyLogprobs, joined, legacy_prompt
+from sllmd.api.openai import CompletionRequest
+from sllmd.api.parsing import ignored_fields, parse_completion
+from sllmd.api.prompts import encode_prompt
+from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
+from sllmd.api.sampling import choice_seed, completion_sampling, drawn_seed, room_for
+from sllmd.api.stream import ignored_header, stream_choices, timing_headers
+from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob
+from sllmd.text.stream import TextStream
+from sllmd.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EchoedPrompt:
+    """A prompt that its completion repeats."""
+
+    text: str
+    ids: tuple[int, ...]
+    tokenizer: Tokenizer
+
+    def logprobs(self, generation: Account) -> dict[str, Any]:
+        """Legacy form of the prompt's tokens; there once the first delta is."""
+        known = generation.prompt_logprobs or ()
+        logprobs: list[TextLogprob | None] = [*known, *([None] * (len(self.ids) - len(known)))]
+        texts = [self.tokenizer.token_text(token_id) for token_id in self.ids]
+        return legacy_prompt(texts, self._offsets(), logprobs)
+
+    def _offsets(self) -> list[int]:
+        """Where in the text each token begins; control tokens take no room in it."""
+        stream = TextStream(self.tokenizer)
+        offsets, position = [], 0
+        for token_id in self.ids:
+            offsets.append(position)
+            position += len(stream.push(token_id))
+        return offsets
+
+
+async def create_completion(request: web.Request) -> web.StreamResponse:
+    """Handler. Choice ``i * n + j`` is the j-th text for prompt i."""
+    rooms, exchange = request.app[ROOMS], request[EXCHANGE]
+    wanted = parse_completion(await read_json(request), rooms.settings)
+    card = rooms.router.model(wanted.model)
+    exchange.model = card.name
+    tokenizer = await rooms.router.tokenizer(wanted.model)
+    prompts = [
+        await encode_prompt(
+            tokenizer,
+            prompt,
+            special=wanted.add_special_tokens,
+            context_tokens=card.context_tokens,
+        )
+        for prompt in (wanted.prompt if wanted.prompt is not None else [""])
+    ]
+    requests = _generation_requests(request, wanted, tokenizer, prompts, card.context_tokens)
+    echoes = _echoes(wanted, tokenizer, prompts)
+    choices = Choices(rooms.router, requests)
+    counts_prompt = [index % wanted.n == 0 for index in range(len(requests))]
+    shape = StreamShape(
+        completion_id=f"cmpl-{uuid4().hex}",
+        created=int(time.time()),
+        model=wanted.model,
+        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
+        continuous_usage=bool(wanted.stream_options and wanted.stream_options.continuous_usage_stats),
+    )
+    headers = ignored_header(ignored_fields(wanted))
+    if wanted.stream:
+        chunks = CompletionChunks(shape, logprobs=wanted.logprobs is not None, echoes=echoes)
+        return await stream_choices(request, choices, chunks, counts_prompt=counts_prompt, headers=headers)
+    body = await _collect(request, choices, shape, wanted, echoes, counts_prompt)
+    return web.Response(
+        text=compact(body),
+        content_type="application/json",
+        headers={**headers, **timing_headers(choices)},
+    )
+
+
+def _generation_requests(
+    request: web.Request,
+    wanted: CompletionRequest,
+    tokenizer: Tokenizer,
+    prompts: Sequence[tuple[int, ...]],
+    context_tokens: int,
+) -> list[GenerationRequest]:
+    default = request.app[ROOMS].settings.default_max_tokens
+    seed = drawn_seed(wanted)
+    requests = []
+    for prompt_ids in prompts:
+        max_tokens = room_for(
+            len(prompt_ids), wanted.max_tokens, default, context_tokens=context_tokens, param="prompt"
+        )
+        for choice in range(wanted.n):
+            sampling = completion_sampling(
+                wanted, tokenizer, seed=choice_seed(seed, choice), max_tokens=max_tokens
+            )
+            requests.append(
+                GenerationRequest(
+                    request_id=request[EXCHANGE].request_id,
+                    model=wanted.model,
+                    prompt_ids=prompt_ids,
+                    sampling=sampling,
+                    stop=tuple(wanted.stop),
+                    keep_alive_seconds=wanted.keep_alive,
+                    skip_special_tokens=wanted.skip_special_tokens,
+                )
+            )
+    return requests
+
+
+def _echoes(
+    wanted: CompletionRequest, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]]
+) -> list[EchoedPrompt | None]:
+    """One per choice; None where nothing is echoed."""
+    if not wanted.echo:
+        return [None] * (len(prompts) * wanted.n)
+    echoes = []
+    for prompt, ids in zip(wanted.prompt or [""], prompts, strict=True):
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+        echoes += [EchoedPrompt(text, ids, tokenizer)] * wanted.n
+    return [*echoes]
+
+
+async def _collect(
+    request: web.Request,
+    choices: Choices,
+    shape: StreamShape,
+    wanted: CompletionRequest,
+    echoes: Sequence[EchoedPrompt | None],
+    counts_prompt: Sequence[bool],
+) -> dict[str, Any]:
+    """The whole answer: what a stream would say, in one piece."""
+    rooms, exchange = request.app[ROOMS], request[EXCHANGE]
+    deltas: list[list[Delta]] = [[] for _ in echoes]
+    async with choices:
+        try:
+            async for index, delta in choices:
+                deltas[index].append(delta)
+        finally:
+            choices.record(rooms.metrics, exchange.model, exchange.began_seconds)
+    return {
+        "id": shape.completion_id,
+        "object": "text_completion",
+        "created": shape.created,
+        "model": shape.model,
+        "choices": [
+            _choice(index, deltas[index], echo, choices.generations[index], wanted.logprobs is not None)
+            for index, echo in enumerate(echoes)
+        ],
+        "usage": usage_of(choices.generations, counts_prompt),
+    }
+
+
+def _choice(
+    index: int,
+    deltas: Sequence[Delta],
+    echo: EchoedPrompt | None,
+    generation: Account,
+    with_logprobs: bool,
+) -> dict[str, Any]:
+    echoed = echo.text if echo else ""
+    logprobs = None
+    if with_logprobs:
+        output = LegacyLogprobs(len(echoed)).of_output([token for delta in deltas for token in delta.tokens])
+        logprobs = joined([echo.logprobs(generation), output]) if echo else output
+    return {
+        "text": echoed + "".join(delta.text for delta in deltas),
+        "index": index,
+        "logprobs": logprobs,
+        "finish_reason": deltas[-1].finish_reason,
+    }

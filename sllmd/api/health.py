@@ -1,0 +1,56 @@
+"""GET /healthz, /readyz, /version, /metrics: for probes, load balancers and Prometheus."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from aiohttp import web
+
+import sllmd
+from sllmd.api.rooms import ROOMS
+from sllmd.roles.status import NodeStatus
+from sllmd.telemetry.metrics import Metrics
+
+
+async def healthz(_request: web.Request) -> web.Response:
+    """Handler: the process answers."""
+    return web.json_response({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Handler: the node takes work; 503 and why when it does not."""
+    if request.app[ROOMS].operator.draining:
+        return web.json_response({"status": "not ready", "reason": "this node is draining"}, status=503)
+    return web.json_response({"status": "ready"})
+
+
+async def version(_request: web.Request) -> web.Response:
+    """Handler."""
+    return web.json_response({"version": sllmd.__version__})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Handler: what is counted as it happens, and the node's state as of now."""
+    rooms = request.app[ROOMS]
+    _note_status(rooms.metrics, rooms.operator.status())
+    return web.Response(body=rooms.metrics.exposition(), headers={"Content-Type": rooms.metrics.content_type})
+
+
+def _note_status(metrics: Metrics, status: NodeStatus) -> None:
+    """Set the gauges; what is gone leaves no series behind."""
+    for gauge in (metrics.requests_running, metrics.requests_waiting, metrics.replicas):
+        gauge.clear()
+    for replica in status.replicas:
+        metrics.requests_running.labels(replica.model).set(replica.running)
+        metrics.requests_waiting.labels(replica.model).set(replica.waiting)
+    for (model, state), count in Counter((r.model, r.state) for r in status.replicas).items():
+        metrics.replicas.labels(model, state).set(count)
+    metrics.loads_in_progress.set(sum(replica.state == "starting" for replica in status.replicas))
+    metrics.node_draining.set(status.state == "draining")
+    metrics.tier_capacity_bytes.labels("dram").set(status.cache.budget_bytes)
+    metrics.tier_used_bytes.labels("dram").set(status.cache.used_bytes)
+    for hop, bandwidth in status.cache.bandwidth_bytes_per_second.items():
+        metrics.load_bandwidth.labels(hop).set(bandwidth)
+    metrics.worker_memory_bytes.clear()
+    for process in status.processes:
+        metrics.worker_memory_bytes.labels(process.role).inc(process.rss_bytes)

@@ -1,0 +1,137 @@
+"""API keys from a file, and who needs one.
+
+``keys.toml``, read again whenever it changes::
+
+    [[keys]]
+    id = "team-a"
+    sha256 = "9f86d0…"            # of the secret; or secret = "sk-…" in plain
+    scopes = ["inference"]        # and "admin" for /sllmd/v1; default: inference only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sllmd.core.errors import ConfigError
+
+Scope = Literal["inference", "admin"]
+
+_log = structlog.get_logger(__name__)
+
+
+class ApiKey(BaseModel):
+    """One key; a client presents the secret, logs and metrics show the id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    secret: str | None = Field(default=None, min_length=1)
+    scopes: frozenset[Scope] = frozenset({"inference"})
+
+    @model_validator(mode="after")
+    def _has_one_secret(self) -> Self:
+        if (self.sha256 is None) == (self.secret is None):
+            raise ValueError(f"key `{self.id}` needs either sha256 or secret")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the secret, in hex."""
+        return self.sha256 or hashlib.sha256((self.secret or "").encode()).hexdigest()
+
+
+class _KeysFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys: tuple[ApiKey, ...] = ()
+
+
+class KeyRing:
+    """The keys of a file that need not exist. A file that breaks later keeps the old keys, loudly."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = self._read_stamp()
+        self._keys = _read_keys(path)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, secret: str) -> ApiKey | None:
+        """The key with this secret. Takes the same time whichever key it is and whether it is one."""
+        self._refresh()
+        presented = hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.digest, presented):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        stamp = self._read_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = _read_keys(self._path)
+            _log.info("API keys read again", file=str(self._path), keys=len(self._keys))
+        except ConfigError as error:
+            _log.error("API keys not read again, the old ones stay", reason=str(error))
+
+    def _read_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read_keys(path: Path) -> tuple[ApiKey, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    try:
+        keys = _KeysFile.model_validate(tomllib.loads(text)).keys
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {place}: {first['msg']}") from None
+    if len({key.id for key in keys}) < len(keys):
+        raise ConfigError(f"{path}: two keys have the same id")
+    return keys
+
+
+def presented_secret(headers: Mapping[str, str]) -> str | None:
+    """What a client shows: ``Authorization: Bearer …`` or ``x-api-key``."""
+    kind, _, secret = headers.get("Authorization", "").partition(" ")
+    if kind.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return headers.get("x-api-key") or None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether ``host:port`` or a host can only be reached from this machine."""
+    host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
+    host = host.strip("[]") or os.fspath(address).strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

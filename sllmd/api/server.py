@@ -1,0 +1,180 @@
+"""The HTTP server: routes, listening, closing.
+
+Slow clients meet time-outs: for headers and idle connections here, for bodies in ``rooms``, for streams that
+nobody reads in ``events``. A client that leaves cancels its handler in every state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from sllmd.api import admin, health, models
+from sllmd.api.access import key_needed
+from sllmd.api.chat import create_chat_completion
+from sllmd.api.completions import create_completion
+from sllmd.api.keys import KeyRing, is_loopback
+from sllmd.api.middleware import add_headers, exchange_middleware
+from sllmd.api.rooms import ROOMS, Rooms
+from sllmd.api.schema import openapi_json
+from sllmd.api.settings import ApiSettings
+from sllmd.api.tokens import detokenize, tokenize
+from sllmd.core.errors import ConfigError
+from sllmd.roles.operator import Operator
+from sllmd.roles.router import Router
+from sllmd.telemetry.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+SOCKET_MODE = 0o660
+"""Owner and group may open the Unix socket, and so do everything."""
+
+
+def build_app(
+    *,
+    router: Router,
+    operator: Operator,
+    settings: ApiSettings,
+    metrics: Metrics,
+    keys: KeyRing | None = None,
+) -> web.Application:
+    """The application without a socket."""
+    app = web.Application(client_max_size=int(settings.body_max_bytes), middlewares=[exchange_middleware])
+    app[ROOMS] = Rooms(router, operator, settings, metrics, keys or KeyRing(settings.keys_file))
+    app.on_response_prepare.append(add_headers)
+    app.add_routes(
+        [
+            web.post("/v1/completions", create_completion),
+            web.post("/v1/chat/completions", create_chat_completion),
+            web.get("/v1/models", models.list_models),
+            web.get("/v1/models/{model:.+}", models.show_model),
+            web.post("/tokenize", tokenize),
+            web.post("/detokenize", detokenize),
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz),
+            web.get("/version", health.version),
+            web.get("/metrics", health.metrics),
+            *admin.ROUTES,
+        ]
+    )
+    if settings.openapi:
+        app.router.add_get("/openapi.json", _openapi)
+    return app
+
+
+class ApiServer:
+    """The application on its sockets."""
+
+    def __init__(
+        self, *, router: Router, operator: Operator, settings: ApiSettings, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._keys = KeyRing(settings.keys_file)
+        self._app = build_app(
+            router=router, operator=operator, settings=settings, metrics=metrics, keys=self._keys
+        )
+        self._runner = web.AppRunner(
+            self._app,
+            handle_signals=False,
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=settings.idle_timeout,
+            shutdown_timeout=settings.shutdown_timeout,
+        )
+
+    async def start(self) -> tuple[str, ...]:
+        """Listen everywhere and say where: URLs, then ``unix:/path``.
+
+        Raises ConfigError when an address is taken or cannot be had, and when other machines could reach the
+        API without a key.
+        """
+        _check_exposure(self._settings, self._keys)
+        sockets = [_bound(address, self._settings.backlog) for address in self._settings.listen]
+        await self._runner.setup()
+        for bound in sockets:
+            await web.SockSite(self._runner, bound, backlog=self._settings.backlog).start()
+        addresses = [_url(bound) for bound in sockets]
+        if self._settings.uds is not None:
+            await self._listen_unix(self._settings.uds)
+            addresses.append(f"unix:{self._settings.uds}")
+        return tuple(addresses)
+
+    async def close(self) -> None:
+        """Stop listening; open requests get ``shutdown_timeout`` to finish. Harmless when not started."""
+        await self._runner.cleanup()
+        if self._settings.uds is not None:
+            self._settings.uds.unlink(missing_ok=True)
+
+    async def _listen_unix(self, path: Path) -> None:
+        if await _answers(path):
+            raise ConfigError(f"another daemon listens on {path}", hint="stop it, or set [api] uds")
+        await web.SockSite(self._runner, _bound_unix(path, self._settings.backlog)).start()
+
+
+async def _openapi(_request: web.Request) -> web.Response:
+    return web.json_response(text=openapi_json())
+
+
+def _check_exposure(settings: ApiSettings, keys: KeyRing) -> None:
+    exposed = [address for address in settings.listen if not is_loopback(address)]
+    if not exposed:
+        return
+    if not key_needed(settings):
+        _log.warning("anybody who reaches this machine may use the API: require_key is off", listen=exposed)
+    elif not len(keys):
+        raise ConfigError(
+            f"`[api] listen` has {exposed[0]}, which other machines can reach, and no API key exists",
+            hint=f"put a key into {settings.keys_file}, or listen on 127.0.0.1",
+        )
+
+
+def _bound(address: str, backlog: int) -> socket.socket:
+    """A listening socket on ``host:port``. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, int(port)), family=family, backlog=backlog)
+    except (OSError, ValueError, OverflowError) as error:
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        raise ConfigError(
+            f"cannot listen on {address}: {'the port is in use' if taken else error}",
+            hint="stop what uses it, or set [api] listen" if taken else "write [api] listen as host:port",
+        ) from error
+
+
+def _bound_unix(path: Path, backlog: int) -> socket.socket:
+    """A listening socket at ``path``, in place of one that a crash left. Raises ConfigError."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        path.unlink(missing_ok=True)
+        bound.bind(str(path))
+        path.chmod(SOCKET_MODE)
+        bound.listen(backlog)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"cannot listen on {path}: {error.strerror or error}", hint="set [api] uds"
+        ) from error
+    return bound
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _answers(path: Path) -> bool:
+    """Whether somebody listens on this Unix socket: a file that a crash left does not."""
+    try:
+        _, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return False
+    writer.close()
+    return True
