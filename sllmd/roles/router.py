@@ -185,8 +185,9 @@ class Generation:
             keep_alive_seconds = self.request.keep_alive_seconds
             async with self._agent.hold(checkpoint, keep_alive_seconds=keep_alive_seconds) as grant:
                 self._note_grant(grant)
-                async for delta in self._decode(grant, tokenizer):
-                    yield delta
+                async with aclosing(self._decode(grant, tokenizer)) as deltas:
+                    async for delta in deltas:
+                        yield delta
         except SllmdError as error:
             self._error = str(error)
             raise

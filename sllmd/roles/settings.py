@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -36,7 +36,7 @@ class ServingSettings(_Frozen):
 class DeviceSettings(_Frozen):
     """``[devices]``: what this node runs models on."""
 
-    backend: str = Field(default="auto", pattern="^(auto|cpu|cuda)$")
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: GPUs if there are any, else the CPU with a warning."""
     cpu_devices: int = Field(default=1, ge=1, le=64)
     """Virtual CPU devices; more than one to try models spread over partitions."""
@@ -55,7 +55,7 @@ class ModelSettings(_Frozen):
     """Imported under this name at start when it is not in the store yet: a directory, file or URL."""
     aliases: tuple[str, ...] = ()
     keep_alive: Seconds | None = None
-    preload: str = Field(default="none", pattern="^(none|dram|device)$")
+    preload: Literal["none", "dram", "device"] = "none"
     """Tier that the checkpoint is lifted to when the daemon starts."""
     batch_max: int | None = Field(default=None, ge=1)
     context_tokens_max: int | None = Field(default=None, ge=1)
