@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import mmap
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -80,7 +83,7 @@ async def test_verification_can_be_switched_off(tmp_path, make_tier):
 async def test_a_filesystem_without_direct_io_is_read_and_reported(tmp_path, make_tier, capsys):
     with pytest.raises(OSError, match="Invalid argument"):
         os.open(REFUSES_DIRECT, os.O_RDONLY | os.O_DIRECT)
-    content = REFUSES_DIRECT.read_bytes()
+    content = await asyncio.to_thread(REFUSES_DIRECT.read_bytes)
     checkpoint = make_checkpoint(tmp_path, "m", [[0]])
     file = DataFile(
         path=REFUSES_DIRECT.name, base_bytes=0, size_bytes=len(content), chunk_digests=chunk_digests(content)
@@ -113,7 +116,7 @@ def test_a_refusal_in_mid_file_falls_back(tmp_path):
     path.write_bytes(bytes(range(256)) * 64)
     handle = DataFileHandle(path, os.O_RDONLY)
     memory = memoryview(bytearray(8192 + 1))
-    odd = 1 if xxh_address(memory) % 512 != 511 else 0
+    odd = 1 if address_of(memory) % 512 != 511 else 0
     try:
         assert handle.read([memory[odd : odd + 8000]], 100) == 8000
         assert bytes(memory[odd : odd + 8000]) == path.read_bytes()[100:8100]
@@ -123,9 +126,7 @@ def test_a_refusal_in_mid_file_falls_back(tmp_path):
         handle.close()
 
 
-def xxh_address(memory: memoryview) -> int:
-    import ctypes
-
+def address_of(memory: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
@@ -133,8 +134,6 @@ def xxh_address(memory: memoryview) -> int:
 def test_a_file_that_shrinks_while_it_is_read_is_truncated(tmp_path, direct):
     path = tmp_path / "f"
     path.write_bytes(bytes(3 * 4096))
-    import mmap
-
     memory = memoryview(mmap.mmap(-1, 4 * 4096))
     handle = DataFileHandle(path, os.O_RDONLY)
     handle.direct = direct
@@ -164,8 +163,6 @@ def test_a_digest_over_pieces_is_the_digest_of_the_whole(size):
 
 def test_hashing_leaves_the_interpreter_to_others():
     """Chunks are hashed in reading threads: a hash that held the lock would stop the event loop."""
-    import threading
-
     content = memoryview(bytes(256 * 1024 * 1024))
     started = threading.Event()
 
