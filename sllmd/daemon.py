@@ -18,7 +18,6 @@ import uvloop
 from sllmd.api.server import ApiServer
 from sllmd.config.settings import Config
 from sllmd.engine.devices import detect_devices
-from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
@@ -73,9 +72,7 @@ class Daemon:
         """Build every room; ``rooms`` closes them again, whatever has been built by then."""
         store = Store(config.node.store_directory)
         devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
-        tier = DramTier(
-            config.loader, quarantine=store.quarantine, complete_remote=store.complete_remote
-        )
+        tier = DramTier(config.loader, quarantine=store.quarantine, complete_remote=store.complete_remote)
         rooms.push_async_callback(tier.close)
         supervisor = Supervisor(config.workers)
         rooms.push_async_callback(supervisor.close)
@@ -87,7 +84,7 @@ class Daemon:
             devices=devices,
             device_settings=config.devices,
             serving_settings=config.serving,
-            engine_options=EngineOptions(**config.engine.model_dump()),
+            engine_options=config.engine.options,
             model_settings=config.models,
         )
         rooms.push_async_callback(agent.close)

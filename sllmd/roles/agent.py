@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import structlog
@@ -75,7 +75,7 @@ class Agent:
         devices: Sequence[Device],
         device_settings: DeviceSettings,
         serving_settings: ServingSettings,
-        engine_options: EngineOptions,
+        engine_options: Callable[[ModelSettings | None], EngineOptions],
         model_settings: Mapping[str, ModelSettings],
     ) -> None:
         self._tier = tier
@@ -434,13 +434,7 @@ class Agent:
         )
 
     def _options(self, checkpoint: Checkpoint) -> EngineOptions:
-        own = self._model_settings.get(checkpoint.name)
-        if own is None:
-            return self._engine_options
-        given = own.model_dump(
-            include={"batch_max", "context_tokens_max", "threads", "dtype"}, exclude_none=True
-        )
-        return replace(self._engine_options, **given)
+        return self._engine_options(self._model_settings.get(checkpoint.name))
 
     def _keep_alive_seconds(self, checkpoint: Checkpoint) -> float:
         own = self._model_settings.get(checkpoint.name)

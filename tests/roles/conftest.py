@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from sllmd.config.settings import EngineSettings
 from sllmd.core.ids import RequestId
 from sllmd.engine.devices import Device
 from sllmd.engine.fake import FakeSettings
-from sllmd.engine.protocol import EngineOptions, Sampling
+from sllmd.engine.protocol import Sampling
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.settings import LoaderSettings
@@ -90,7 +91,7 @@ def make_node(store_root: Path) -> MakeNode:
             devices=cpus,
             device_settings=device_settings,
             serving_settings=serving_settings,
-            engine_options=EngineOptions(threads=1, batch_max=batch_max),
+            engine_options=EngineSettings(threads=1, batch_max=batch_max).options,
             model_settings=models or {},
         )
         router = Router(store, agent, serving_settings)
