@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from sllmd.core.errors import (
@@ -36,7 +35,7 @@ class HttpRefusal(CallerError):
     """Refused for where or how it was asked, not for what: no such route, method, scope, origin."""
 
     def __init__(
-        self, status: HTTPStatus, code: str, message: str, *, headers: Mapping[str, str] | None = None
+        self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message, code=code)
         self.status = status
@@ -44,7 +43,7 @@ class HttpRefusal(CallerError):
 
 
 class _Row(NamedTuple):
-    status: HTTPStatus
+    status: int
     kind: str
     param: str | None = None
     headers: Mapping[str, str] = {}
@@ -55,19 +54,19 @@ _SERVER = "server_error"
 _NO_RETRY = {"x-should-retry": "false"}
 
 _TABLE: dict[type[SllmdError], _Row] = {
-    CallerError: _Row(HTTPStatus.BAD_REQUEST, _CALLER),
-    ModelNotFound: _Row(HTTPStatus.NOT_FOUND, _CALLER, "model"),
-    ContextLengthExceeded: _Row(HTTPStatus.BAD_REQUEST, _CALLER),
-    BodyTooLarge: _Row(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, _CALLER),
-    InvalidApiKey: _Row(HTTPStatus.UNAUTHORIZED, _CALLER, None, {"WWW-Authenticate": "Bearer"}),
-    BusyError: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model"),
-    NodeDraining: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER),
-    LoadError: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model", _NO_RETRY),
-    CheckpointError: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model", _NO_RETRY),
-    WorkerLost: _Row(HTTPStatus.SERVICE_UNAVAILABLE, _SERVER, "model", {"Retry-After": "1"}),
-    StoreError: _Row(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, None, _NO_RETRY),
-    ConfigError: _Row(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER, None, _NO_RETRY),
-    SllmdError: _Row(HTTPStatus.INTERNAL_SERVER_ERROR, _SERVER),
+    CallerError: _Row(400, _CALLER),
+    ModelNotFound: _Row(404, _CALLER, "model"),
+    ContextLengthExceeded: _Row(400, _CALLER),
+    BodyTooLarge: _Row(413, _CALLER),
+    InvalidApiKey: _Row(401, _CALLER, None, {"WWW-Authenticate": "Bearer"}),
+    BusyError: _Row(503, _SERVER, "model"),
+    NodeDraining: _Row(503, _SERVER),
+    LoadError: _Row(503, _SERVER, "model", _NO_RETRY),
+    CheckpointError: _Row(503, _SERVER, "model", _NO_RETRY),
+    WorkerLost: _Row(503, _SERVER, "model", {"Retry-After": "1"}),
+    StoreError: _Row(500, _SERVER, None, _NO_RETRY),
+    ConfigError: _Row(500, _SERVER, None, _NO_RETRY),
+    SllmdError: _Row(500, _SERVER),
 }
 
 
@@ -106,13 +105,13 @@ def reply_to(error: SllmdError) -> ErrorReply:
         headers.update(error.headers)
     if isinstance(error, BusyError):
         headers["Retry-After"] = str(_retry_after_seconds(error))
-    return ErrorReply(int(status), str(error), row.kind, error.code, param, headers)
+    return ErrorReply(status, str(error), row.kind, error.code, param, headers)
 
 
 def internal_reply(request_id: str) -> ErrorReply:
     """What a client is told of a defect of ours: where to look, nothing of our insides."""
     message = f"Something went wrong inside sllmd; its log tells more under request id {request_id}."
-    return ErrorReply(int(HTTPStatus.INTERNAL_SERVER_ERROR), message, _SERVER, SllmdError.code)
+    return ErrorReply(500, message, _SERVER, SllmdError.code)
 
 
 def _retry_after_seconds(error: BusyError) -> int:
