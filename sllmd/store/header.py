@@ -41,7 +41,7 @@ ITEM_BYTES: dict[str, int] = {
     "U64": 8,
 }
 assert set(ITEM_BYTES) == set(get_args(Dtype))
-_KNOWN_UNSERVED = frozenset({"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64"})
+_KNOWN_UNSERVED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from sllmd.core.errors import (
 from sllmd.core.ids import Digest, ModelName
 from sllmd.store.catalogue import Catalogue, Entry, Quarantined, check_name, slug
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.directory import MANIFEST_FILE, copy_small_files, read_manifest, tree_bytes, write_manifest
+from sllmd.store.directory import copy_small_files, read_manifest, tree_bytes, write_manifest
 from sllmd.store.durable import remove_tree, store_errors, sync_directory, sync_file
 from sllmd.store.local import fingerprint
 from sllmd.store.manifest import DataFile, Manifest
@@ -246,8 +246,8 @@ class Store:
             entry = self._catalogue.entries().get(checkpoint.name)
             if entry is None or entry.directory != checkpoint.directory.name:
                 raise StoreError(f"`{checkpoint.name}` was removed or replaced while it was loaded")
+            _keep_only(staging, [file.path for partition in manifest.partitions for file in partition.files])
             copy_small_files(checkpoint.directory, staging, manifest.small_files)
-            (staging / MANIFEST_FILE).unlink(missing_ok=True)
             write_manifest(staging, manifest)
             self._publish_directory(entry.model_copy(update={"kind": "stored"}), staging)
         return self.resolve(checkpoint.name)
@@ -370,6 +370,14 @@ def _import_lock(root: Path, file_name: str) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+def _keep_only(directory: Path, files: list[str]) -> None:
+    """Remove what a loader kept beside the data files for itself."""
+    kept = {directory / file for file in files}
+    for path in list(directory.rglob("*")):
+        if path not in kept and not path.is_dir():
+            path.unlink()
 
 
 def _unused(path: Path) -> Path:
