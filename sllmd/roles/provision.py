@@ -46,7 +46,7 @@ async def _provide(store: Store, name: str, settings: ModelSettings) -> None:
             raise
         await _import(store, name, settings.source)
     for alias in settings.aliases:
-        store.alias(alias, name)
+        await asyncio.to_thread(store.alias, alias, name)
 
 
 async def _import(store: Store, name: str, source: str) -> None:
