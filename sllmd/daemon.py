@@ -23,7 +23,6 @@ from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
 from sllmd.roles.operator import Operator
 from sllmd.roles.provision import is_built_in, provision
-from sllmd.roles.registrar import Registrar
 from sllmd.roles.router import Router
 from sllmd.store.store import Store
 from sllmd.telemetry.logs import configure_logs
@@ -105,12 +104,9 @@ class Daemon:
         await provision(store, operator, built_in)  # takes no time, and the first request comes at once
         others = {name: own for name, own in config.models.items() if name not in built_in}
         rooms.push_async_callback(_cancel, asyncio.create_task(provision(store, operator, others)))
-        registrar = Registrar(config.models, store, operator)
-        await registrar.register_builtin()
         server = ApiServer(router=router, operator=operator, settings=config.api, metrics=metrics)
         rooms.push_async_callback(server.close)
         operator.listen = await server.start()
-        rooms.push_async_callback(_cancel, asyncio.create_task(registrar.register_all()))
         return daemon
 
     def summary(self) -> str:

@@ -20,7 +20,7 @@ INTRODUCERS = {"daemon"}
 
 IMPURE_MODULES = {
     "aiofiles", "aiohttp", "asyncio", "ctypes", "fcntl", "http", "io", "logging", "mmap", "multiprocessing",
-    "os", "pynvml", "random", "secrets", "select", "shutil", "signal", "socket", "ssl", "structlog",
+    "os", "pynvml", "random", "secrets", "select", "shutil", "socket", "ssl", "structlog",
     "subprocess", "tempfile", "threading", "time", "torch", "transformers", "urllib.request", "uuid",
     "uvloop",
 }  # fmt: skip
@@ -130,7 +130,12 @@ def _is_impure_file(name: str) -> bool:
     """Whether ``name`` is a file of ours that is not pure; a room's door plate holds no code."""
     module = modules().get(name)
     is_door_plate = (PACKAGE.parent / Path(*name.split("."))).is_dir()
-    return module is not None and not module.pure and not is_door_plate
+    return (
+        module is not None
+        and not module.pure
+        and not is_door_plate
+        and "Pure but for" not in module.docstring
+    )
 
 
 def _does_something(node: ast.AST) -> bool:

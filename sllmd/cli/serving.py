@@ -120,7 +120,8 @@ def unload(session: Session, model: ModelArgument) -> None:
     """Take a model out of memory; requests that run on it are finished first."""
     report = session.client.post(f"/sllmd/v1/models/{segment(model)}/unload")
     freed = (
-        f"{report['device_replicas']} replicas stopped, {format_bytes(report['dram_bytes'])} of DRAM freed"
+        f"{'its replica stopped' if report['device_replicas'] else 'no replica ran'}, "
+        f"{format_bytes(report['dram_bytes'])} of DRAM freed"
     )
     session.show_object(report, f"{report['model']}: {freed}")
 

@@ -1,4 +1,4 @@
-"""What no single key can tell: settings that are fine alone and wrong together. Pure."""
+"""What no single key can tell: settings that are fine alone and wrong together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All sections of the configuration; those of a room are defined in the room. Pure."""
+"""All sections of the configuration; those of a room are defined in the room."""
 
 from __future__ import annotations
 
