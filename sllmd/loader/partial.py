@@ -162,11 +162,14 @@ class Partial:
         return digests
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove what was written; what cannot be removed is logged."""
         self.writable = False
         names = [file.path for part in self._checkpoint.manifest.partitions for file in part.files]
         for name in [*names, JOURNAL_NAME]:
-            (self._directory / name).unlink(missing_ok=True)
+            try:
+                (self._directory / name).unlink(missing_ok=True)
+            except OSError as error:
+                _log.warning("leftover", path=str(self._directory / name), reason=error.strerror)
 
     def close(self) -> None:
         """Once, when no thread uses it."""
