@@ -41,7 +41,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
         super().__init__()
         self._cache = cache
         self.stores: list[Store] = []
-        """What has to be copied when a row moves: capacity is the last dimension but one."""
+        """What has to be copied when a row moves: (keys and values x) slots x heads x capacity x width."""
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate, now that the model has shown its heads, widths, type and device."""
@@ -49,7 +49,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
         heads, width = key_states.shape[1], key_states.shape[3]
         if key_states.shape[1::2] == value_states.shape[1::2]:
             # One store for both, so that a pass can write keys and values at once.
-            self.stores = [_zeros((slots, 2, heads, capacity, width), key_states)]
+            self.stores = [_zeros((2, slots, heads, capacity, width), key_states)]
         else:
             value_shape = (slots, value_states.shape[1], capacity, value_states.shape[3])
             self.stores = [
@@ -85,9 +85,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
         """Move to stores of the cache's new size."""
         for index, old in enumerate(self.stores):
             shape = list(old.shape)
-            shape[0], shape[-2] = self._cache.slots, self._cache.capacity
+            shape[-4], shape[-2] = self._cache.slots, self._cache.capacity
             new = _zeros(shape, old)
-            new[: old.shape[0], ..., : old.shape[-2], :] = old
+            new[..., : old.shape[-4], :, : old.shape[-2], :] = old
             self.stores[index] = new
         self._make_views()
 
@@ -105,7 +105,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
 
     def _make_views(self) -> None:
         if len(self.stores) == 1:
-            self.keys, self.values = self.stores[0][:, 0], self.stores[0][:, 1]
+            self.keys, self.values = self.stores[0].unbind(0)
         else:
             self.keys, self.values = self.stores
 
@@ -115,7 +115,7 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
 
     def __init__(self, layer_count: int, *, slots: int, capacity: int) -> None:
         self.slots = slots
-        self.capacity = capacity
+        self.capacity = _odd_lines(capacity)
         self.first = 0
         self.count = 0
         self.span = 0
@@ -140,7 +140,7 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
         if slots <= self.slots and tokens <= self.capacity:
             return
         self.slots = max(self.slots, 1 << (slots - 1).bit_length())
-        self.capacity = max(self.capacity, 1 << (tokens - 1).bit_length())
+        self.capacity = max(self.capacity, _odd_lines(1 << (tokens - 1).bit_length()))
         for layer in self.layers:
             layer.grow()
 
@@ -160,26 +160,31 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
         self.reserve(max(source, target) + 1, tokens)
         for layer in self.layers:
             for store in layer.stores:
-                store[target, ..., :tokens, :] = store[source, ..., :tokens, :]
+                store[..., target, :, :tokens, :] = store[..., source, :, :tokens, :]
 
     def read_row(self, slot: int, tokens: int) -> list[torch.Tensor]:
         """A copy of the first ``tokens`` of a slot, for ``write_row``."""
-        return [store[slot, ..., :tokens, :].clone() for layer in self.layers for store in layer.stores]
+        return [store[..., slot, :, :tokens, :].clone() for layer in self.layers for store in layer.stores]
 
     def write_row(self, slot: int, row: Sequence[torch.Tensor], tokens: int) -> None:
         """Put the first ``tokens`` of what ``read_row`` gave into a slot."""
         self.reserve(slot + 1, tokens)
         stores = [store for layer in self.layers for store in layer.stores]
         for store, saved in zip(stores, row, strict=True):
-            store[slot, ..., :tokens, :] = saved[..., :tokens, :]
+            store[..., slot, :, :tokens, :] = saved[..., :tokens, :]
 
     def bytes_per_token(self) -> int:
         """Bytes of keys and values per token; 0 before the first pass."""
         return sum(
-            store[0].numel() // store.shape[-2] * store.element_size()
+            store.numel() // (store.shape[-4] * store.shape[-2]) * store.element_size()
             for layer in self.layers
             for store in layer.stores
         )
+
+
+def _odd_lines(tokens: int) -> int:
+    """A little more than ``tokens``: rows a power of two apart would all fall into the same cache sets."""
+    return tokens + 8
 
 
 def _zeros(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:

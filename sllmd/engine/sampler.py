@@ -10,6 +10,7 @@ Log probabilities are those of the model, before any of them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -33,14 +34,14 @@ def sample(
     """One token for each row of ``logits`` (rows x vocabulary), and its log probability where asked for."""
     nothing: list[TokenLogprob | None] = [None] * len(rows)
     if all(_is_plain_greedy(row.sampling) for row in rows):
-        return logits.argmax(dim=-1).tolist(), nothing
+        return _argmax(logits), nothing
     scores = logits.float()
     adjusted = scores
     if any(_is_adjusted(row.sampling) for row in rows):
         adjusted = scores.clone()
         for index, row in enumerate(rows):
             _adjust(adjusted[index], row)
-    tokens = adjusted.argmax(dim=-1).tolist()
+    tokens = _argmax(adjusted)
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     for index, token in zip(drawn, _draw(adjusted, rows, drawn), strict=True):
         tokens[index] = token
@@ -58,6 +59,22 @@ def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
         values, ids = logprobs.topk(min(top, logprobs.numel()))
         best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), best)
+
+
+def _argmax(logits: torch.Tensor) -> list[int]:
+    """The first largest of each row.
+
+    torch finds a row's maximum four times as fast (in bfloat16 twenty times) as its place: so find the
+    first block that holds the maximum, then the place in it.
+    """
+    rows, size = logits.shape
+    block = math.gcd(size, 256)
+    if block < 32 or logits.device.type != "cpu":
+        return logits.float().argmax(dim=-1).tolist()
+    blocks = logits.view(rows, -1, block)
+    first = blocks.amax(dim=-1).float().argmax(dim=-1)
+    inside = blocks[torch.arange(rows), first].float().argmax(dim=-1)
+    return (first * block + inside).tolist()
 
 
 def _mix(value: int) -> int:

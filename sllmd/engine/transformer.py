@@ -42,11 +42,15 @@ from sllmd.engine.protocol import (
     PrefilledEvent,
     TokenEvent,
 )
-from sllmd.engine.runner import Runner, TransformersRunner
+from sllmd.engine.runner import TransformersRunner
 from sllmd.engine.sampler import sample, token_logprob
 from sllmd.engine.skeleton import assign, build_skeleton
+from sllmd.engine.upgrade import Upgrade
 from sllmd.engine.weights import Weights, majority_dtype
 from sllmd.store.manifest import Manifest
+
+UPGRADE_SLICE_SECONDS = 0.008
+"""Time per step for preparing the fast forward: about half a token's, so that streams go on."""
 
 
 class Builder:
@@ -93,11 +97,19 @@ class TransformerEngine:
         self._context = context_tokens(config, options)
         cache_tokens = options.cache_tokens or default_cache_tokens(model, self._context, options.batch_max)
         self._context = min(self._context, cache_tokens)
-        on_cpu = next(model.parameters()).device.type == "cpu"
+        device = next(model.parameters()).device
         # The kernel commits a CPU cache's pages as they are written, so room there costs nothing until used.
-        slots, capacity = (options.batch_max, 2048) if on_cpu else (4, 512)
-        self._cache = SlotCache(config.num_hidden_layers, slots=slots, capacity=min(capacity, self._context))
-        self._runner: Runner = TransformersRunner(model, self._cache)
+        capacity = min(self._context, 2048 if device.type == "cpu" else 512)
+        self._cache = SlotCache(config.num_hidden_layers, slots=options.batch_max + 1, capacity=capacity)
+        self._upgrade = Upgrade(
+            model,
+            TransformersRunner(model, self._cache),
+            cache=self._cache,
+            slot=options.batch_max,
+            free_bytes=_free_bytes(device),
+            enabled=options.fast_path,
+        )
+        self._served = False
         self._batch = Batch(
             batch_max=options.batch_max, cache_tokens=cache_tokens, chunk_tokens=options.prefill_chunk_tokens
         )
@@ -131,7 +143,9 @@ class TransformerEngine:
 
     def has_work(self) -> bool:
         """See ``Engine``."""
-        return bool(self._pending or self._batch.rows or self._batch.waiting)
+        if self._pending or self._batch.rows or self._batch.waiting:
+            return True
+        return self._served and not self._upgrade.finished
 
     def stats(self) -> EngineStats:
         """See ``Engine``."""
@@ -143,7 +157,7 @@ class TransformerEngine:
             steps=self._steps,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
-            runner=self._runner.name,
+            runner=self._upgrade.runner.name,
             threads=torch.get_num_threads(),
         )
 
@@ -158,7 +172,18 @@ class TransformerEngine:
             self._decode(events)
         self._batch.admit()
         self._prefill(events)
+        if self._served and not self._upgrade.finished:
+            self._advance_upgrade()
+        self._served = self._served or self._prefill_tokens > 0
         return events
+
+    def _advance_upgrade(self) -> None:
+        """A piece or more of the way to the fast forward; never before the first prompt is through."""
+        until = time.perf_counter() + UPGRADE_SLICE_SECONDS
+        while not self._upgrade.finished:
+            self._upgrade.advance()
+            if time.perf_counter() >= until:
+                return
 
     def _queue(self, state: GenerationState, *, warm_only: bool) -> None:
         row = Row(_copy(state), warm_only=warm_only)
@@ -183,7 +208,7 @@ class TransformerEngine:
     def _decode(self, events: list[EngineEvent]) -> None:
         rows = self._batch.rows[: self._batch.decoding]
         tokens = torch.tensor([[row.state.output_ids[-1]] for row in rows])
-        logits = self._runner.forward(0, tokens, [row.cached for row in rows])
+        logits = self._upgrade.runner.forward(0, tokens, [row.cached for row in rows])
         for row in rows:
             row.cached += 1
         self._decode_tokens += len(rows)
@@ -235,7 +260,7 @@ class TransformerEngine:
         row = chunk.row
         tokens = torch.tensor([row.tokens(chunk.start, chunk.stop)])
         wants = row.state.sampling.prompt_logprobs is not None and not row.prefilled
-        logits = self._runner.forward(chunk.slot, tokens, [chunk.start], every_position=wants)
+        logits = self._upgrade.runner.forward(chunk.slot, tokens, [chunk.start], every_position=wants)
         if wants:
             _note_prompt_logprobs(row, chunk, logits[0])
             logits = logits[:, -1]
@@ -293,6 +318,7 @@ class TransformerEngine:
                     best = (slot, shared)
         return best
 
+    @torch.inference_mode()
     def _retire(self, row: Row) -> None:
         """Take a row out; what it had in the cache is retained for rows that begin alike."""
         if row in self._batch.rows:

@@ -1,0 +1,124 @@
+"""From the safe forward to the fast one, while tokens flow.
+
+Owns: the proof that the fused forward equals transformers' own, and the order in which it takes over. Knows
+nothing of rows: it borrows one slot that no row uses. Each piece takes about as long as one token, so an
+engine that runs one piece between two steps never lets a stream wait long.
+
+1. Both forwards run the same short prompt and one token after it; the logits must agree.
+2. The fused forward takes over.
+3. Its weights are prepacked, product by product, if memory allows; every mixture on the way works.
+4. The proof is repeated on the prepacked weights. A failed proof goes back to the last proven state, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import structlog
+import torch
+
+from sllmd.engine.cache import SlotCache
+from sllmd.engine.fused import FusedRunner, is_fusible
+from sllmd.engine.runner import Runner, TransformersRunner
+
+_log = structlog.get_logger(__name__)
+
+PROBE_TOKENS = 8
+"""Length of the prompt that both forwards are compared on."""
+_TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+"""Largest difference of logits, relative to their spread: some ten times what rounding alone gives."""
+
+
+class Upgrade:
+    """The take-over in pieces. ``runner`` is always the best that is proven."""
+
+    def __init__(
+        self,
+        model: Any,
+        reference: TransformersRunner,
+        *,
+        cache: SlotCache,
+        slot: int,
+        free_bytes: int,
+        enabled: bool,
+    ) -> None:
+        self.runner: Runner = reference
+        self._model = model
+        self._reference = reference
+        self._cache = cache
+        self._slot = slot
+        self._free_bytes = free_bytes
+        self._pieces: Iterator[None] | None = self._run() if enabled and is_fusible(model) else None
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more to do."""
+        return self._pieces is None
+
+    def advance(self) -> None:
+        """Do one piece."""
+        if self._pieces is not None and next(self._pieces, StopIteration) is StopIteration:
+            self._pieces = None
+
+    def _run(self) -> Iterator[None]:
+        expected: list[torch.Tensor] = []
+        for logits in self._probe(self._reference):
+            expected.append(logits)
+            yield
+        fused = FusedRunner(self._model, self._cache)
+        agrees = yield from self._agrees(fused, expected)
+        if not agrees:
+            return
+        self.runner = fused
+        if not self._may_pack():
+            return
+        yield from fused.pack()
+        agrees = yield from self._agrees(fused, expected)
+        if not agrees:
+            fused.unpack()
+
+    def _probe(self, runner: Runner) -> Iterator[torch.Tensor]:
+        """Logits of a short prompt at every position, then of one token more."""
+        vocabulary = self._model.get_input_embeddings().num_embeddings
+        ids = [(7919 * (i + 1)) % vocabulary for i in range(PROBE_TOKENS + 1)]
+        prompt, last = torch.tensor([ids[:-1]]), torch.tensor([ids[-1:]])
+        yield runner.forward(self._slot, prompt, [0], every_position=True)[0]
+        yield runner.forward(self._slot, last, [PROBE_TOKENS])
+
+    def _agrees(self, runner: Runner, expected: list[torch.Tensor]) -> Generator[None, None, bool]:
+        """Whether ``runner`` gives the ``expected`` logits; a generator that returns it."""
+        for wanted, given in zip(expected, self._probe(runner), strict=True):
+            difference = relative_difference(wanted, given)
+            if not difference <= _TOLERANCE.get(wanted.dtype, 0.0):
+                _log.warning(
+                    "fast forward not used",
+                    runner=runner.name,
+                    model=type(self._model).__name__,
+                    difference=difference,
+                )
+                return False
+            yield
+        return True
+
+    def _may_pack(self) -> bool:
+        """Prepacking needs a CPU, a type that oneDNN computes in, and memory for a copy of the weights."""
+        parameter = self._model.lm_head.weight
+        size = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        return parameter.device.type == "cpu" and _packs(parameter.dtype) and 2 * size < self._free_bytes
+
+
+def relative_difference(wanted: torch.Tensor, given: torch.Tensor) -> float:
+    """Largest difference over the spread of the wanted values; not a number if either holds one."""
+    wanted, given = wanted.float(), given.float()
+    return float((wanted - given).abs().max() / wanted.std())
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
