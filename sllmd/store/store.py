@@ -111,7 +111,9 @@ class Store:
         similar = difflib.get_close_matches(name_or_alias, self._catalogue.names_and_aliases(), n=1)
         meant = f" Did you mean `{similar[0]}`?" if similar else ""
         raise ModelNotFound(
-            f"The model `{name_or_alias}` does not exist.{meant}", param="model", hint="sllmd list"
+            f"The model `{name_or_alias}` does not exist or you do not have access to it.{meant}",
+            param="model",
+            hint="sllmd list",
         )
 
     def _read_checkpoint(self, entry: Entry) -> Checkpoint:
@@ -140,6 +142,7 @@ class Store:
         Raises ChecksumMismatch naming file and chunk, MalformedCheckpoint for missing or resized files,
         StoreError when the bytes are not on this machine yet.
         """
+        self._resolved.pop(self._entry(name).name, None)  # the manifest itself is to be read again
         checkpoint = self.resolve(name)
         if checkpoint.remote_url:
             raise StoreError(f"`{name}` is remote: no bytes of it are here yet", hint=f"sllmd load {name}")
@@ -265,18 +268,17 @@ class Store:
         entry = self._catalogue.find(name)
         if entry is not None and entry.name != name:
             raise StoreError(f"`{name}` is an alias of `{entry.name}`", hint="import under another name")
-        with _import_lock(self.root, slug(name)) as acquired:
+        with store_errors(f"import `{name}`"), _import_lock(self.root, slug(name)) as acquired:
             if not acquired:
                 raise StoreError(
                     f"`{name}` is being imported by another process", hint="wait for it to finish"
                 )
             staging = self.root / "partial" / slug(name)
             try:
-                with store_errors(f"import `{name}`"):
-                    remove_tree(staging)
-                    self._sweep_partial(name)
-                    staging.mkdir()
-                    yield staging
+                remove_tree(staging)
+                self._sweep_partial(name)
+                staging.mkdir()
+                yield staging
             finally:
                 remove_tree(staging)
 
@@ -312,7 +314,8 @@ class Store:
     def _publish_directory(self, entry: Entry, staging: Path) -> None:
         """Rename ``staging`` into place, switch the entry over, remove what it stood for. Lock held."""
         before = self._catalogue.entries().get(entry.name)
-        target = _unused(self.root / "models" / f"{slug(entry.name)}@{entry.digest[:16]}")
+        taken = before.directory if before else ""  # quarantined: free on disk, and about to be removed
+        target = _unused(self.root / "models" / f"{slug(entry.name)}@{entry.digest[:16]}", taken)
         staging.rename(target)
         sync_directory(target.parent)
         self._catalogue.put(entry.model_copy(update={"directory": target.name}))
@@ -380,10 +383,10 @@ def _keep_only(directory: Path, files: list[str]) -> None:
             path.unlink()
 
 
-def _unused(path: Path) -> Path:
-    """``path``, or with a number behind it while that is taken."""
+def _unused(path: Path, taken: str = "") -> Path:
+    """``path``, or with a number behind it while that exists or is called ``taken``."""
     candidate, number = path, 1
-    while candidate.exists():
+    while candidate.exists() or candidate.name == taken:
         number += 1
         candidate = path.with_name(f"{path.name}.{number}")
     return candidate

@@ -140,7 +140,7 @@ def test_an_index_that_names(store: Store, tmp_path: Path, case: str) -> None:
 def test_an_index_that_is_no_json(store: Store, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "bad", {"x.safetensors": {"a": np.zeros(3, np.float32)}})
     (source / INDEX).write_text("{")
-    with pytest.raises(MalformedCheckpoint, match="index.json is not valid JSON"):
+    with pytest.raises(MalformedCheckpoint, match=r"index\.json is not valid JSON"):
         run_import(store, source)
 
 

@@ -20,7 +20,11 @@ def parse(entries, data_bytes):
 
 
 def test_a_file_made_by_the_safetensors_library_is_read(tmp_path: Path) -> None:
-    arrays = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.zeros(0, np.int64), "s": np.array(1.5)}
+    arrays = {
+        "b": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "a": np.zeros(0, np.int64),
+        "s": np.array(1.5),
+    }
     save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "np"})
     header = read_header(tmp_path / "x.safetensors", "x.safetensors")
     content = (tmp_path / "x.safetensors").read_bytes()

@@ -1,0 +1,256 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from sllmd.core.errors import (
+    ChecksumMismatch,
+    InvalidRequest,
+    MalformedCheckpoint,
+    ModelNotFound,
+    StoreError,
+    UnsupportedCheckpoint,
+)
+from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.store import Store
+from tests.store.models import CHUNK_BYTES, as_bytes, llama_tensors, read_back, run_import, write_model
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+def damage(checkpoint: Checkpoint, chunk_index: int) -> str:
+    """Flip one bit in one chunk; the file's path in the manifest."""
+    file = checkpoint.manifest.partitions[0].files[0]
+    with (checkpoint.data_directory / file.path).open("r+b") as handle:
+        handle.seek(chunk_index * CHUNK_BYTES)
+        byte = handle.read(1)[0]
+        handle.seek(chunk_index * CHUNK_BYTES)
+        handle.write(bytes([byte ^ 4]))
+    return file.path
+
+
+def test_a_store_that_is_not_there_is_empty(store: Store) -> None:
+    assert store.models() == []
+    with pytest.raises(ModelNotFound, match="The model `m` does not exist"):
+        store.resolve("m")
+    assert not store.root.exists()
+
+
+def test_an_unknown_name_meets_the_closest_one(store: Store) -> None:
+    run_import(store, "builtin:tiny", "qwen3-8b")
+    store.alias("gpt-4o-mini", "qwen3-8b")
+    with pytest.raises(ModelNotFound, match="Did you mean `qwen3-8b`"):
+        store.resolve("qwen3-8")
+    with pytest.raises(ModelNotFound, match="Did you mean `gpt-4o-mini`"):
+        store.resolve("gpt-4o-min")
+
+
+def test_a_daemon_sees_what_other_processes_do(store: Store, tmp_path: Path) -> None:
+    """However fast changes follow each other: a directory's time alone has the kernel's tick."""
+    daemon = Store(store.root)
+    source, other = write_model(tmp_path / "a"), write_model(tmp_path / "b", llama_tensors(seed=5))
+    for round_number in range(5):
+        first = run_import(store, source)
+        assert daemon.resolve("m").manifest.digest == first.manifest.digest
+        second = run_import(store, other)
+        assert daemon.resolve("m").manifest.digest == second.manifest.digest
+        store.alias(f"alias-{round_number}", "m")
+        assert daemon.resolve(f"alias-{round_number}") == second
+        store.remove("m")
+        with pytest.raises(ModelNotFound):
+            daemon.resolve("m")
+
+
+def test_resolving_again_costs_microseconds(store: Store) -> None:
+    run_import(store, "builtin:tiny")
+    while time.time_ns() - (store.root / "names").stat().st_mtime_ns < 150_000_000:
+        store.resolve("m")
+    first = store.resolve("m")
+    began = time.process_time()
+    for _ in range(200):
+        assert store.resolve("m") is first
+    assert (time.process_time() - began) / 200 < 0.001
+
+
+def test_an_alias_is_another_name(store: Store) -> None:
+    tiny = run_import(store, "builtin:tiny", "tiny")
+    other = run_import(store, "builtin:tiny", "other")
+    store.alias("a", "tiny")
+    store.alias("a", "tiny")
+    assert store.resolve("a") == tiny
+    assert next(model for model in store.models() if model.name == "tiny").aliases == ("a",)
+    store.alias("a", "other")
+    assert store.resolve("a") == other
+    store.alias("b", "a")
+    assert store.resolve("b") == other
+    assert store.remove("a") == 0
+    with pytest.raises(ModelNotFound):
+        store.resolve("a")
+    assert store.resolve("other") == other
+    with pytest.raises(StoreError, match="is a model"):
+        store.alias("tiny", "other")
+    with pytest.raises(InvalidRequest):
+        store.alias("../x", "other")
+    with pytest.raises(ModelNotFound):
+        store.alias("c", "nobody")
+    with pytest.raises(StoreError, match="is an alias of `other`"):
+        run_import(store, "builtin:tiny", "b")
+
+
+def test_removing_frees_what_it_says(store: Store, tmp_path: Path) -> None:
+    checkpoint = run_import(store, write_model(tmp_path / "m"))
+    size = sum(path.stat().st_size for path in checkpoint.directory.iterdir())
+    assert store.remove("m") == size
+    assert not checkpoint.directory.exists()
+    with pytest.raises(ModelNotFound):
+        store.remove("m")
+
+
+def test_removing_a_model_served_in_place_leaves_the_users_files(store: Store, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    run_import(store, source, in_place=True)
+    store.remove("m")
+    assert (source / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("chunk_index", [0, 1, 3])
+def test_a_flipped_bit_is_found_and_the_copy_quarantined(
+    store: Store, tmp_path: Path, chunk_index: int
+) -> None:
+    source = write_model(tmp_path / "m")
+    checkpoint = run_import(store, source)
+    store.verify("m", ignore)
+    file = damage(checkpoint, chunk_index)
+    with pytest.raises(ChecksumMismatch, match=rf"{file}, chunk {chunk_index}; the bad copy was moved to"):
+        store.verify("m", ignore)
+    assert not checkpoint.directory.exists()
+    (quarantined,) = (store.root / "quarantine").iterdir()
+    assert (quarantined / file).exists()
+    for _ in range(2):
+        with pytest.raises(ChecksumMismatch, match=f"chunk {chunk_index}"):
+            Store(store.root).resolve("m")
+    assert "import the model again" in (store.models()[0].problem or "")
+    assert read_back(run_import(store, source)) == as_bytes(llama_tensors())
+    assert store.models()[0].problem is None
+
+
+def test_quarantine_twice_and_of_a_copy_that_was_replaced(store: Store, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    first = run_import(store, source)
+    moved_to = store.quarantine(first, "tensors.0.bin", 0)
+    assert Path(moved_to).is_dir()
+    assert store.quarantine(first, "tensors.0.bin", 1) == moved_to
+    second = run_import(store, source)
+    assert store.quarantine(first, "tensors.0.bin", 0) == ""
+    assert store.resolve("m") == second
+    store.remove("m")
+    assert store.quarantine(second, "tensors.0.bin", 0) == ""
+
+
+def test_in_place_a_bad_file_is_taken_out_of_service_and_left_where_it_is(
+    store: Store, tmp_path: Path
+) -> None:
+    source = write_model(tmp_path / "m")
+    checkpoint = run_import(store, source, in_place=True)
+    status = (source / "model.safetensors").stat()
+    damage(checkpoint, 1)
+    os.utime(source / "model.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(ChecksumMismatch, match=r"model\.safetensors, chunk 1") as caught:
+        store.verify("m", ignore)
+    assert "moved" not in caught.value.message
+    assert (source / "model.safetensors").exists()
+    with pytest.raises(ChecksumMismatch):
+        store.resolve("m")
+
+
+def edit_manifest(checkpoint: Checkpoint, change: Mapping[str, object]) -> None:
+    path = checkpoint.directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "fault"),
+    [
+        (lambda c: (c.directory / "manifest.json").unlink(), MalformedCheckpoint, "is missing"),
+        (lambda c: (c.directory / "manifest.json").write_bytes(b""), MalformedCheckpoint, "no manifest"),
+        (
+            lambda c: (c.directory / "manifest.json").write_bytes(b"[" * 10**5),
+            MalformedCheckpoint,
+            "no manifest",
+        ),
+        (lambda c: edit_manifest(c, {"format_version": 99}), UnsupportedCheckpoint, "format version 99"),
+        (lambda c: edit_manifest(c, {"digest": "0" * 32}), MalformedCheckpoint, "not what was imported"),
+        (lambda c: edit_manifest(c, {"tensors": 5}), MalformedCheckpoint, "tensors"),
+        (lambda c: shutil.rmtree(c.directory), MalformedCheckpoint, "is missing"),
+    ],
+)
+def test_a_spoilt_manifest_is_an_error_that_names_it(store: Store, tmp_path, spoil, error, fault) -> None:
+    checkpoint = run_import(store, write_model(tmp_path / "m"))
+    spoil(checkpoint)
+    with pytest.raises(error, match=fault) as caught:
+        Store(store.root).resolve("m")
+    assert checkpoint.directory.name in caught.value.message
+    assert len(store.models()) == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda c: (c.directory / "tokenizer.json").write_text("{ }"), "not what was imported"),
+        (lambda c: (c.directory / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
+        (lambda c: edit_manifest(c, {"ties": {"x": "y"}}), "not what was imported"),
+        (lambda c: (c.directory / "tensors.0.bin").unlink(), r"tensors\.0\.bin is missing"),
+        (lambda c: os.truncate(c.directory / "tensors.0.bin", 4096), r"tensors\.0\.bin has 4096 bytes"),
+    ],
+)
+def test_verify_finds_more_than_flipped_bits(store: Store, tmp_path: Path, spoil, fault: str) -> None:
+    spoil(run_import(store, write_model(tmp_path / "m")))
+    with pytest.raises(MalformedCheckpoint, match=fault):
+        store.verify("m", ignore)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 10**5, '{"version": 99}', '{"version": 1}'])
+def test_a_spoilt_entry_hides_no_other_model(store: Store, content: str) -> None:
+    run_import(store, "builtin:tiny", "good")
+    run_import(store, "builtin:tiny", "bad")
+    (store.root / "names" / "bad.json").write_text(content)
+    reader = Store(store.root)
+    assert [model.name for model in reader.models()] == ["good"]
+    with pytest.raises(MalformedCheckpoint, match="entry of `bad` cannot be read"):
+        reader.resolve("bad")
+    run_import(reader, "builtin:tiny", "third")
+    assert reader.resolve("good").directory.exists()
+    run_import(reader, "builtin:tiny", "bad")
+    assert reader.resolve("bad").name == "bad"
+    assert {path.name for path in (store.root / "models").iterdir()} >= {
+        reader.resolve(name).directory.name for name in ("good", "bad", "third")
+    }
+
+
+def test_a_spoilt_entry_can_be_removed(store: Store) -> None:
+    checkpoint = run_import(store, "builtin:tiny", "bad")
+    (store.root / "names" / "bad.json").write_text("{")
+    reader = Store(store.root)
+    assert reader.remove("bad") > 0
+    assert not checkpoint.directory.exists()
+    with pytest.raises(ModelNotFound):
+        reader.resolve("bad")
+
+
+def test_a_reader_carries_neither_torch_nor_transformers_nor_numpy(store: Store) -> None:
+    run_import(store, "builtin:tiny")
+    code = (
+        "import sys; from pathlib import Path; from sllmd.store.store import Store;"
+        f"Store(Path({str(store.root)!r})).resolve('m');"
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
