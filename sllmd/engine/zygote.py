@@ -132,6 +132,11 @@ def _ignore_signals_of_the_group() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _keep_no_descriptors() -> None:
+    """Whatever the daemon, or who started it, left inheritable is none of ours."""
+    os.closerange(CONTROL_DESCRIPTOR + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
 def _allow_many_descriptors() -> None:
     """A large model comes in thousands of slabs, each a descriptor while it is mapped."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,6 +152,7 @@ def main() -> None:
     arguments = parser.parse_args()
     _ignore_signals_of_the_group()
     _die_with(arguments.parent_pid)
+    _keep_no_descriptors()
     _allow_many_descriptors()
     os.set_inheritable(CONTROL_DESCRIPTOR, False)
     try:

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from sllmd.core.errors import InvalidRequest, ModelLoadFailed, WorkerLost
-from sllmd.core.ids import Digest, GenerationId, ReplicaId
+from sllmd.core.ids import GenerationId, ReplicaId
 from sllmd.engine.fake import FakeEngine, FakeSettings
 from sllmd.engine.protocol import (
     EngineEvent,
@@ -13,33 +13,12 @@ from sllmd.engine.protocol import (
     FinishReason,
     GenerationState,
     PrefilledEvent,
-    Sampling,
     TokenEvent,
 )
 from sllmd.engine.replica import LocalReplica
-from sllmd.store.manifest import Manifest, Source
+from tests.engine.fakes import manifest, state, tokens
 
 OPTIONS = EngineOptions(threads=1, batch_max=4, prefill_chunk_tokens=8)
-
-
-def manifest(**fake: object) -> Manifest:
-    return Manifest(
-        format_version=1,
-        digest=Digest("f" * 32),
-        source=Source(kind="fake", location="test", fingerprint="0"),
-        architecture="fake",
-        config={"vocab_size": 100, "fake": fake},
-        tensors=(),
-        ties={},
-        partitions=(),
-    )
-
-
-def state(
-    name: str = "g", prompt: list[int] | None = None, *, output: list[int] | None = None, **sampling: object
-) -> GenerationState:
-    values = {"seed": 1, "max_tokens": 5, **sampling}
-    return GenerationState(GenerationId(name), prompt or [1, 2, 3], Sampling(**values), list(output or []))
 
 
 def run(engine: FakeEngine, steps_max: int = 1000) -> list[EngineEvent]:
@@ -49,10 +28,6 @@ def run(engine: FakeEngine, steps_max: int = 1000) -> list[EngineEvent]:
             return events
         events += engine.step()
     raise AssertionError("the engine never ends")
-
-
-def tokens(events: list[EngineEvent], name: str = "g") -> list[int]:
-    return [e.token_id for e in events if isinstance(e, TokenEvent) and e.generation_id == name]
 
 
 def engine(**fake: object) -> FakeEngine:
@@ -65,9 +40,10 @@ def output_of(given: GenerationState, **fake: object) -> list[int]:
     return tokens(run(one), given.generation_id)
 
 
-def test_tokens_depend_on_prompt_and_position_only() -> None:
+def test_tokens_depend_on_prompt_seed_and_position_only() -> None:
     alone = output_of(state(max_tokens=20))
-    assert alone == output_of(state("other", max_tokens=20, seed=9))
+    assert alone == output_of(state("other", max_tokens=20))
+    assert alone != output_of(state(max_tokens=20, seed=9))
     assert alone != output_of(state(prompt=[3, 2, 1], max_tokens=20))
     assert len(set(alone)) > 10, "positions must be told apart"
     assert all(0 <= token_id < 100 for token_id in alone)

@@ -1,0 +1,62 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sllmd.engine.settings import WorkerSettings
+from sllmd.engine.supervisor import Supervisor
+
+OWN_DESCRIPTORS = Path("/proc/self/fd")
+DEADLINE_SECONDS = 20
+
+
+def children() -> set[int]:
+    """Pids of this process's children."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for text in lists for pid in text.read_text().split()}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still holds anything; a zombie that nobody has reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that only the system can tell."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"never: {what}"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """No descriptor and no child more than before."""
+    descriptors, before = len(list(OWN_DESCRIPTORS.iterdir())), children()
+    yield
+    assert children() == before
+    assert len(list(OWN_DESCRIPTORS.iterdir())) == descriptors
+
+
+@pytest.fixture
+def worker_settings() -> WorkerSettings:
+    """Overridden where a test needs other limits."""
+    return WorkerSettings(engine="fake", refill_delay_seconds=0.05)
+
+
+@pytest.fixture
+async def supervisor(nothing_left: None, worker_settings: WorkerSettings) -> AsyncIterator[Supervisor]:
+    """Running, with the fake engine in real processes; leaves nothing behind."""
+    before: set[asyncio.Task[object] | None] = set(asyncio.all_tasks())
+    running = Supervisor(worker_settings)
+    await running.start()
+    yield running
+    pids = [process.pid for process in running.stats().processes]
+    await running.close()
+    assert not [pid for pid in pids if alive(pid)]
+    before.add(asyncio.current_task())
+    await until(lambda: asyncio.all_tasks() <= before, "tasks end")
