@@ -41,9 +41,8 @@ async def encode_chat(
     template_values: Mapping[str, Any],
 ) -> tuple[int, ...]:
     """Ids of a conversation as the model's template writes it. Raises CallerError."""
-    text = tokenizer.render_chat(
-        template_messages(messages), add_generation_prompt=add_generation_prompt, **template_values
-    )
+    values = {**template_values, "add_generation_prompt": add_generation_prompt}
+    text = tokenizer.render_chat(template_messages(messages), **values)
     ids = await encode_text(tokenizer, text, special=False, context_tokens=context_tokens, param="messages")
     if not ids:
         raise InvalidRequest("The model's chat template makes an empty prompt of these.", param="messages")

@@ -53,9 +53,6 @@ def _text(wanted: TokenizeRequest, tokenizer: Tokenizer) -> tuple[str, bool]:
         raise InvalidRequest("Either `prompt` or `messages` is required.", param="prompt")
     if wanted.prompt is not None:
         return wanted.prompt, wanted.add_special_tokens is not False
-    text = tokenizer.render_chat(
-        template_messages(wanted.messages or []),
-        add_generation_prompt=wanted.add_generation_prompt,
-        **wanted.chat_template_kwargs,
-    )
+    values = {**wanted.chat_template_kwargs, "add_generation_prompt": wanted.add_generation_prompt}
+    text = tokenizer.render_chat(template_messages(wanted.messages or []), **values)
     return text, bool(wanted.add_special_tokens)

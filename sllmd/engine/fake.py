@@ -72,7 +72,9 @@ class _Row:
     fingerprint: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fingerprint = _fingerprint(self.state.prompt_ids)
+        sampling = self.state.sampling
+        drawn = sampling.seed if sampling.temperature > 0 else 0
+        self.fingerprint = _fingerprint(self.state.prompt_ids) + drawn
 
     @property
     def wanted_tokens(self) -> int:
@@ -220,7 +222,7 @@ class FakeEngine:
         return TokenEvent(state.generation_id, index, token_id, finish_reason, logprob)
 
     def _draw(self, row: _Row, index: int) -> int:
-        """A token of the prompt and the index alone; a stop id only where the settings say so."""
+        """A token of prompt, seed and index alone; a stop id only where the settings say so."""
         stop_ids = row.state.sampling.stop_token_ids
         if index == self._settings.stop_after_tokens and stop_ids:
             return stop_ids[0]

@@ -29,7 +29,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any
+        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **extra: Any
     ) -> str:
         """The prompt. Raises InvalidRequest when there is no template or it refuses ``messages``."""
         if self.source is None:

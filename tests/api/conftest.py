@@ -15,7 +15,8 @@ from sllmd.store.builtin import make_builtin
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
 
-LETTERS = [ord("a"), ord("z") + 1]
+LETTERS = [64, 64 + 26]
+"""Ids of a to z in the built-in model's vocabulary."""
 MODELS = {
     "tiny": {},
     "letters": {"token_ids": LETTERS},
