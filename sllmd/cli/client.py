@@ -63,7 +63,8 @@ def daemon_address(text: str | None) -> Address:
 def parse_address(text: str) -> Address:
     """``unix:/path``, ``/path``, ``host:port``, ``host`` or a URL. Raises InvalidRequest."""
     if text.startswith(("unix:", "/")):
-        return Address(socket_path=text.removeprefix("unix:").replace("//", "/"))
+        path = text.removeprefix("unix:")
+        return Address(socket_path=f"/{path.lstrip('/')}" if path.startswith("/") else path)
     url = urlsplit(text if "://" in text else f"http://{text}")
     try:
         port = url.port

@@ -72,11 +72,6 @@ def flag_values(
 
 def startup_error(error: OSError) -> SllmdError:
     """What kept the daemon from starting, with what to do about it."""
-    if error.errno == errno.EADDRINUSE:
-        return SllmdError(
-            f"cannot listen: {error.strerror or error}",
-            hint="another daemon runs there? `sllmd status` tells; or choose another port with --listen",
-        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return SllmdError(
             f"not allowed: {error.filename or error.strerror or error}",

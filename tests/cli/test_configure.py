@@ -1,0 +1,52 @@
+"""``sllmd config``."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+from tests.cli.conftest import RunCommand
+
+
+def test_check_is_quiet_about_good_and_precise_about_bad(sllmd: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "sllmd.toml"
+    file.write_text('[serving]\nkeep_alive = "1m"\n')
+    assert sllmd("config", "check", str(file)).code == 0
+    file.write_text('[serving]\nkeep_alife = "1m"\n')
+    outcome = sllmd("config", "check", str(file))
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"{file}:2: unknown key `serving.keep_alife`; did you mean `serving.keep_alive`?" in outcome.err
+
+
+def test_check_refuses_what_start_would_refuse(sllmd: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "sllmd.toml"
+    file.write_text(f'[api]\nlisten = ["0.0.0.0:1"]\nkeys_file = "{tmp_path}/none.toml"\n')
+    assert sllmd("config", "check", str(file)).code == 1
+
+
+def test_show(sllmd: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "sllmd.toml"
+    file.write_text("[serving]\nqueue_max_per_model = 3\n")
+    shown = sllmd("config", "show", str(file), "--origin")
+    assert tomllib.loads(shown.out)["serving"]["queue_max_per_model"] == 3
+    assert f"# {file}:2" in shown.out
+    assert (
+        json.loads(sllmd("config", "show", str(file), "-o", "json").out)["serving"]["queue_max_per_model"]
+        == 3
+    )
+    assert tomllib.loads(sllmd("config", "show", "--dev").out)["models"]["tiny"]["source"] == "builtin:tiny"
+
+
+def test_schema_is_json(sllmd: RunCommand) -> None:
+    assert "serving" in json.loads(sllmd("config", "schema").out)["properties"]
+
+
+def test_init_writes_once(sllmd: RunCommand, tmp_path: Path) -> None:
+    assert sllmd("config", "init").code == 0
+    written = tmp_path / "etc" / "sllmd.toml"
+    assert sllmd("config", "check", str(written)).code == 0
+    assert sllmd("config", "init").code == 1
+    written.write_text("")
+    assert sllmd("config", "init", "--force").code == 0
+    assert written.read_text()

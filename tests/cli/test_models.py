@@ -1,0 +1,92 @@
+"""Commands on a store, without a daemon."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sllmd.store.builtin import make_builtin
+from tests.cli.conftest import RunCommand
+
+
+@pytest.fixture
+def store(tmp_path: Path, sllmd: RunCommand) -> str:
+    directory = str(tmp_path / "store")
+    assert sllmd("import", "builtin:tiny", "--store", directory, "--name", "one").code == 0
+    return directory
+
+
+def test_import_says_what_came_of_it(sllmd: RunCommand, tmp_path: Path) -> None:
+    source = tmp_path / "Some-Model"
+    make_builtin("tiny", source)
+    outcome = sllmd("import", str(source), "--store", str(tmp_path / "store"), "-o", "json")
+    assert (outcome.code, outcome.err) == (0, "")
+    facts = json.loads(outcome.out)
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert facts["size_bytes"] > 0
+    assert [
+        row["name"] for row in json.loads(sllmd("list", "-o", "json", "--store", str(tmp_path / "store")).out)
+    ] == [facts["name"]]
+
+
+def test_in_place(sllmd: RunCommand, tmp_path: Path) -> None:
+    source = tmp_path / "there"
+    make_builtin("tiny", source)
+    store = str(tmp_path / "store")
+    assert sllmd("import", str(source), "--in-place", "--store", store).code == 0
+    (row,) = json.loads(sllmd("list", "-o", "json", "--store", store).out)
+    assert row["kind"] == "in-place"
+    assert str(source) in sllmd("show", row["name"], "--store", store).out
+
+
+def test_list_show_verify_alias_rm(sllmd: RunCommand, store: str) -> None:
+    table = sllmd("list", "--store", store).out.splitlines()
+    assert table[0].split() == ["MODEL", "SIZE", "KIND", "ARCHITECTURE", "IMPORTED", "ALIASES"]
+    assert table[1].startswith("one ")
+    assert "2048 tokens" in sllmd("show", "one", "--store", store).out
+    assert "are what was imported" in sllmd("verify", "one", "--store", store).out
+    assert sllmd("alias", "uno", "one", "--store", store).out == "uno -> one\n"
+    assert sllmd("alias", "uno", "one", "--store", store).code == 0
+    assert json.loads(sllmd("show", "uno", "-o", "json", "--store", store).out)["name"] == "one"
+    assert sllmd("rm", "one", "--store", store).code == 0
+    empty = sllmd("list", "--store", store)
+    assert (empty.code, empty.out) == (0, "")
+    assert "sllmd import" in empty.err
+
+
+def test_a_damaged_model_is_found(sllmd: RunCommand, store: str) -> None:
+    facts = json.loads(sllmd("show", "one", "-o", "json", "--store", store).out)
+    (data,) = Path(facts["data_directory"]).glob("tensors*.bin")
+    with data.open("r+b") as file:
+        file.seek(5000)
+        byte = file.read(1)
+        file.seek(5000)
+        file.write(bytes([byte[0] ^ 1]))
+    outcome = sllmd("verify", "one", "--store", store)
+    assert outcome.code == 1
+    assert "checksum mismatch" in outcome.err
+    assert data.name in outcome.err
+
+
+@pytest.mark.parametrize("arguments", [("show", "x"), ("rm", "x"), ("verify", "x"), ("alias", "y", "x")])
+def test_an_unknown_model_is_4(sllmd: RunCommand, store: str, arguments: tuple[str, ...]) -> None:
+    assert sllmd(*arguments, "--store", store).code == 4
+
+
+def test_a_source_that_is_not_there_is_1(sllmd: RunCommand, tmp_path: Path) -> None:
+    outcome = sllmd("import", str(tmp_path / "nothing"), "--store", str(tmp_path / "store"))
+    assert outcome.code in (1, 2)
+    assert "nothing" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_without_a_daemon_the_configured_store_is_used(sllmd: RunCommand, tmp_path: Path) -> None:
+    assert sllmd("import", "builtin:tiny", "--name", "here").code == 0
+    assert (tmp_path / "state" / "store").is_dir()
+    assert [row["name"] for row in json.loads(sllmd("list", "-o", "json").out)] == ["here"]
+
+
+def test_a_named_daemon_must_answer(sllmd: RunCommand, tmp_path: Path) -> None:
+    assert sllmd("list", "--addr", f"unix:{tmp_path}/none.sock").code == 3

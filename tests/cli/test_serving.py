@@ -1,0 +1,143 @@
+"""Commands that talk to a daemon, against a real one in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+
+import pytest
+
+from tests.cli.conftest import RunCommand, RunningDaemon, command, environment
+
+
+def test_load_ps_explain_unload(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    loaded = sllmd("load", "tiny")
+    assert (loaded.code, loaded.err) == (0, "")
+    assert loaded.out.startswith("tiny is in device: ")
+    (row,) = json.loads(sllmd("ps", "-o", "json").out)
+    assert (row["model"], row["state"]) == ("tiny", "serving")
+    head, line = sllmd("ps").out.splitlines()
+    assert head.split()[:4] == ["MODEL", "DEVICE", "STATE", "TIER"]
+    assert line.split()[:4] == ["tiny", "cpu:0", "serving", "device"]
+    assert "REPLICA" not in head
+    assert "REPLICA" in sllmd("ps", "-o", "wide").out
+    assert sllmd("unload", "tiny").out.startswith("tiny: its replica stopped")
+    nothing = sllmd("ps")
+    assert (nothing.out, nothing.err.startswith("nothing is loaded")) == ("", True)
+    assert sllmd("-q", "ps").err == ""
+    assert sllmd("ps", "-o", "json").out == "[]\n"
+
+
+def test_a_copy_in_dram_is_warm_until_it_is_evicted(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    assert sllmd("load", "tiny", "--tier", "dram").code == 0
+    (row,) = json.loads(sllmd("ps", "-o", "json").out)
+    assert (row["state"], row["tier"]) == ("warm", "dram")
+    books = json.loads(sllmd("cache", "-o", "json").out)
+    assert [copy["model"] for copy in books["copies"]] == ["tiny"]
+    assert "tiny" in sllmd("cache").out
+    assert "freed" in sllmd("cache", "--evict", "tiny").out
+    assert sllmd("cache", "--evict", "tiny").out.startswith("nothing to free")
+    assert json.loads(sllmd("cache", "-o", "json").out)["copies"] == []
+
+
+@pytest.mark.parametrize("extra", [(), ("--raw",)])
+def test_run_streams_an_answer_and_shows_its_time(
+    sllmd: RunCommand, at_daemon: RunningDaemon, extra: tuple[str, ...]
+) -> None:
+    sllmd("unload", "tiny")
+    outcome = sllmd("run", "tiny", "Hello", "--max-tokens", "6", "--seed", "1", "--timings", *extra)
+    assert outcome.code == 0
+    assert outcome.out.strip()
+    assert "COLD from ssd" in outcome.err
+    assert "6 tokens" in outcome.err
+    last = json.loads(sllmd("explain", "-o", "json").out)["generations"][0]
+    assert (last["model"], last["completion_tokens"]) == ("tiny", 6)
+    assert "warm" in sllmd("run", "tiny", "Hello", "--max-tokens", "2", "--timings", *extra).err
+    assert "decode" in sllmd("explain").out
+
+
+def test_run_as_json_is_the_api_s_answer(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    outcome = sllmd("run", "tiny", "Hello", "--max-tokens", "3", "-o", "json")
+    assert json.loads(outcome.out)["usage"]["completion_tokens"] == 3
+
+
+def test_run_reads_standard_input(at_daemon: RunningDaemon) -> None:
+    result = subprocess.run(
+        command("--addr", at_daemon.address, "run", "tiny", "--max-tokens", "3"),
+        input="Hello", env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
+
+
+def test_status(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    text = sllmd("status").out
+    assert "ready" in text
+    assert str(at_daemon.directory / "store") in text
+    node = json.loads(sllmd("status", "-o", "jsonl").out)
+    assert (node["state"], node["models"]) == ("ready", 1)
+
+
+def test_store_commands_use_the_daemon_s_store(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    assert [row["name"] for row in json.loads(sllmd("list", "-o", "json").out)] == ["tiny"]
+    assert sllmd("alias", "small", "tiny").code == 0
+    assert sllmd("run", "small", "x", "--max-tokens", "1").code == 0
+    assert sllmd("rm", "small").code == 0
+    assert sllmd("run", "small", "x").code == 4
+
+
+@pytest.mark.parametrize(
+    "arguments", [("load", "tinny"), ("unload", "tinny"), ("run", "tinny", "x"), ("show", "tinny")]
+)
+def test_an_unknown_model_is_4(
+    sllmd: RunCommand, at_daemon: RunningDaemon, arguments: tuple[str, ...]
+) -> None:
+    outcome = sllmd(*arguments)
+    assert (outcome.code, outcome.out) == (4, "")
+    assert "tinny" in outcome.err
+    assert "Did you mean `tiny`?" in outcome.err
+
+
+def test_an_unknown_request_is_4(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    assert sllmd("explain", "req_nothing").code == 4
+
+
+def test_a_refused_value_is_2(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    outcome = sllmd("run", "tiny", "x", "--temperature", "99")
+    assert outcome.code == 2
+    assert "temperature" in outcome.err
+
+
+def test_tcp_works_like_the_socket(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    node = json.loads(sllmd("status", "-o", "json").out)
+    (url,) = (address for address in node["listen"] if address.startswith("http"))
+    assert sllmd("--addr", url, "ps").code == 0
+    assert sllmd("ps", "--addr", url.removeprefix("http://")).code == 0
+
+
+def test_bars_are_for_terminals(at_daemon: RunningDaemon) -> None:
+    """On a terminal's standard error there is a bar; a pipe gets nothing but the result."""
+    master, slave = pty.openpty()
+    try:
+        result = subprocess.run(
+            command("--addr", at_daemon.address, "load", "tiny"),
+            env=environment(TERM="xterm"), stdout=subprocess.PIPE, stderr=slave, timeout=60, check=True,
+        )  # fmt: skip
+        os.close(slave)
+        drawn = b""
+        while chunk := _read(master):
+            drawn += chunk
+    finally:
+        os.close(master)
+    assert b"\x1b[" in drawn
+    assert b"tiny" in drawn
+    assert b"\x1b" not in result.stdout
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # Linux says EIO when the other side of a terminal is gone
+        return b""

@@ -1,0 +1,154 @@
+"""Addresses, exit codes, output formats: what all commands share."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from sllmd.cli.client import Address, DaemonUnreachable, daemon_address, error_of, parse_address
+from sllmd.cli.session import exit_code
+from sllmd.cli.tables import Column, as_json, fields, table
+from sllmd.core.errors import (
+    ChecksumMismatch,
+    ConfigError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    SllmdError,
+    StoreError,
+)
+from tests.cli.conftest import RunCommand
+
+COMMANDS = ["start", "run", "ps", "list", "show", "load", "unload", "import", "rm", "verify", "alias"]
+COMMANDS += ["cache", "status", "explain", "version"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("unix:/a/b.sock", Address(socket_path="/a/b.sock")),
+        ("unix:///a/b.sock", Address(socket_path="/a/b.sock")),
+        ("/a/b.sock", Address(socket_path="/a/b.sock")),
+        ("box", Address(host="box")),
+        ("box:80", Address(host="box", port=80)),
+        ("http://box:80/", Address(host="box", port=80)),
+        ("https://box", Address(host="box", port=443, tls=True)),
+        ("[::1]:80", Address(host="::1", port=80)),
+    ],
+)
+def test_addresses(text: str, expected: Address) -> None:
+    assert parse_address(text) == expected
+
+
+@pytest.mark.parametrize("text", ["ftp://box", "box:port", "http://", "box:99999"])
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="no address"):
+        parse_address(text)
+
+
+def test_the_socket_of_this_user_comes_before_the_port(tmp_path: Path) -> None:
+    assert daemon_address(None).socket_path in (None, "/run/sllmd/sllmd.sock")
+    run = tmp_path / "run"
+    run.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(run / "sllmd.sock"))
+        assert daemon_address(None) == Address(socket_path=str(run / "sllmd.sock"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SllmdError("x"), 1),
+        (StoreError("x"), 1),
+        (ConfigError("x"), 1),
+        (ChecksumMismatch(file="x", chunk_index=0), 1),
+        (InvalidRequest("x"), 2),
+        (DaemonUnreachable("x"), 3),
+        (ModelNotFound("x"), 4),
+        (QueueFull("x", retry_after_seconds=1), 5),
+    ],
+)
+def test_exit_codes(error: SllmdError, code: int) -> None:
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (400, "invalid_value", 2),
+        (401, "invalid_api_key", 2),
+        (404, "model_not_found", 4),
+        (429, "rate_limit_exceeded", 5),
+        (500, "internal_error", 1),
+        (503, "queue_full", 5),
+        (503, "startup_timeout", 5),
+        (503, "model_load_failed", 1),
+        (503, "insufficient_capacity", 1),
+    ],
+)
+def test_answers_become_exit_codes(status: int, code: str, expected: int) -> None:
+    error = error_of(status, {"error": {"message": "the cause", "code": code, "param": None}}, "7")
+    assert (exit_code(error), error.message) == (expected, "the cause")
+
+
+def test_an_answer_without_an_envelope() -> None:
+    assert "502" in error_of(502, "<html>", None).message
+
+
+@pytest.mark.parametrize("name", ["ps", "status", "cache", "explain", "load x", "unload x", "run x y"])
+def test_no_daemon_is_3(sllmd: RunCommand, tmp_path: Path, name: str) -> None:
+    outcome = sllmd("--addr", f"unix:{tmp_path}/none.sock", *name.split())
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "sllmd start" in outcome.err
+
+
+def test_waiting_for_a_daemon_ends(sllmd: RunCommand, tmp_path: Path) -> None:
+    assert sllmd("--addr", f"unix:{tmp_path}/none.sock", "status", "--wait", "10ms").code == 3
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("ps", "--nonsense"), ("load",), ("ps", "-o", "xml")])
+def test_usage_is_2(sllmd: RunCommand, arguments: tuple[str, ...]) -> None:
+    assert sllmd(*arguments).code == 2
+
+
+def test_help_lists_every_command(sllmd: RunCommand) -> None:
+    out = sllmd("--help").out
+    assert [name for name in [*COMMANDS, "config"] if f" {name} " not in out] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_output_formats(sllmd: RunCommand, name: str) -> None:
+    outcome = sllmd(name, "--help")
+    assert outcome.code == 0
+    assert "--output" in outcome.out
+
+
+def test_options_may_stand_before_or_behind_the_command(sllmd: RunCommand) -> None:
+    before, behind = sllmd("-o", "json", "version"), sllmd("version", "-o", "json")
+    assert before.out == behind.out
+    assert json.loads(before.out)["version"]
+
+
+ROWS = [{"name": "a", "size": 5}, {"name": "模型", "size": 12345}]
+COLUMNS = (
+    Column("NAME", lambda row: row["name"]),
+    Column("SIZE", lambda row: str(row["size"]), right=True),
+    Column("MORE", lambda _: "x", wide=True),
+)
+
+
+def test_tables_are_aligned_by_what_is_seen() -> None:
+    assert table(ROWS, COLUMNS, wide=False) == "NAME    SIZE\na          5\n模型   12345\n"
+    assert table(ROWS, COLUMNS, wide=True).splitlines()[1] == "a          5   x"
+
+
+def test_fields_are_aligned() -> None:
+    assert fields([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
+
+
+def test_json_and_json_lines() -> None:
+    assert json.loads(as_json(ROWS, lines=False)) == ROWS
+    assert [json.loads(line) for line in as_json(ROWS, lines=True).splitlines()] == ROWS

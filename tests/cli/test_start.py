@@ -1,0 +1,100 @@
+"""``sllmd start`` as systemd or a person runs it: starts, tells so, stops in time, or says what is wrong."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sllmd.cli.start import flag_values
+from sllmd.core.errors import InvalidRequest
+from tests.cli.conftest import FAKE_ENGINE, RunCommand, command, environment
+
+
+def test_a_life_under_systemd(tmp_path: Path) -> None:
+    """READY once it serves, WATCHDOG from the loop, STOPPING on SIGTERM; exit code 0; no socket left."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        daemon = subprocess.Popen(
+            command("start", "--data-dir", tmp_path, "--listen", "127.0.0.1:0", "--uds", tmp_path / "s.sock",
+                    "--set", "devices.backend=cpu", *FAKE_ENGINE),
+            env=environment(
+                NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="100000", XDG_CONFIG_HOME="/nowhere"
+            ),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert b"READY=1" in manager.recv(4096)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "s.sock"))
+            while b"WATCHDOG=1" not in manager.recv(4096):
+                pass
+            daemon.send_signal(signal.SIGTERM)
+            while b"STOPPING=1" not in manager.recv(4096):
+                pass
+            _, said = daemon.communicate(timeout=30)
+        finally:
+            daemon.kill()
+            daemon.wait()
+    assert daemon.returncode == 0, said
+    assert not (tmp_path / "s.sock").exists()
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("start", "--dev", "--data-dir", tmp_path / "data", "--uds", tmp_path / "s.sock", *FAKE_ENGINE,
+                *arguments),
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = start(tmp_path, "--listen", f"127.0.0.1:{port}")
+    assert result.returncode == 1
+    assert str(port) in result.stderr
+    assert "listen" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_other_machines_and_no_keys(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    result = start(tmp_path, "--listen", "0.0.0.0:0", "--set", f"api.keys_file={keys}")
+    assert result.returncode == 1
+    assert str(keys) in result.stderr
+
+
+def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    result = start(tmp_path, "--data-dir", str(blocked / "below"))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_key(sllmd: RunCommand) -> None:
+    outcome = sllmd("start", "--set", "serving.keep_alve=1")
+    assert outcome.code == 1
+    assert "--set serving.keep_alve: unknown key `serving.keep_alve`; did you mean" in outcome.err
+
+
+@pytest.mark.parametrize("assignment", ["serving", "keep_alive=1", "=1"])
+def test_a_malformed_assignment(assignment: str) -> None:
+    with pytest.raises(InvalidRequest, match="not SECTION"):
+        flag_values(name=None, listen=None, uds=None, data_dir=None, assignments=[assignment])
+
+
+def test_the_version_is_quick() -> None:
+    """Best of five: the machine may be busy, the program may not."""
+    seconds = []
+    for _ in range(5):
+        began_seconds = time.perf_counter()
+        subprocess.run(command("--version"), env=environment(), check=True, capture_output=True, timeout=30)
+        seconds.append(time.perf_counter() - began_seconds)
+    assert min(seconds) < 0.3

@@ -1,0 +1,59 @@
+"""The picture of a request's time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sllmd.cli.waterfall import waterfall
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    status: dict[str, Any] = {"request_id": "req_1", "model": "m", "state": "finished"}
+    status |= {"cold": True, "tier": "ssd", "finish_reason": "stop", "error": None}
+    status |= {"queue_ms": 100.0, "load_ms": 300.0, "load_estimate_ms": 250.0, "prefill_ms": 100.0}
+    status |= {"decode_ms": 500.0, "total_ms": 1000.0, "stages_ms": {"ssd→dram": 200.0, "attach": 50.0}}
+    status |= {"prompt_tokens": 7, "completion_tokens": 6}
+    return status | changes
+
+
+def test_a_cold_request() -> None:
+    head, *lines = waterfall(request()).splitlines()
+    assert head == "req_1  m  COLD from ssd  finished  total 1.00 s  first token 500 ms"
+    assert [line.split()[0] for line in lines] == [
+        "queue",
+        "ssd→dram",
+        "attach",
+        "start",
+        "prefill",
+        "decode",
+    ]
+    assert "estimated 250 ms" in lines[3]
+    assert lines[-1].endswith("6 tokens, 10.0 tokens/s")
+
+
+def test_bars_follow_each_other_and_are_as_long_as_their_share() -> None:
+    lines = waterfall(request()).splitlines()[1:]
+    spans = [(line.index(mark), line.count("█")) for line in lines if (mark := first_mark(line))]
+    starts = [start for start, _ in spans]
+    assert starts == sorted(starts)
+    assert spans[-1][1] == 22  # half of the time is half of the width
+    assert spans[-1][0] - spans[0][0] == 22
+
+
+def first_mark(line: str) -> str:
+    return next((char for char in line if char in "▏▎▍▌▋▊▉█"), "")
+
+
+def test_a_warm_request_has_no_start() -> None:
+    text = waterfall(request(cold=False, tier="device", load_ms=0.0, stages_ms={}, load_estimate_ms=0.0))
+    assert "  warm  " in text
+    assert "start" not in text
+    assert "estimated" not in text
+
+
+def test_a_failed_request_says_why() -> None:
+    assert waterfall(request(error="the worker is gone")).endswith("error: the worker is gone")
+
+
+def test_nothing_took_time() -> None:
+    waterfall(request(queue_ms=0.0, load_ms=0.0, stages_ms={}, prefill_ms=0.0, decode_ms=0.0, total_ms=0.0))
