@@ -214,10 +214,11 @@ class DramTier:
                 hint="raise dram_budget in [loader]",
             )
         missing = format_bytes(shortage.missing_slabs * self._pool.slab_bytes)
-        holders = sorted(copy.checkpoint.name for copy in self._copies.values() if copy.leases)
+        copies = [*self._copies.values(), *self._leaving]
+        holders = {copy.checkpoint.name for copy in copies if copy.leases or not copy.quiet}
         return InsufficientCapacity(
             f"{checkpoint.name} needs {needed} of memory, {missing} of it are missing; "
-            f"in use: {', '.join(holders) or 'nothing of sllmd, the machine has no more'}",
+            f"in use: {', '.join(sorted(holders)) or 'nothing of sllmd, the machine has no more'}",
             hint="unload a model, or free memory on this machine",
         )
 

@@ -146,6 +146,22 @@ def test_a_file_that_shrinks_while_it_is_read_is_truncated(tmp_path, direct):
         handle.close()
 
 
+def test_what_lies_behind_a_tail_is_cleared(tmp_path):
+    """Through the page cache only the file's own bytes arrive."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 5000)
+    memory = memoryview(mmap.mmap(-1, 8192))
+    memory[:] = b"?" * 8192
+    handle = DataFileHandle(path, os.O_RDONLY)
+    handle._fall_back()
+    file = DataFile(path="f", base_bytes=0, size_bytes=5000)
+    try:
+        fill(handle, Chunk(file, 0, 0, 0, 5000, 0, None), [memory[:4096], memory[4096:]])
+        assert bytes(memory) == b"x" * 5000 + bytes(3192)
+    finally:
+        handle.close()
+
+
 @pytest.mark.parametrize(
     ("lengths", "count", "rest"),
     [([5], 0, [5]), ([5], 2, [3]), ([5, 5], 5, [5]), ([5, 5], 7, [3]), ([5, 5], 10, []), ([], 0, [])],

@@ -13,52 +13,7 @@ from sllmd.loader.pipeline import Lane, Transfer
 from sllmd.loader.plan import Plan, plan_load
 from sllmd.loader.slab import Slab
 from tests.loader.conftest import CHUNK_BYTES, SLAB_BYTES, make_checkpoint, small_settings, until
-
-
-class GateSource:
-    """Each read waits for its turn, then fills the chunk with its number, or fails as told."""
-
-    stage = "ssd→dram"
-    direct_io = True
-    stored = True
-    published = None
-
-    def __init__(self, *, fail_at: int | None = None, error: Exception | None = None) -> None:
-        self.gate = threading.Semaphore(0)
-        self.fail_at = fail_at
-        self.error = error
-        self.order: list[int] = []
-        self.closed = 0
-        self.publications = 0
-        self.publishing = threading.Event()
-        self.publish_gate = threading.Event()
-        self.publish_gate.set()
-
-    def open(self) -> None:
-        pass
-
-    def read(self, chunk, views, advance) -> None:
-        self.order.append(chunk.index)
-        self.gate.acquire()
-        assert not self.closed
-        if chunk.index == self.fail_at:
-            raise self.error
-        for view in views:
-            view[:] = bytes([chunk.index + 1]) * len(view)
-        advance(chunk.size_bytes)
-
-    def interrupt(self) -> None:
-        pass
-
-    def publish(self) -> None:
-        self.publications += 1
-        self.publishing.set()
-        self.publish_gate.wait()
-        if self.fail_at == -1:
-            raise self.error
-
-    def close(self) -> None:
-        self.closed += 1
+from tests.loader.gates import GateSource
 
 
 @pytest.fixture

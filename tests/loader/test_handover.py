@@ -1,0 +1,161 @@
+"""Memory changes hands only when no read goes into it: reads that hang are held by gates here."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sllmd.core.errors import InsufficientCapacity, LoadStalled
+from sllmd.loader.tier import DramTier
+from tests.loader.conftest import SLAB_BYTES, make_checkpoint, refuse, small_settings, until
+from tests.loader.gates import GateSource
+
+
+class GatedTier(DramTier):
+    """Every load reads through a gate; ``sources`` has them by model name, the newest last."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__(small_settings(**changes), quarantine=refuse, complete_remote=refuse)
+        self.sources: dict[str, list[GateSource]] = {}
+
+    def _source(self, checkpoint) -> GateSource:
+        source = GateSource()
+        self.sources.setdefault(checkpoint.name, []).append(source)
+        return source
+
+
+@pytest.fixture
+async def tier():
+    tier = GatedTier(dram_budget=str(4 * SLAB_BYTES), disk_threads=2, stall_timeout_seconds=5)
+    yield tier
+    for source in (each for sources in tier.sources.values() for each in sources):
+        source.gate.release(100)
+        source.publish_gate.set()
+    await tier.close()
+
+
+@pytest.fixture
+def first(tmp_path):
+    return make_checkpoint(tmp_path, "first", [[4 * SLAB_BYTES]])
+
+
+@pytest.fixture
+def second(tmp_path):
+    return make_checkpoint(tmp_path, "second", [[4 * SLAB_BYTES]])
+
+
+@pytest.fixture
+def third(tmp_path):
+    return make_checkpoint(tmp_path, "third", [[SLAB_BYTES]])
+
+
+async def begin(tier: GatedTier, checkpoint):
+    """A load with reads in flight."""
+    lease = tier.acquire(checkpoint)
+    source = tier.sources[checkpoint.name][-1]
+    await until(lambda: len(source.order) == 2)
+    return lease, source
+
+
+async def test_the_next_load_waits_for_reads_of_the_abandoned_one(tier, first, second):
+    lease, old = await begin(tier, first)
+    lease.release()
+    assert tier.stats().draining_bytes == 4 * SLAB_BYTES
+    lease = tier.acquire(second)
+    assert tier.stats().draining_bytes == 0
+    (new,) = tier.sources["second"]
+    new.gate.release(100)
+    await asyncio.sleep(0.05)
+    assert (old.closed, new.order) == (0, [])
+    assert lease.progress().state == "queued"
+    old.gate.release(2)
+    await lease.loaded()
+    assert len(new.order) == 8
+
+
+async def test_it_is_handed_on_through_loads_that_never_began(tier, first, second, third):
+    lease, old = await begin(tier, first)
+    lease.release()
+    tier.acquire(second).release()
+    lease = tier.acquire(third)
+    (new,) = tier.sources["third"]
+    new.gate.release(100)
+    await asyncio.sleep(0.05)
+    assert new.order == []
+    old.gate.release(2)
+    await lease.loaded()
+    await until(lambda: not tier.stats().draining_bytes)
+    assert tier.stats().used_bytes == SLAB_BYTES
+    assert tier.stats().free_bytes == 3 * SLAB_BYTES
+
+
+async def test_memory_that_a_dead_disk_holds_is_a_stall_for_who_needs_it(tmp_path, first, second):
+    tier = GatedTier(dram_budget=str(4 * SLAB_BYTES), disk_threads=2, stall_timeout_seconds=0.1)
+    lease, old = await begin(tier, first)
+    with pytest.raises(LoadStalled):
+        await lease.loaded()
+    lease.release()
+    lease = tier.acquire(second)
+    with pytest.raises(LoadStalled):
+        await lease.loaded()
+    lease.release()
+    assert tier.stats().used_bytes == 0
+    assert tier.stats().draining_bytes == 4 * SLAB_BYTES
+    old.gate.release(100)
+    await until(lambda: not tier.stats().draining_bytes)
+    assert tier.stats().free_bytes == 4 * SLAB_BYTES
+    await tier.close()
+
+
+async def test_a_copy_that_is_being_published_is_not_evicted(tier, first, third):
+    lease = tier.acquire(first)
+    (source,) = tier.sources["first"]
+    source.publish_gate.clear()
+    source.gate.release(100)
+    await until(source.publishing.is_set)
+    lease.release()
+    assert tier.evict(first.manifest.digest) == 0
+    with pytest.raises(InsufficientCapacity):
+        tier.acquire(third)
+    source.publish_gate.set()
+    await lease.loaded()
+    assert tier.where(first) == "dram"
+    tier.acquire(third)
+    assert tier.where(first) == "ssd"
+
+
+async def test_a_failed_loads_memory_stays_while_it_is_mapped(tier, first, third):
+    lease, old = await begin(tier, first)
+    old.fail_at, old.error = old.order[0], InsufficientCapacity("any error")
+    old.gate.release(100)
+    with pytest.raises(InsufficientCapacity, match="any error"):
+        await lease.loaded()
+    await until(lambda: old.closed == 1)
+    with pytest.raises(InsufficientCapacity, match=r"32.8 kB of it are missing; in use: first "):
+        tier.acquire(third)
+    lease.release()
+    assert tier.stats().used_bytes == 0
+    tier.acquire(third)
+
+
+async def test_closing_leaves_behind_what_a_dead_disk_holds(first):
+    tier = GatedTier(disk_threads=2, close_timeout_seconds=0.05)
+    _, old = await begin(tier, first)
+    await tier.close()
+    assert old.closed == 0
+    old.gate.release(100)
+    await until(lambda: old.closed == 1)
+
+
+async def test_estimates_count_what_is_queued(tmp_path, tier, first, third):
+    bandwidth = small_settings().disk_bandwidth_guess_bytes
+    assert tier.estimate_seconds(first) == pytest.approx(4 * SLAB_BYTES / bandwidth)
+    _, source = await begin(tier, first)
+    assert tier.estimate_seconds(third) == pytest.approx(5 * SLAB_BYTES / bandwidth)
+    source.gate.release(100)
+    await until(lambda: tier.where(first) == "dram")
+    assert tier.estimate_seconds(first) == 0
+    rates = tier.stats().bytes_per_second
+    (rate,) = rates.values()
+    assert tier.estimate_seconds(third) == pytest.approx(SLAB_BYTES / rate)
