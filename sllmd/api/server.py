@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
@@ -31,6 +33,7 @@ from sllmd.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
+PORT_MAX = 65535
 SOCKET_MODE = 0o660
 """Owner and group may open the Unix socket, and so do everything."""
 
@@ -75,6 +78,7 @@ class ApiServer:
     ) -> None:
         self._settings = settings
         self._keys = KeyRing(settings.keys_file)
+        self._unix_path: Path | None = None
         self._app = build_app(
             router=router, operator=operator, settings=settings, metrics=metrics, keys=self._keys
         )
@@ -94,7 +98,7 @@ class ApiServer:
         API without a key.
         """
         _check_exposure(self._settings, self._keys)
-        sockets = [_bound(address, self._settings.backlog) for address in self._settings.listen]
+        sockets = _bound_all(self._settings.listen, self._settings.backlog)
         await self._runner.setup()
         for bound in sockets:
             await web.SockSite(self._runner, bound, backlog=self._settings.backlog).start()
@@ -107,13 +111,16 @@ class ApiServer:
     async def close(self) -> None:
         """Stop listening; open requests get ``shutdown_timeout`` to finish. Harmless when not started."""
         await self._runner.cleanup()
-        if self._settings.uds is not None:
-            self._settings.uds.unlink(missing_ok=True)
+        if self._unix_path is not None:
+            self._unix_path.unlink(missing_ok=True)
+            self._unix_path = None
 
     async def _listen_unix(self, path: Path) -> None:
         if await _answers(path):
             raise ConfigError(f"another daemon listens on {path}", hint="stop it, or set [api] uds")
-        await web.SockSite(self._runner, _bound_unix(path, self._settings.backlog)).start()
+        bound = _bound_unix(path, self._settings.backlog)
+        self._unix_path = path
+        await web.SockSite(self._runner, bound, backlog=self._settings.backlog).start()
 
 
 async def _openapi(_request: web.Request) -> web.Response:
@@ -133,18 +140,28 @@ def _check_exposure(settings: ApiSettings, keys: KeyRing) -> None:
         )
 
 
+def _bound_all(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
+    """A listening socket on each, or on none. Raises ConfigError."""
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(_bound(address, backlog)) for address in addresses]
+        opened.pop_all()
+        return sockets
+
+
 def _bound(address: str, backlog: int) -> socket.socket:
     """A listening socket on ``host:port``. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
+    if not port.isdecimal() or int(port) > PORT_MAX:
+        raise ConfigError(f"cannot listen on {address}: not host:port", hint="set [api] listen")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=backlog)
-    except (OSError, ValueError, OverflowError) as error:
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
         raise ConfigError(
-            f"cannot listen on {address}: {'the port is in use' if taken else error}",
-            hint="stop what uses it, or set [api] listen" if taken else "write [api] listen as host:port",
+            f"cannot listen on {address}: {'the port is in use' if taken else error.strerror or error}",
+            hint="stop what uses it, or set [api] listen",
         ) from error
 
 

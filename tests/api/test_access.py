@@ -1,0 +1,194 @@
+import hashlib
+
+import aiohttp
+import pytest
+
+from sllmd.api.keys import KeyRing, is_loopback
+from sllmd.core.errors import ConfigError
+
+KEYS = f"""
+[[keys]]
+id = "team"
+secret = "sk-team"
+
+[[keys]]
+id = "boss"
+sha256 = "{hashlib.sha256(b"sk-boss").hexdigest()}"
+scopes = ["inference", "admin"]
+"""
+
+
+@pytest.fixture
+def keys_file(tmp_path):
+    path = tmp_path / "keys.toml"
+    path.write_text(KEYS)
+    return path
+
+
+def bearer(secret):
+    return {"Authorization": f"Bearer {secret}"}
+
+
+NO_KEY = "You didn't provide an API key"
+CASES = [
+    ("/v1/models", {}, 401),
+    ("/v1/models", bearer("sk-wrong"), 401),
+    ("/v1/models", {"Authorization": "Basic sk-team"}, 401),
+    ("/v1/models", {"Authorization": "Bearer "}, 401),
+    ("/v1/models", bearer("sk-team\xe9"), 401),
+    ("/v1/models", bearer("sk-team"), 200),
+    ("/v1/models", {"x-api-key": "sk-team"}, 200),
+    ("/v1/models", {"Authorization": "bearer sk-boss"}, 200),
+    ("/sllmd/v1/status", {}, 401),
+    ("/sllmd/v1/status", bearer("sk-team"), 403),
+    ("/sllmd/v1/status", bearer("sk-boss"), 200),
+    ("/openapi.json", {}, 401),
+    ("/no/such/page", {}, 401),
+    ("/healthz", {}, 200),
+    ("/readyz", {}, 200),
+    ("/version", {}, 200),
+    ("/metrics", {}, 200),
+]
+
+
+async def test_who_may_ask_what(serve, keys_file):
+    async with serve(api={"require_key": True}) as live:
+        for path, headers, status in CASES:
+            response = await live.get(path, headers=headers)
+            assert response.status == status, (path, headers)
+            if status == 401:
+                error = (await response.json())["error"]
+                assert (error["code"], error["param"]) == ("invalid_api_key", None)
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_metrics_may_need_a_key(serve, keys_file):
+    async with serve(api={"require_key": True, "metrics_require_key": True}) as live:
+        assert (await live.get("/metrics")).status == 401
+        assert (await live.get("/metrics", headers=bearer("sk-team"))).status == 200
+
+
+async def test_loopback_needs_no_key_whatever_key_is_sent(live):
+    assert (await live.get("/v1/models")).status == 200
+    assert (await live.get("/v1/models", headers=bearer("dummy"))).status == 200
+    assert (await live.get("/sllmd/v1/status")).status == 200
+
+
+async def test_the_unix_socket_needs_no_key(serve, keys_file, tmp_path):
+    async with serve(api={"require_key": True}) as live:
+        assert live.daemon.operator.listen[-1] == f"unix:{tmp_path}/sllmd.sock"
+        assert (tmp_path / "sllmd.sock").stat().st_mode & 0o777 == 0o660
+        connector = aiohttp.UnixConnector(str(tmp_path / "sllmd.sock"))
+        async with aiohttp.ClientSession(connector=connector) as client:
+            assert (await client.get("http://sllmd/sllmd/v1/status")).status == 200
+    assert not (tmp_path / "sllmd.sock").exists()
+
+
+async def test_a_public_address_without_keys_does_not_start(serve):
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0:0.*no API key exists"):
+        async with serve(api={"listen": ["127.0.0.1:0", "0.0.0.0:0"]}):
+            pass
+
+
+async def test_a_public_address_with_keys_needs_them_on_loopback_too(serve, keys_file):
+    async with serve(api={"listen": ["0.0.0.0:0"]}) as live:
+        local = live.url.replace("0.0.0.0", "127.0.0.1")
+        assert (await live.client.get(local + "/v1/models")).status == 401
+        assert (await live.client.get(local + "/v1/models", headers=bearer("sk-team"))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("https://evil.example", 403), ("null", 403), ("https://chat.example", 200)],
+)
+async def test_pages_of_others_may_not_use_ones_loopback(serve, origin, status):
+    async with serve(api={"cors_origins": ["https://chat.example"]}) as live:
+        response = await live.get("/v1/models", headers={"Origin": origin})
+        assert response.status == status
+        allowed = response.headers.get("Access-Control-Allow-Origin")
+        assert allowed == (origin if status == 200 else None)
+
+
+async def test_a_page_that_this_server_serves_may(live):
+    assert (await live.get("/v1/models", headers={"Origin": live.url})).status == 200
+
+
+async def test_a_preflight_is_answered_for_allowed_pages_only(serve):
+    async with serve(api={"cors_origins": ["https://chat.example"]}) as live:
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        url = live.url + "/v1/chat/completions"
+        good = await live.client.options(url, headers={**asked, "Origin": "https://chat.example"})
+        assert good.status == 204
+        assert good.headers["Access-Control-Allow-Headers"] == "authorization"
+        bad = await live.client.options(url, headers={**asked, "Origin": "https://evil.example"})
+        assert "Access-Control-Allow-Origin" not in bad.headers
+        assert bad.status == 403
+
+
+async def test_a_rebound_name_does_not_reach_the_operators_endpoints(live):
+    assert (await live.get("/sllmd/v1/status", headers={"Host": "evil.example:80"})).status == 403
+    assert (await live.get("/sllmd/v1/status", headers={"Host": "localhost:80"})).status == 200
+    assert (await live.get("/v1/models", headers={"Host": "gateway.internal"})).status == 200
+
+
+def test_keys_are_read_again_when_they_change(keys_file):
+    ring = KeyRing(keys_file)
+    assert ring.find("sk-team").id == "team"
+    assert ring.find("sk-new") is None
+    replace(keys_file, '[[keys]]\nid = "new"\nsecret = "sk-new"\n')
+    assert ring.find("sk-new").id == "new"
+    assert ring.find("sk-team") is None
+    replace(keys_file, "broken = ")
+    assert ring.find("sk-new").id == "new"
+    keys_file.unlink()
+    assert ring.find("sk-new") is None
+
+
+def replace(path, text):
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[keys]]\nid = 'a'\n", "either sha256 or secret"),
+        ("[[keys]]\nid = 'a'\nsecret = 'x'\nsha256 = '" + "0" * 64 + "'\n", "either sha256 or secret"),
+        ("[[keys]]\nid = 'a'\nsha256 = 'short'\n", "sha256"),
+        ("[[keys]]\nid = 'a'\nsecret = 'x'\nscopes = ['god']\n", "scopes"),
+        ("[[keys]]\nid = 'a'\nsecret = 'x'\n" * 2, "the same id"),
+        ("[[key]]\nid = 'a'\n", "key"),
+        ("keys =", "not valid TOML"),
+    ],
+)
+def test_a_wrong_keys_file_says_where(tmp_path, text, said):
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        KeyRing(path)
+    assert "secret = " not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:8343", True),
+        ("localhost:1", True),
+        ("[::1]:8343", True),
+        ("::1", True),
+        ("127.9.9.9", True),
+        ("localhost", True),
+        ("0.0.0.0:8343", False),
+        ("[::]:8343", False),
+        ("10.0.0.1:8343", False),
+        ("example.com:80", False),
+        ("localhost.evil.example:80", False),
+        ("", False),
+    ],
+)
+def test_what_is_loopback(address, expected):
+    assert is_loopback(address) is expected

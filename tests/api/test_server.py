@@ -1,0 +1,160 @@
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+import sllmd
+from sllmd.core.errors import ConfigError
+from tests.api.spec import check
+
+
+async def test_models_are_listed_as_openai_lists_them(live):
+    body = await (await live.get("/v1/models")).json()
+    check(body, "ListModelsResponse")
+    assert "letters" in [model["id"] for model in body["data"]]
+    one = await (await live.get("/v1/models/letters")).json()
+    check(one, "Model")
+    assert one["aliases"] == ["gpt-3.5-turbo-instruct"]
+    assert one["max_model_len"] == 2048
+    assert (await (await live.get("/v1/models/gpt-3.5-turbo-instruct")).json())["id"] == "letters"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "unknown_url"),
+        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("GET", "/v1/models/nope", 404, "model_not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
+    ],
+)
+async def test_wrong_places_have_the_envelope_too(live, method, path, status, code):
+    response = await live.client.request(method, live.url + path)
+    assert response.status == status
+    body = await response.json()
+    check(body, "ErrorResponse")
+    assert body["error"]["code"] == code
+    if status == 405:
+        assert response.headers["Allow"]
+    assert response.headers["x-request-id"]
+
+
+async def test_probes(live):
+    assert await (await live.get("/healthz")).json() == {"status": "ok"}
+    assert (await live.get("/readyz")).status == 200
+    assert (await (await live.get("/version")).json())["version"] == sllmd.__version__
+    await live.daemon.agent.drain(0)
+    ready = await live.get("/readyz")
+    assert ready.status == 503
+    assert "draining" in (await ready.json())["reason"]
+    assert (await live.get("/healthz")).status == 200
+    refused = await live.post("/v1/completions", {"model": "letters", "prompt": "x", "stream": True})
+    assert refused.status == 503
+    assert refused.headers["Retry-After"] == "1"
+    assert (await refused.json())["error"]["code"] == "node_draining"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a/b"])
+async def test_request_ids_that_could_harm_are_replaced(live, given):
+    response = await live.get("/healthz", headers={"x-request-id": given})
+    assert response.headers["x-request-id"].startswith("req_")
+
+
+async def test_metrics_count_requests_and_pass_promtool(live):
+    await live.complete("letters", max_tokens=5)
+    await live.post("/v1/completions", {"model": "made-up-by-a-client", "prompt": "x"})
+    text = await (await live.get("/metrics")).text()
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    wanted = {
+        'sllmd_requests_total{code="200",endpoint="/v1/completions",model="letters"}': 1,
+        'sllmd_requests_total{code="404",endpoint="/v1/completions",model="unknown"}': 1,
+        'sllmd_prompt_tokens_total{model="letters"}': 2,
+        'sllmd_generation_tokens_total{model="letters"}': 5,
+        'sllmd_request_finished_total{model="letters",reason="length"}': 1,
+        'sllmd_time_to_first_token_seconds_count{cold="1",model="letters"}': 1,
+        'sllmd_cold_starts_total{from_tier="ssd",model="letters"}': 1,
+        'sllmd_replicas{model="letters",state="serving"}': 1,
+        "sllmd_node_draining": 0,
+    }
+    assert {name: float(samples[name]) for name in wanted} == wanted
+    assert "made-up" not in text
+    await asyncio.to_thread(ask_promtool, text)
+
+
+def ask_promtool(text):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("promtool is not installed")
+        pytest.skip("promtool is not installed")
+    command = [promtool, "check", "metrics"]
+    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_a_full_queue_says_when_to_come_back(serve):
+    async with serve(serving={"queue_max_per_model": 0}, engine={"batch_max": 1}) as live:
+        body = {"model": "slow", "prompt": "x", "stream": True, "max_tokens": 1000}
+        running = await live.post("/v1/completions", body)
+        refused = await live.post("/v1/completions", body)
+        assert refused.status == 503
+        error = (await refused.json())["error"]
+        assert (error["code"], error["param"]) == ("queue_full", "model")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert "x-should-retry" not in refused.headers
+        running.close()
+
+
+async def test_a_port_in_use_is_named(serve):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: the port is in use"):
+            async with serve(api={"listen": [f"127.0.0.1:{port}"]}):
+                pass
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:http", "300.1.1.1:1"])
+async def test_addresses_that_are_none(serve, address, tmp_path):
+    (tmp_path / "keys.toml").write_text("[[keys]]\nid = 'a'\nsecret = 'x'\n")
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        async with serve(api={"listen": [address]}):
+            pass
+
+
+async def test_a_socket_that_a_crash_left_is_replaced_and_a_live_one_is_not(serve, tmp_path):
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "sllmd.sock"))
+    async with serve():
+        with pytest.raises(ConfigError, match="another daemon listens on"):
+            async with serve():
+                pass
+        assert (tmp_path / "sllmd.sock").exists()
+
+
+async def test_several_addresses(serve):
+    async with serve(api={"listen": ["127.0.0.1:0", "[::1]:0"]}) as live:
+        for url in live.daemon.operator.listen[:2]:
+            assert (await live.client.get(url + "/healthz")).status == 200
+
+
+async def test_tokens_there_and_back(live):
+    body = {"model": "letters", "prompt": "é🙂x", "return_token_strs": True}
+    answer = await (await live.post("/tokenize", body)).json()
+    assert answer["count"] == len(answer["tokens"]) == 7
+    assert answer["max_model_len"] == 2048
+    assert answer["token_strs"][-1] == "x"
+    back = await live.post("/detokenize", {"model": "letters", "tokens": answer["tokens"]})
+    assert await back.json() == {"prompt": "é🙂x"}
+    for path, wrong in (
+        ("/tokenize", {"model": "letters"}),
+        ("/tokenize", {"model": "letters", "prompt": "x", "messages": []}),
+        ("/tokenize", {"model": "chatless", "messages": [{"role": "user", "content": "x"}]}),
+        ("/detokenize", {"model": "letters", "tokens": [99999]}),
+        ("/detokenize", {"model": "letters", "tokens": ["a"]}),
+    ):
+        assert (await live.post(path, wrong)).status == 400, wrong
