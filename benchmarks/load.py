@@ -1,0 +1,185 @@
+"""``scripts/bench load``: a checkpoint from SSD into memory, against the disk's limit and other loaders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.anchors import make_cold, measure, warm_memory
+from benchmarks.environments import environment, log
+from benchmarks.models import model_directory
+from benchmarks.report import Goal, Report, ratios, rotated
+from benchmarks.store import imported
+from benchmarks.tier_load import data_files
+
+GOALS = (
+    Goal("load.ssd_ratio_1g", "ratio", ">=", 0.90),
+    Goal("load.ssd_ratio_4g", "ratio", ">=", 0.90),
+    Goal("load.cpu", "CPU-s/GB", "<=", 0.06),
+    Goal("load.cpu_verified", "CPU-s/GB", "<=", 0.15),
+    Goal("load.extra_memory_ratio", "ratio", "<=", 0.02),
+    Goal("load.vs_best_peer", "ratio", ">=", 1.0),
+)
+SIZES = {"1g": "random-1g", "4g": "random-4g"}
+PEERS = (
+    "torch.load",
+    "safetensors load_file",
+    "from_pretrained",
+    "runai-model-streamer",
+    "fastsafetensors",
+    "tensorizer",
+)
+OURS = {
+    "sllmd": ("recycled", "always"),
+    "sllmd, fresh slabs": ("fresh", "always"),
+    "sllmd, unverified": ("recycled", "never"),
+}
+PEER_FILES = {"torch.load": "model.bin", "tensorizer": "model.tensors"}
+PEER_TIMEOUT_SECONDS = 600.0
+
+Found = dict[str, dict[int, dict[str, float]]]
+"""Loader -> round -> what it printed."""
+
+
+def run(rounds: int) -> Report:
+    """All sizes, all loaders, ``rounds`` times."""
+    report = Report(GOALS)
+    found = {size: _measure_size(model, rounds) for size, model in SIZES.items()}
+    for size, measured in found.items():
+        _rows(report, size, measured)
+        report.value(
+            f"load.ssd_ratio_{size}", ratios(_seconds(measured["anchor"]), _loaded(measured["sllmd"]))
+        )
+    everything = list(found.values())
+    report.value("load.cpu", _cpu_per_gb(everything, "sllmd, unverified"))
+    report.value("load.cpu_verified", _cpu_per_gb(everything, "sllmd"))
+    extra = [
+        sample["extra_bytes"] / sample["bytes"]
+        for measured in everything
+        for ours in OURS
+        for sample in measured[ours].values()
+    ]
+    report.value("load.extra_memory_ratio", [max(extra)] if extra else [])
+    report.value("load.vs_best_peer", _vs_best_peer(everything))
+    return report
+
+
+def _measure_size(model: str, rounds: int) -> Found:
+    directory = model_directory(model)
+    files = data_files(imported(model))
+    size_bytes = sum(file.stat().st_size for file in files)
+    python = _peer_python(directory)
+    found: Found = defaultdict(dict)
+    for index in range(rounds):
+        for name in rotated([*OURS, *PEERS], index):
+            warm_memory(int(1.2 * size_bytes))
+            if name in OURS:
+                # The anchor is read right before, since a disk's limit may drift within a round.
+                if name == "sllmd":
+                    found["anchor"][index] = _anchor(files[0])
+                sample = _ours(model, *OURS[name])
+            else:
+                sample = _peer(python, name, directory)
+            if sample is not None:
+                found[name][index] = sample
+                log(f"{model} round {index + 1}: {name}: {sample['seconds']:.3f} s")
+    return found
+
+
+def _peer_python(directory: Path) -> Path | None:
+    try:
+        python = environment("loaders")
+        subprocess.run([python, _peers_program(), "prepare", directory], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        log(f"the peers' environment does not work: {error}")
+        return None
+    return python
+
+
+def _peers_program() -> Path:
+    return Path(__file__).with_name("peers_load.py")
+
+
+def _anchor(file: Path) -> dict[str, float]:
+    found = measure(file)
+    return {**found, "seconds": found["read_seconds"]}
+
+
+def _ours(model: str, slabs: str, verify: str) -> dict[str, float] | None:
+    return _json([sys.executable, "-m", "benchmarks.tier_load", model, "--slabs", slabs, "--verify", verify])
+
+
+def _peer(python: Path | None, name: str, directory: Path) -> dict[str, float] | None:
+    if python is None:
+        return None
+    make_cold(directory / PEER_FILES.get(name, "model.safetensors"))
+    return _json([python, _peers_program(), name, directory])
+
+
+def _json(command: Sequence[str | Path]) -> dict[str, float] | None:
+    """What a fresh process prints; None, said aloud, when it fails."""
+    try:
+        said = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=PEER_TIMEOUT_SECONDS
+        )
+        found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        log(f"{command} failed:\n{error.stderr[-2000:]}")
+        return None
+    return found
+
+
+def _seconds(samples: dict[int, dict[str, float]]) -> dict[int, float]:
+    """Until every byte is there and touched through the mapping that its user has."""
+    return {index: sample["seconds"] + sample.get("touch_seconds", 0) for index, sample in samples.items()}
+
+
+def _loaded(samples: dict[int, dict[str, float]]) -> dict[int, float]:
+    """Until every byte is in DRAM."""
+    return {index: sample["seconds"] for index, sample in samples.items()}
+
+
+def _cpu_per_gb(everything: Sequence[Found], name: str) -> list[float]:
+    return [
+        sample["cpu_seconds"] / sample["bytes"] * 1e9
+        for measured in everything
+        for sample in measured[name].values()
+    ]
+
+
+def _vs_best_peer(everything: Sequence[Found]) -> list[float]:
+    """Of the best peer's and our median time, the worse size; nothing when a peer is missing."""
+    worst: list[float] = []
+    for measured in everything:
+        if any(not measured[name] for name in (*PEERS, "sllmd")):
+            return []
+        per_peer = [_median(ratios(_seconds(measured[peer]), _seconds(measured["sllmd"]))) for peer in PEERS]
+        worst.append(min(per_peer))
+    return [min(worst)]
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _rows(report: Report, size: str, measured: Found) -> None:
+    anchor = measured["anchor"]
+    report.row(f"{size} anchor: O_DIRECT, huge pages", list(_seconds(anchor).values()), "s")
+    small = [sample["read_small_pages_seconds"] for sample in anchor.values()]
+    report.row(f"{size} anchor: O_DIRECT, 4 KiB pages", small, "s")
+    report.row(f"{size} anchor: memmove", [sample["memmove_gb_per_s"] for sample in anchor.values()], "GB/s")
+    for name in (*OURS, *PEERS):
+        samples = measured[name].values()
+        report.row(
+            f"{size} {name}",
+            list(_seconds(measured[name]).values()),
+            "s",
+            loaded_seconds=[sample["seconds"] for sample in samples],
+            cpu_seconds_per_gb=[sample["cpu_seconds"] / sample["bytes"] * 1e9 for sample in samples],
+            extra_or_peak_bytes=[sample.get("extra_bytes", sample.get("peak_bytes")) for sample in samples],
+            direct_io=[sample["direct_io"] for sample in samples if "direct_io" in sample],
+        )
