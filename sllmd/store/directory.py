@@ -11,6 +11,7 @@ import xxhash
 from pydantic import ValidationError
 
 from sllmd.core.errors import MalformedCheckpoint, UnsupportedCheckpoint
+from sllmd.store.consistency import check_manifest
 from sllmd.store.durable import sync_directory, sync_file, write_file
 from sllmd.store.manifest import FORMAT_VERSION, Manifest
 
@@ -30,13 +31,15 @@ def parse_manifest(text: bytes, file: str) -> Manifest:
             hint="upgrade sllmd, or import the model again",
         )
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise MalformedCheckpoint(
             f"{file}: {where}: {fault['msg']}", hint="import the model again"
         ) from error
+    check_manifest(manifest, file)
+    return manifest
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -105,6 +105,7 @@ def import_checkpoint(
 
 def default_name(source: str) -> str:
     """The name a model gets when the user gives none: the source's last part, made a name."""
+    source = re.sub(r"/resolve/[^/]+/?$", "", source)  # a hub's address of one revision
     last = source.removeprefix(builtin.PREFIX).rstrip("/").rsplit("/", 1)[-1]
     last = re.sub(r"\.(safetensors|gguf|bin|pt|pth)$", "", last if last not in {"", ".", ".."} else "")
     if not last:

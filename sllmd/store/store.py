@@ -44,6 +44,8 @@ from sllmd.store.verify import VerifyProgress, verify_checkpoint
 _log = structlog.get_logger(__name__)
 
 Kind = Literal["stored", "in-place", "remote"]
+QUARANTINED_COPIES_MAX = 4
+"""Bad copies kept to be looked at, the latest ones; a failing disk must not fill itself."""
 _DIRECTORIES = ("names", "models", "partial", "downloads", "quarantine", "locks")
 
 
@@ -212,6 +214,7 @@ class Store:
                 remove_tree(checkpoint.data_directory)
                 return ""
             target = _unused(self.root / "quarantine" / entry.directory)
+            os.utime(checkpoint.directory)  # its age in quarantine begins now
             moved_to = "" if entry.kind == "in-place" else str(target)
             if entry.remote_url:
                 self._make_remote_again(entry, checkpoint)
@@ -220,7 +223,13 @@ class Store:
                 self._catalogue.put(entry.model_copy(update={"quarantined": mark}))
             checkpoint.directory.rename(target)
             sync_directory(target.parent)
+            self._forget_old_quarantine()
             return moved_to
+
+    def _forget_old_quarantine(self) -> None:
+        copies = sorted((self.root / "quarantine").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for oldest in copies[:-QUARANTINED_COPIES_MAX]:
+            remove_tree(oldest)
 
     def _make_remote_again(self, entry: Entry, checkpoint: Checkpoint) -> None:
         directory = _unused(self.root / "models" / entry.directory)

@@ -174,6 +174,7 @@ def test_progress_counts_every_byte_once(store: Store, tmp_path: Path) -> None:
         ("model.Q4_K_M.gguf", "model.q4_k_m"),
         ("builtin:tiny", "tiny"),
         ("https://host/org/Some Model", "some-model"),
+        ("https://hub/org/Name/resolve/main", "name"),
     ],
 )
 def test_a_model_is_named_after_its_source(source: str, name: str) -> None:

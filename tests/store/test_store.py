@@ -18,7 +18,7 @@ from sllmd.core.errors import (
     UnsupportedCheckpoint,
 )
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.store import Store
+from sllmd.store.store import QUARANTINED_COPIES_MAX, Store
 from tests.store.models import CHUNK_BYTES, as_bytes, llama_tensors, read_back, run_import, write_model
 
 
@@ -155,6 +155,16 @@ def test_quarantine_twice_and_of_a_copy_that_was_replaced(store: Store, tmp_path
     assert store.quarantine(second, "tensors.0.bin", 0) == ""
 
 
+def test_the_quarantine_keeps_the_latest_copies_only(store: Store, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    kept = [
+        Path(store.quarantine(run_import(store, source), "tensors.0.bin", 0))
+        for _ in range(QUARANTINED_COPIES_MAX + 2)
+    ]
+    assert len(list((store.root / "quarantine").iterdir())) == QUARANTINED_COPIES_MAX
+    assert kept[-1].exists()
+
+
 def test_in_place_a_bad_file_is_taken_out_of_service_and_left_where_it_is(
     store: Store, tmp_path: Path
 ) -> None:
@@ -206,7 +216,7 @@ def test_a_spoilt_manifest_is_an_error_that_names_it(store: Store, tmp_path, spo
     [
         (lambda c: (c.directory / "tokenizer.json").write_text("{ }"), "not what was imported"),
         (lambda c: (c.directory / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
-        (lambda c: edit_manifest(c, {"ties": {"x": "y"}}), "not what was imported"),
+        (lambda c: edit_manifest(c, {"ties": {"x": "model.norm.weight"}}), "not what was imported"),
         (lambda c: (c.directory / "tensors.0.bin").unlink(), r"tensors\.0\.bin is missing"),
         (lambda c: os.truncate(c.directory / "tensors.0.bin", 4096), r"tensors\.0\.bin has 4096 bytes"),
     ],
@@ -248,7 +258,7 @@ def test_a_spoilt_entry_can_be_removed(store: Store) -> None:
 def test_a_reader_carries_neither_torch_nor_transformers_nor_numpy(store: Store) -> None:
     run_import(store, "builtin:tiny")
     code = (
-        "import sys; from pathlib import Path; from sllmd.store.store import Store;"
+        "import sys; from pathlib import Path; from sllmd.store.store import QUARANTINED_COPIES_MAX, Store;"
         f"Store(Path({str(store.root)!r})).resolve('m');"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
