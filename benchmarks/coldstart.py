@@ -167,7 +167,7 @@ class _TransformersServe:
         self.server.wait_url("/health")
         answer = await _first_token(self.http, self.target, "first")
         self.samples["transformers serve: first load"][0] = answer.first_token_seconds
-        self.server.pause()
+        self._leave()
         self.alive = True
 
     async def round(self, index: int) -> None:
@@ -183,7 +183,12 @@ class _TransformersServe:
                 answer = await _first_token(self.http, self.target, f"serve-{what}-{index}")
                 self.samples[f"transformers serve: {what}"][index] = answer.first_token_seconds
         finally:
-            self.server.pause()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Unloaded, since pages that somebody maps cannot be dropped from the page cache; then paused."""
+        post(f"{self.server.base_url}/reset")
+        self.server.pause()
 
 
 class _Ray:

