@@ -141,3 +141,22 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # Linux says EIO when the other side of a terminal is gone
         return b""
+
+
+def test_a_talk_on_a_terminal(at_daemon: RunningDaemon) -> None:
+    """Without a prompt, on a terminal: asks, answers, asks again, ends at /bye."""
+    master, slave = pty.openpty()
+    try:
+        talk = subprocess.Popen(
+            command("--addr", at_daemon.address, "--quiet", "run", "tiny", "--max-tokens", "4"),
+            env=environment(TERM="dumb"), stdin=slave, stdout=slave, stderr=slave,
+        )  # fmt: skip
+        os.close(slave)
+        os.write(master, b"Hello\n/bye\n")
+        seen = b""
+        while chunk := _read(master):
+            seen += chunk
+        assert talk.wait(timeout=60) == 0
+    finally:
+        os.close(master)
+    assert seen.count(b">>> ") == 2
