@@ -98,10 +98,6 @@ class _FakeBuilder:
         return _PacedFakeEngine.build(self._manifest, self._options, self._settings)
 
 
-class Stopped(Exception):
-    """The daemon asked this worker to stop."""
-
-
 class Worker:
     """The main thread's side of a worker."""
 
@@ -114,16 +110,15 @@ class Worker:
         self._prefills: dict[GenerationId, int] = {}
         self._told_seconds = 0.0
 
-    def run(self) -> None:
-        """The whole life, until ``Stopped``."""
+    def run(self) -> NoReturn:
+        """The whole life."""
         if self._engine_kind == "transformers":
             _start_threads()
         threading.Thread(target=self._listen, name="messages", daemon=True).start()
         self._send(Waiting())
         attach, descriptors = self._inbox.get()
-        if isinstance(attach, Stop):
-            raise Stopped
-        assert isinstance(attach, Attach), attach
+        if not isinstance(attach, Attach):
+            raise ProtocolError(f"{type(attach).__name__} came before Attach")
         self._serve(self._build(attach, descriptors))
 
     def _build(self, attach: Attach, descriptors: list[int]) -> Engine:
@@ -158,8 +153,6 @@ class Worker:
                     return
                 case Progress():
                     builder.progress(message.bytes_ready)
-                case Stop():
-                    raise Stopped
                 case _:
                     raise ProtocolError(f"{type(message).__name__} came before Begin")
 
@@ -196,8 +189,6 @@ class Worker:
                 engine.prefill(message.state)
             case AskStats():
                 self._send(Stats(message.request, engine.stats()))
-            case Stop():
-                raise Stopped
             case _:
                 raise ProtocolError(f"a serving worker cannot act on {type(message).__name__}")
 
@@ -243,7 +234,10 @@ class Worker:
         try:
             while True:
                 value, descriptors = self._channel.receive()
-                self._inbox.put((decode(value), descriptors))
+                message = decode(value)
+                if isinstance(message, Stop):
+                    os._exit(0)  # at once, whatever the main thread is at
+                self._inbox.put((message, descriptors))
         except (EOFError, OSError):
             os._exit(0)  # the daemon is gone
         except ProtocolError:
@@ -258,18 +252,15 @@ def main(connection: socket.socket, engine_kind: EngineKind, frame_bytes_max: in
     """Run a worker in this process, which ends with it."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     channel = BlockingChannel(connection, frame_bytes_max=frame_bytes_max)
-    exit_code = 0
     try:
         Worker(channel, engine_kind).run()
-    except (Stopped, BrokenPipeError, ConnectionResetError):
-        pass
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the daemon is gone
     except Exception as error:  # noqa: BLE001 - the daemon turns it into an event
-        exit_code = 1
         traceback.print_exc()
+        sys.stderr.flush()
         channel.send(encode(_last_words(error)))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+        os._exit(1)
 
 
 def import_transformers_engine() -> None:

@@ -36,7 +36,7 @@ class ZygoteProcess(Peer):
 
     def __init__(self, settings: WorkerSettings) -> None:
         """Spawn it; ``ready`` tells when it can fork."""
-        self._workers: dict[int, ChildProcess] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         connection, theirs = socket.socketpair()
@@ -73,14 +73,16 @@ class ZygoteProcess(Peer):
         finally:
             del self._forks[worker_id]
         process = ChildProcess(pid, pidfd, Output(reading, f"worker {worker_id}", self._settings))
-        self._workers[worker_id] = process
-        process.exited.add_done_callback(lambda _: self._workers.pop(worker_id, None))
-        return WorkerProcess(worker_id, process, connection, self._settings)
+        worker = WorkerProcess(worker_id, process, connection, self._settings)
+        self._workers[worker_id] = worker
+        worker.gone.add_done_callback(lambda _: self._workers.pop(worker_id, None))
+        return worker
 
     async def close(self) -> None:
-        """Hang up; it ends, and with it every worker that is left. Returns when it is reaped."""
+        """Hang up; it ends, and with it every worker that is left. Returns when all are reaped."""
         self._channel.close()
         await self.reaped(self._settings.stop_timeout_seconds)
+        await asyncio.gather(*(worker.gone for worker in tuple(self._workers.values())))
 
     async def _answer(self, answer: asyncio.Future[_T], what: str) -> _T:
         timeout_seconds = self._settings.spawn_timeout_seconds
@@ -101,7 +103,7 @@ class ZygoteProcess(Peer):
                 self._forks[message.worker_id].set_exception(ModelLoadFailed(message.reason))
             case Exited():
                 if message.worker_id in self._workers:
-                    self._workers[message.worker_id].tell_exit_code(message.exit_code)
+                    self._workers[message.worker_id].process.tell_exit_code(message.exit_code)
             case Forked() | ForkFailed():
                 pass  # whoever asked has given up; the worker ends because its socket is closed
             case _:

@@ -7,7 +7,6 @@ import pytest
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 
-OWN_DESCRIPTORS = Path("/proc/self/fd")
 DEADLINE_SECONDS = 20
 
 
@@ -25,6 +24,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def descriptors_of(pid: int | str = "self") -> list[str]:
+    """What a process's descriptors point at."""
+    return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+
+
 async def until(condition: Callable[[], object], what: str) -> None:
     """Wait for something that only the system can tell."""
     deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
@@ -36,10 +40,10 @@ async def until(condition: Callable[[], object], what: str) -> None:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """No descriptor and no child more than before."""
-    descriptors, before = len(list(OWN_DESCRIPTORS.iterdir())), children()
+    descriptors, before = descriptors_of(), children()
     yield
     assert children() == before
-    assert len(list(OWN_DESCRIPTORS.iterdir())) == descriptors
+    assert len(descriptors_of()) == len(descriptors)
 
 
 @pytest.fixture
