@@ -98,6 +98,11 @@ class Transfer:
         self._on_change = on_change
         self._on_end = on_end
 
+    @property
+    def still(self) -> bool:
+        """No thread touches its memory, now or later; it may still be publishing."""
+        return self._ending
+
     def take(self) -> Chunk | None:
         """The next chunk to carry; None: no more."""
         with self._lock:
@@ -208,6 +213,9 @@ class Lane:
         self.moved_at = 0.0
         self._throttle = Throttle(bandwidth_max_bytes)
         self._transfers: list[Transfer] = []
+        """Those with chunks to take."""
+        self._running: list[Transfer] = []
+        """Those, and the ones whose last chunks are in flight."""
         self._wake = threading.Condition()
         self._closing = False
         self._carrying = 0
@@ -224,12 +232,13 @@ class Lane:
         """Queue a transfer behind the ones that are here."""
         with self._wake:
             self._transfers.append(transfer)
+            self._running = [each for each in self._running if not each.ended] + [transfer]
             self._wake.notify_all()
 
     def queued_bytes(self) -> int:
         """Bytes still to carry over all transfers."""
         with self._wake:
-            return sum(each.bytes_total - each.bytes_done for each in self._transfers)
+            return sum(each.bytes_total - each.bytes_done for each in self._running if not each.ended)
 
     def _run(self) -> None:
         while (work := self._next()) is not None:

@@ -66,7 +66,7 @@ class _Copy:
     @property
     def quiet(self) -> bool:
         """No thread reads into its slabs."""
-        return self.load.transfer.ended and not self.donors
+        return self.load.transfer.still and not self.donors
 
     def idle_seconds(self, now: float) -> float:
         return 0.0 if self.leases else now - self.used_at
@@ -187,7 +187,7 @@ class DramTier:
                 slabs += copy.slabs[:missing]
                 del copy.slabs[:missing]
                 donors |= copy.donors
-                if not copy.load.transfer.ended:
+                if not copy.load.transfer.still:
                     donors.add(copy)
         self._pool.trim()
         return slabs, donors
@@ -249,7 +249,7 @@ class DramTier:
 
     def _rename(self, copy: _Copy, published: Checkpoint | None) -> None:
         """A remote checkpoint came to this node: its manifest has all checksums, and perhaps a new digest."""
-        if published is None:
+        if published is None or self._copies.get(copy.digest) is not copy:
             return
         del self._copies[copy.digest]
         copy.checkpoint = published

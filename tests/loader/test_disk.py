@@ -130,6 +130,27 @@ def address_of(memory: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
+def test_what_passes_through_the_page_cache_does_not_stay_there(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 65536)
+    handle = DataFileHandle(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
+    memory = [memoryview(bytearray(65536))]
+    try:
+        os.fsync(descriptor)
+        try:
+            os.preadv(descriptor, memory, 0, os.RWF_NOWAIT)
+        except OSError as error:
+            pytest.skip(f"this filesystem does not tell what is cached: {error}")
+        handle._fall_back()
+        handle.read(memory, 0)
+        with pytest.raises(BlockingIOError):
+            os.preadv(descriptor, memory, 0, os.RWF_NOWAIT)
+    finally:
+        os.close(descriptor)
+        handle.close()
+
+
 @pytest.mark.parametrize("direct", [True, False])
 def test_a_file_that_shrinks_while_it_is_read_is_truncated(tmp_path, direct):
     path = tmp_path / "f"

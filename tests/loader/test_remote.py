@@ -417,7 +417,10 @@ async def test_a_load_that_was_given_up_goes_on(tier_of, checkpoint, origin, pub
 async def test_at_once_too(tier_of, checkpoint, origin, publisher, server):
     """The second load waits until the first one's threads let go of the files."""
     tier = tier_of()
-    tier.acquire(checkpoint).release()
+    server.misbehave = first_times(4, stall)
+    lease = tier.acquire(checkpoint)
+    await until(lambda: len(server.requests) == 4)
+    lease.release()
     await check_loads(tier, checkpoint, origin, publisher)
 
 
