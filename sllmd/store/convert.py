@@ -6,8 +6,8 @@ daemon and the CLI never carry them, and a crash of a parser is an error message
 torch's weights-only unpickler, which knows tensors and containers and calls nothing else.
 
 It talks in JSON lines on stdout: ``{"done": n, "total": n}`` while it works, and one last
-``{"error": class, "message": ..., "hint": ...}`` when it cannot go on (exit code 1). It ends when its
-stdin closes, so that it never outlives an import that was killed.
+``{"error": class, "message": ..., "hint": ...}`` when it cannot go on (exit code 1). With
+``--until-stdin-closes`` it ends when its stdin does, so that it never outlives an import that was killed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 
 from sllmd.core.errors import CheckpointError, MalformedCheckpoint, SllmdError, UnsupportedCheckpoint
-from sllmd.store.local import read_index
+from sllmd.store.local import read_index, resolve_inside
 
 SHARD_BYTES = 2 * 1024**3
 """A converted model is written in shards of about this size, so that it never has to be in memory whole."""
@@ -35,7 +36,8 @@ SHARD_BYTES = 2 * 1024**3
 def main() -> int:
     """Convert as the arguments say; 0 when the staging directory is complete."""
     arguments = _parse_arguments()
-    threading.Thread(target=_exit_when_stdin_closes, daemon=True).start()
+    if arguments.until_stdin_closes:
+        threading.Thread(target=_exit_when_stdin_closes, daemon=True).start()
     try:
         arguments.staging.mkdir(parents=True, exist_ok=True)
         if arguments.kind == "torch":
@@ -77,14 +79,16 @@ def convert_gguf(file: Path, staging: Path, *, dtype: str) -> None:
     target_dtype = getattr(torch, dtype)
     size_bytes = file.stat().st_size
     _say(done=0, total=size_bytes)
-    with _parser_errors(file):
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    # Alone in a directory, so that nothing beside the file has a say in its config and tokenizer.
+    with _parser_errors(file), tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / file.name).symlink_to(file.absolute())
+        config = AutoConfig.from_pretrained(alone, gguf_file=file.name, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         parsed = load_gguf_checkpoint(
             str(file), return_tensors=True, model_to_load=model, torch_dtype=target_dtype
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, trust_remote_code=False)
     tensors: dict[str, Any] = parsed["tensors"]
     missing = sorted(set(model.state_dict()) - set(tensors) - set(model.all_tied_weights_keys))
     if missing:
@@ -145,11 +149,14 @@ def _torch_files(source: Path) -> list[Path]:
         return [source]
     index = source / "pytorch_model.bin.index.json"
     if not index.is_file():
-        return [source / "pytorch_model.bin"]
-    return [source / name for name in dict.fromkeys(read_index(index).values())]
+        return [resolve_inside(source, "pytorch_model.bin", named_by="a torch model")]
+    names = dict.fromkeys(read_index(index).values())
+    return [resolve_inside(source, name, named_by=index.name) for name in names]
 
 
 def _read_state_dict(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise MalformedCheckpoint(f"{file.name} is not a regular file")
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
@@ -243,6 +250,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("kind", choices=("torch", "gguf", "tokenizer"))
     parser.add_argument("source", type=Path)
     parser.add_argument("staging", type=Path)
+    parser.add_argument("--until-stdin-closes", action="store_true")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     return parser.parse_args()
 

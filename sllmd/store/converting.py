@@ -36,8 +36,9 @@ def convert(
     it dies without a word, which is what a parser does on bytes that were made to hurt it.
     """
     command = [sys.executable, "-m", "sllmd.store.convert", kind, str(source), str(staging), "--dtype", dtype]
+    command.append("--until-stdin-closes")
     with tempfile.TemporaryFile() as errors:
-        # The child ends when its stdin closes: also when this process is killed.
+        # Its stdin closes when this process ends, however that happens.
         child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

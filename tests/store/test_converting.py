@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -263,3 +265,26 @@ def test_gguf_files_that_are_none(store: Store, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"m\.gguf"):
             run_import(store, tmp_path / "m.gguf")
     assert store.models() == []
+
+
+def test_the_converter_ends_with_the_import_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sllmd.store.convert", "gguf", str(tmp_path), str(tmp_path / "out")]
+    command.append("--until-stdin-closes")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(60) == 2
+
+
+def test_a_torch_file_that_is_a_fifo_is_refused_without_waiting(store: Store, tmp_path: Path) -> None:
+    source = torch_model(tmp_path / "m", {})
+    os.mkfifo(source / "pytorch_model.bin")
+    with pytest.raises(MalformedCheckpoint, match="not a regular file"):
+        run_import(store, source)
+
+
+def test_a_torch_file_that_links_outside_is_refused(store: Store, tmp_path: Path) -> None:
+    source = torch_model(tmp_path / "m", {})
+    (source / "pytorch_model.bin").symlink_to("/etc/hostname")
+    with pytest.raises(MalformedCheckpoint, match="leaves the checkpoint"):
+        run_import(store, source)
