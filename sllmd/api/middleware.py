@@ -28,7 +28,8 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 CLIENT_CLOSED = 499
 """What logs and metrics call a request whose client left, after nginx."""
 _EXPOSED_HEADERS = (
-    "x-request-id, openai-processing-ms, Server-Timing, X-Sllmd-Cold, X-Sllmd-Tier, Retry-After"
+    "x-request-id, openai-processing-ms, Server-Timing, X-Sllmd-Node, X-Sllmd-Cold, X-Sllmd-Tier,"
+    " X-Sllmd-Ignored-Params, Retry-After"
 )
 
 
@@ -59,6 +60,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
         return
     elapsed_ms = (time.monotonic() - exchange.began_seconds) * 1000
     response.headers["x-request-id"] = exchange.request_id
+    response.headers["X-Sllmd-Node"] = request.app[ROOMS].operator.node
     response.headers["openai-processing-ms"] = str(round(elapsed_ms))
     origin = allowed_origin(request, request.app[ROOMS].settings)
     if origin is not None:

@@ -58,6 +58,11 @@ class Operator:
         """Where the API listens; the daemon sets it once the ports are known."""
 
     @property
+    def node(self) -> str:
+        """This node's name."""
+        return self._node
+
+    @property
     def draining(self) -> bool:
         """Whether the node takes no new work."""
         return self._agent.draining

@@ -111,6 +111,7 @@ async def test_headers_tell_where_the_time_went(live):
     assert response.headers["Cache-Control"] == "no-cache"
     assert response.headers["X-Accel-Buffering"] == "no"
     assert response.headers["X-Sllmd-Cold"] == "1"
+    assert response.headers["X-Sllmd-Node"] == "test"
     assert response.headers["X-Sllmd-Tier"] == "ssd"
     assert "load;dur=" in response.headers["Server-Timing"]
     assert 'desc="' in response.headers["Server-Timing"]
