@@ -18,6 +18,7 @@ class GateSource:
         self.fail_at = fail_at
         self.error = error
         self.order: list[int] = []
+        self.opened = False
         self.closed = 0
         self.publications = 0
         self.publishing = threading.Event()
@@ -25,7 +26,7 @@ class GateSource:
         self.publish_gate.set()
 
     def open(self) -> None:
-        pass
+        self.opened = True
 
     def read(self, chunk, views, advance) -> None:
         self.order.append(chunk.index)

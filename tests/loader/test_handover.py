@@ -90,6 +90,21 @@ async def test_it_is_handed_on_through_loads_that_never_began(tier, first, secon
     assert tier.stats().free_bytes == 3 * SLAB_BYTES
 
 
+async def test_files_of_a_remote_checkpoint_are_written_by_one_load_at_a_time(tmp_path, tier):
+    """There is memory enough for both; it is the half-written copy on SSD that they would share."""
+    checkpoint = make_checkpoint(tmp_path, "m", [[2 * SLAB_BYTES]], remote_url="http://gated")
+    lease, old = tier.acquire(checkpoint), tier.sources["m"][0]
+    await until(lambda: len(old.order) == 4)
+    lease.release()
+    lease = tier.acquire(checkpoint)
+    new = tier.sources["m"][1]
+    new.gate.release(100)
+    assert (old.closed, new.opened) == (0, False)
+    old.gate.release(4)
+    await lease.loaded()
+    assert (old.closed, new.opened) == (1, True)
+
+
 async def test_memory_that_a_dead_disk_holds_is_a_stall_for_who_needs_it(tmp_path, first, second):
     tier = GatedTier(dram_budget=str(4 * SLAB_BYTES), disk_threads=10, stall_timeout_seconds=0.1)
     lease, old = await begin(tier, first)
