@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import socket
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,12 +101,19 @@ def sequence_keys(model: type[BaseModel], prefix: KeyPath = ()) -> list[KeyPath]
     """Paths of all keys that hold lists."""
     found: list[KeyPath] = []
     for name, field in model.model_fields.items():
-        kind = typing.get_origin(field.annotation) or field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found += sequence_keys(kind, (*prefix, name))
-        elif kind in (tuple, list, frozenset):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += sequence_keys(field.annotation, (*prefix, name))
+        elif {tuple, list, frozenset} & _kinds(field.annotation):
             found.append((*prefix, name))
     return found
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What a field may hold: ``tuple[int, ...] | None`` is a tuple or nothing."""
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return set().union(*(_kinds(part) for part in typing.get_args(annotation)))
+    return {origin or annotation}
 
 
 def section_at(path: KeyPath) -> type[BaseModel] | None:

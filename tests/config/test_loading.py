@@ -113,6 +113,10 @@ def test_lists_in_the_environment(text: str, expected: tuple[str, ...]) -> None:
     assert load(environ={"SLLMD_API__LISTEN": text}).config.api.listen == expected
 
 
+def test_lists_that_may_be_absent() -> None:
+    assert load(environ={"SLLMD_WORKERS__FAKE__TOKEN_IDS": "3,9"}).config.workers.fake.token_ids == (3, 9)
+
+
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "absent.toml")

@@ -1,0 +1,47 @@
+"""The scripts that a newcomer runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").iterdir())]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_scripts_stop_at_the_first_error(script: Path) -> None:
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n# ")
+    assert "\nset -euo pipefail\n" in text
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=30)
+
+
+def test_an_unknown_argument_is_a_usage_error() -> None:
+    result = subprocess.run(
+        ["scripts/quickstart", "--twice"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 2
+    assert "--once" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "sllmd").exists(), reason="not set up with scripts/setup")
+def test_quickstart_answers_from_a_cold_start_and_cleans_up(tmp_path: Path) -> None:
+    """The first run downloads the demo model and converts it; later ones find both in the cache."""
+    result = subprocess.run(
+        ["scripts/quickstart", "--once"],
+        cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=850,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-4000:]
+    answer = result.stdout.splitlines()[-1]
+    assert "server" in answer.lower()
+    for word in ("COLD from ssd", "ssd→dram", "prefill", "decode"):
+        assert word in result.stderr
+    assert list(tmp_path.glob("sllmd-*")) == []
