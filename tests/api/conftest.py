@@ -1,5 +1,6 @@
 """A whole daemon in this process, with the fake engine, over real HTTP on a port of the kernel's choice."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -78,6 +79,13 @@ class Live:
         response = await self.post(path, {**body, "stream": True})
         assert response.status == 200, await response.text()
         return events_of(await response.read())
+
+
+async def until(condition, seconds: float = 10.0) -> None:
+    """Wait for the daemon's side of an event on ours; the bound is for a daemon that is broken."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the daemon has no event for tests
+            await asyncio.sleep(0.005)
 
 
 def events_of(raw: bytes) -> list[dict | str]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.api.conftest import until
 from tests.api.spec import check
 
 BODY = b'{"model": "slow", "prompt": "hi", "max_tokens": 1000, "stream": true}'
@@ -24,13 +25,6 @@ def post(body: bytes, path: str = "/v1/completions", length: int | None = None) 
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
     ).encode() + body
-
-
-async def until(condition, seconds: float = 10.0) -> None:
-    """Wait for the daemon's side of an event on ours; the bound is for a daemon that is broken."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the daemon has no event for tests
-            await asyncio.sleep(0.005)
 
 
 def running(live) -> int:
