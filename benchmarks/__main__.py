@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks.pages import huge_pages
+
 ROUNDS_MIN = 5
 """Fewer are for trying the harness; no claim rests on them."""
 
@@ -24,7 +26,8 @@ def main() -> int:
         return 2
     if given.rounds < ROUNDS_MIN:
         print(f"only a trial: {given.rounds} of at least {ROUNDS_MIN} rounds", file=sys.stderr)
-    report = importlib.import_module(f"benchmarks.{given.bench}").run(given.rounds)
+    with huge_pages():
+        report = importlib.import_module(f"benchmarks.{given.bench}").run(given.rounds)
     print(report.text())
     if given.json:
         report.write(given.json)

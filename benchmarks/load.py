@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.anchors import make_cold, measure, warm_memory
-from benchmarks.environments import environment, log
+from benchmarks.environments import environment, log, peer_variables
 from benchmarks.models import model_directory
+from benchmarks.pages import huge_pages
 from benchmarks.report import Goal, Report, ratios, rotated
 from benchmarks.store import imported
 from benchmarks.tier_load import data_files
@@ -37,9 +39,12 @@ OURS = {
     "sllmd": ("recycled", "always"),
     "sllmd, fresh slabs": ("fresh", "always"),
     "sllmd, unverified": ("recycled", "never"),
+    "sllmd, small pages": ("recycled", "always"),
 }
+ANCHORS = {"sllmd": "anchor", "sllmd, small pages": "anchor, small pages"}
+"""Which anchor is read right before whom."""
 PEER_FILES = {"torch.load": "model.bin", "tensorizer": "model.tensors"}
-PEER_TIMEOUT_SECONDS = 600.0
+LOADER_TIMEOUT_SECONDS = 600.0
 
 Found = dict[str, dict[int, dict[str, float]]]
 """Loader -> round -> what it printed."""
@@ -77,13 +82,10 @@ def _measure_size(model: str, rounds: int) -> Found:
     for index in range(rounds):
         for name in rotated([*OURS, *PEERS], index):
             warm_memory(int(1.2 * size_bytes))
-            if name in OURS:
-                # The anchor is read right before, since a disk's limit may drift within a round.
-                if name == "sllmd":
-                    found["anchor"][index] = _anchor(files[0])
-                sample = _ours(model, *OURS[name])
-            else:
-                sample = _peer(python, name, directory)
+            if name in ANCHORS:
+                # Right before, since a disk's limit may drift within a round.
+                found[ANCHORS[name]][index] = measure(files[0], huge_pages=name == "sllmd")
+            sample = _ours(model, name) if name in OURS else _peer(python, name, directory)
             if sample is not None:
                 found[name][index] = sample
                 log(f"{model} round {index + 1}: {name}: {sample['seconds']:.3f} s")
@@ -93,42 +95,49 @@ def _measure_size(model: str, rounds: int) -> Found:
 def _peer_python(directory: Path) -> Path | None:
     try:
         python = environment("loaders")
-        subprocess.run([python, _peers_program(), "prepare", directory], check=True, capture_output=True)
+        _run_peer(python, "prepare", directory)
     except subprocess.CalledProcessError as error:
-        log(f"the peers' environment does not work: {error}")
+        log(f"the peers' environment does not work: {error}\n{error.stderr}")
         return None
     return python
 
 
-def _peers_program() -> Path:
-    return Path(__file__).with_name("peers_load.py")
-
-
-def _anchor(file: Path) -> dict[str, float]:
-    found = measure(file)
-    return {**found, "seconds": found["read_seconds"]}
-
-
-def _ours(model: str, slabs: str, verify: str) -> dict[str, float] | None:
-    return _json([sys.executable, "-m", "benchmarks.tier_load", model, "--slabs", slabs, "--verify", verify])
+def _ours(model: str, name: str) -> dict[str, float] | None:
+    slabs, verify = OURS[name]
+    command = ["-m", "benchmarks.tier_load", model, "--slabs", slabs, "--verify", verify]
+    with huge_pages("never" if name == "sllmd, small pages" else "advise"):
+        return _parsed(lambda: _run([sys.executable, *command]))
 
 
 def _peer(python: Path | None, name: str, directory: Path) -> dict[str, float] | None:
     if python is None:
         return None
     make_cold(directory / PEER_FILES.get(name, "model.safetensors"))
-    return _json([python, _peers_program(), name, directory])
+    return _parsed(lambda: _run_peer(python, name, directory))
 
 
-def _json(command: Sequence[str | Path]) -> dict[str, float] | None:
-    """What a fresh process prints; None, said aloud, when it fails."""
+def _run_peer(python: Path, what: str, directory: Path) -> str:
+    """-P and another directory: in ours, peers would import what lies there."""
+    program = Path(__file__).with_name("peers_load.py")
+    return _run([python, "-P", program, what, directory], cwd=directory, env=peer_variables())
+
+
+def _run(command: Sequence[str | Path], **how: Any) -> str:
+    said = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=LOADER_TIMEOUT_SECONDS, **how
+    )
+    return said.stdout
+
+
+def _parsed(run_loader: Callable[[], str]) -> dict[str, float] | None:
+    """What a fresh process prints last; None, said aloud, when it fails."""
     try:
-        said = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=PEER_TIMEOUT_SECONDS
-        )
-        found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
+        found: dict[str, float] = json.loads(run_loader().splitlines()[-1])
     except subprocess.CalledProcessError as error:
-        log(f"{command} failed:\n{error.stderr[-2000:]}")
+        log(f"{error}:\n{error.stderr[-2000:]}")
+        return None
+    except subprocess.TimeoutExpired as error:
+        log(str(error))
         return None
     return found
 
@@ -167,11 +176,11 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _rows(report: Report, size: str, measured: Found) -> None:
-    anchor = measured["anchor"]
+    anchor, small = measured["anchor"], measured["anchor, small pages"]
     report.row(f"{size} anchor: O_DIRECT, huge pages", list(_seconds(anchor).values()), "s")
-    small = [sample["read_small_pages_seconds"] for sample in anchor.values()]
-    report.row(f"{size} anchor: O_DIRECT, 4 KiB pages", small, "s")
-    report.row(f"{size} anchor: memmove", [sample["memmove_gb_per_s"] for sample in anchor.values()], "GB/s")
+    report.row(f"{size} anchor: O_DIRECT, small pages", list(_seconds(small).values()), "s")
+    memmove = [sample["memmove_gb_per_s"] for sample in anchor.values()]
+    report.row(f"{size} anchor: memmove", memmove, "GB/s")
     for name in (*OURS, *PEERS):
         samples = measured[name].values()
         report.row(

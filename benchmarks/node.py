@@ -29,7 +29,7 @@ class Node(Server):
         config = cache_directory() / "configs" / f"{name}.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(_config(name, port, threads, replicas_max))
-        command = [Path(sys.executable).parent / "sllmd", "start", "--config", config]
+        command: list[str | Path] = [Path(sys.executable).parent / "sllmd", "start", "--config", config]
         super().__init__(name, command, port)
 
     def target(self, model: str) -> Target:
@@ -105,7 +105,7 @@ def quantile_seconds(before: Mapping[float, float], after: Mapping[float, float]
 
 def _config(name: str, port: int, threads: int, replicas_max: int) -> str:
     """What differs from a stock node: where it lies, and how soon one model may push out another."""
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "node": {"name": name, "data_dir": str(cache_directory() / "node")},
         "api": {
             "listen": [f"127.0.0.1:{port}"],

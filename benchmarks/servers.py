@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from benchmarks.client import Target
 from benchmarks.environments import cache_directory, environment, log, peer_variables
@@ -53,7 +54,7 @@ class Server:
                 env={**peer_variables(), **_OFFLINE, **(variables or {})},
             )
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +113,12 @@ def start_vllm(name: str, model: Path, *, threads: int | None) -> tuple[Server, 
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if threads is not None:
         variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
-    command = [environment("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
+    command: list[str | Path] = [
+        environment("vllm"),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--enforce-eager",
+    ]
     command += ["--model", model, "--served-model-name", "demo", "--dtype", "bfloat16"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048"]
     server = Server(name, command, port, variables=variables)
@@ -146,7 +152,7 @@ def start_ray(name: str, a: Path, b: Path) -> Server:
     """Ray with ``ray_apps`` deployed on it."""
     port = free_port()
     script = Path(__file__).with_name("ray_apps.py")
-    return Server(name, [environment("ray"), script, str(port), a, b], port)
+    return Server(name, [environment("ray"), "-P", script, str(port), a, b], port)
 
 
 def _answers(url: str) -> bool:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import mmap
 import resource
 import time
 from pathlib import Path
 
 import numpy as np
+from pydantic import ByteSize
 
 from benchmarks.anchors import PAGE_BYTES, cached_bytes, make_cold
 from benchmarks.store import bench_store
 from sllmd.core.memory import PartitionMemory
+from sllmd.engine.memory import map_partitions
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
 from sllmd.store.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ async def measure(name: str, *, recycled: bool, verify: str) -> dict[str, object
     settings = LoaderSettings(
         verify="always" if verify == "always" else "never",
         dram_budget="90%",
-        **({"reserve_bytes": room_bytes} if recycled else {}),
+        reserve_bytes=ByteSize(room_bytes) if recycled else LoaderSettings().reserve_bytes,
     )
     tier = DramTier(settings, quarantine=store.quarantine, complete_remote=store.complete_remote)
     try:
@@ -60,8 +61,7 @@ async def _load(tier: DramTier, checkpoint: Checkpoint, files: list[Path]) -> di
     after = resource.getrusage(resource.RUSAGE_SELF)
     peak, now = _memory()["VmHWM"], _memory()
     begin = time.perf_counter()
-    for memory in lease.memory:
-        _touch(memory)
+    _map_and_touch(lease.memory)
     touch_seconds = time.perf_counter() - begin
     lease.release()
     slabs_grew_bytes = now["RssShmem"] - before["RssShmem"]
@@ -90,10 +90,12 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _touch(memory: PartitionMemory) -> None:
-    for descriptor in memory.descriptors:
-        with mmap.mmap(descriptor, memory.slab_bytes, mmap.MAP_SHARED, mmap.PROT_READ) as slab:
-            np.frombuffer(slab, dtype=np.uint8)[::PAGE_BYTES].sum()
+def _map_and_touch(memory: tuple[PartitionMemory, ...]) -> None:
+    """As a worker does it; then one byte of each page."""
+    for partition in map_partitions(memory):
+        partition.populate(0, partition.span_bytes)
+        np.frombuffer(partition.buffer(), dtype=np.uint8)[::PAGE_BYTES].sum()
+        partition.close()
 
 
 def _memory() -> dict[str, int]:
