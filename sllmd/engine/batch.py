@@ -138,15 +138,13 @@ class Batch:
     def admit(self) -> list[Row]:
         """Rows that leave the queue for a slot."""
         admitted: list[Row] = []
-        used = self.used_tokens
         while self.waiting and len(self.rows) < self.batch_max:
             need = self.waiting[0].length + RESERVE_TOKENS
-            if self.rows and used + need > self.cache_tokens:
+            if self.rows and self.used_tokens + need > self.cache_tokens:
                 break
             row = self.waiting.popleft()
             self.rows.append(row)
             admitted.append(row)
-            used += need
         return admitted
 
     def next_chunk(self, budget: int) -> Chunk | None:

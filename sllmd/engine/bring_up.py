@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from sllmd.engine.device_copy import DeviceCopy
 from sllmd.engine.memory import MappedPartition
 from sllmd.engine.protocol import Engine, EngineOptions
 from sllmd.engine.transformer import Builder
@@ -28,8 +29,9 @@ class TransformersBuilder:
     ) -> None:
         self._manifest = manifest
         self._mapped = mapped
-        self._devices = devices
         self._builder = Builder(manifest, options)
+        on_cpu = all(device.startswith("cpu") for device in devices)
+        self._copy = None if on_cpu else DeviceCopy(manifest, [part.buffer() for part in mapped], devices)
         self._populated_bytes = [0] * len(mapped)
 
     def skeleton(self) -> None:
@@ -37,13 +39,18 @@ class TransformersBuilder:
         self._builder.skeleton()
 
     def progress(self, bytes_ready: Sequence[int]) -> None:
-        """Map the pages of what has arrived; later ones are left to ``finish``."""
+        """Copy to the device what has arrived, or map its pages; what comes later is left to ``finish``."""
+        if self._copy is not None:
+            self._copy.advance(bytes_ready)
+            return
         for index, ready_bytes in enumerate(bytes_ready):
             self._mapped[index].populate(self._populated_bytes[index], ready_bytes)
             self._populated_bytes[index] = ready_bytes
 
     def finish(self) -> Engine:
         """Weights in place; the rest of their pages follow beside the first forward pass."""
+        if self._copy is not None:
+            return self._builder.finish(self._copy.finish())
         buffers: list[Any] = [partition.buffer() for partition in self._mapped]
         engine = self._builder.finish(Weights.over_memory(self._manifest, buffers))
         threading.Thread(target=self._populate_rest, name="pages", daemon=True).start()

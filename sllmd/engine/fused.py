@@ -2,11 +2,11 @@
 
 Owns: the arithmetic of one pass over attention + gated MLP decoders whose layers all see everything before
 them: queries, keys and values from one product, gate and up from another, residuals added inside the
-products. Works on the same cache as runner 1. Knows nothing of when it is used: ``upgrade`` lets it run only after
-comparing it with runner 1.
+products. Works on the same cache as runner 1. Knows nothing of when it is used: ``upgrade`` lets it run
+only after comparing it with runner 1.
 
 On the CPU its weights can be prepacked: laid out anew for oneDNN, which doubles the speed of small batches
-and costs a copy of the weights. ``pack`` does it piece by piece, and between two pieces everything works.
+and costs a copy of the weights. ``pack`` may run in another thread, before the runner is used.
 """
 
 from __future__ import annotations
@@ -55,19 +55,16 @@ class Projection:
         stacked = self._weights[0] if len(self._weights) == 1 else torch.cat(self._weights)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(stacked.detach(), None)
 
-    def unpack(self) -> None:
-        """Back to the model's own weights."""
-        self._packed = None
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` (rows x in) times the stacked weights."""
         if self._packed is not None:
-            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
                 x, self._packed, self._bias, "none", [], ""
             )
-            return product
+            return packed
         if len(self._weights) == 1:
-            return F.linear(x, self._weights[0], self._bias)
+            single: torch.Tensor = F.linear(x, self._weights[0], self._bias)
+            return single
         product = torch.cat([F.linear(x, weight) for weight in self._weights], dim=-1)
         return product if self._bias is None else product + self._bias
 
@@ -142,18 +139,11 @@ class FusedRunner:
         self._rotary = model.model.rotary_emb
         self._cosines = self._sines = self._embedding.new_empty(0, self._width)
 
-    def pack(self) -> Iterator[None]:
-        """Prepack all weights, one product at a time."""
+    def pack(self) -> None:
+        """Prepack all weights. Takes about a second per gigabyte and as much memory as they have."""
         for projection in self._projections():
             projection.pack()
-            yield
         self.name = "prepacked"
-
-    def unpack(self) -> None:
-        """Undo ``pack``, finished or not."""
-        for projection in self._projections():
-            projection.unpack()
-        self.name = "fused"
 
     def forward(
         self, first_slot: int, tokens: torch.Tensor, starts: Sequence[int], *, every_position: bool = False
@@ -176,16 +166,16 @@ class FusedRunner:
     def _run_layers(self, hidden: torch.Tensor, rows: int, length: int) -> torch.Tensor:
         cosines, sines = self._rotation(hidden.device, length)
         queries, heads, width = self._queries, self._heads, self._width
-        attend = _Attention(self._cache, rows, length, queries // heads, self._scale, hidden)
+        attend = _Attention(self._cache, rows, length, (queries // heads, heads), self._scale, hidden)
         for index, layer in enumerate(self._layers):
             fused = layer.qkv(layer.norm_attention(hidden))
-            rotated = fused[:, : (queries + heads) * width].unflatten(1, (queries + heads, width))
+            rotated = fused[:, : (queries + heads) * width].view(-1, queries + heads, width)
             if layer.norm_queries is not None and layer.norm_keys is not None:
                 rotated[:, :queries] = layer.norm_queries(rotated[:, :queries])
                 rotated[:, queries:] = layer.norm_keys(rotated[:, queries:])
             turned = rotated.roll(width // 2, dims=-1)
             torch.addcmul(rotated * cosines, turned, sines, out=rotated)
-            keys_values = fused[:, queries * width :].unflatten(1, (2, heads, width))
+            keys_values = fused[:, queries * width :].view(-1, 2, heads, width)
             attended = attend(self._cache.layers[index], rotated[:, :queries], keys_values)
             hidden = layer.feed_forward(layer.out.add_to(hidden, attended))
         return hidden
@@ -209,10 +199,18 @@ class _Attention:
     """Attention of one pass, over any layer: writes keys and values, then looks at them."""
 
     def __init__(
-        self, cache: SlotCache, rows: int, length: int, group: int, scale: float, hidden: torch.Tensor
+        self,
+        cache: SlotCache,
+        rows: int,
+        length: int,
+        heads: tuple[int, int],
+        scale: float,
+        hidden: torch.Tensor,
     ) -> None:
+        """``heads``: query heads to a key head, and key heads."""
         self._cache, self._rows, self._length = cache, rows, length
-        self._group, self._scale = group, scale
+        self._group, self._heads = heads
+        self._scale = scale
         many = length == 1 and rows * cache.span >= _PRODUCTS_FROM_KEYS
         self._as_products = many and hidden.device.type == "cpu"
         self._mask = self._build_mask(hidden)
@@ -235,7 +233,7 @@ class _Attention:
             return self._attend_chunk(layer, queries)
         if self._as_products:
             return self._attend_by_products(layer, queries)
-        grouped = queries.unflatten(1, (-1, self._group))
+        grouped = queries.view(self._rows, -1, self._group, queries.shape[2])
         span = slice(cache.first, cache.first + self._rows)
         attended = F.scaled_dot_product_attention(
             grouped,
@@ -263,7 +261,7 @@ class _Attention:
     def _attend_by_products(self, layer: Any, queries: torch.Tensor) -> torch.Tensor:
         """One token for each of many rows: keys times queries, which oneDNN likes better than the reverse."""
         rows, span = self._rows, self._cache.span
-        heads, width = layer.keys.shape[1], queries.shape[2]
+        heads, width = self._heads, queries.shape[2]
         first, last = self._cache.first * heads, (self._cache.first + rows) * heads
         keys = layer.keys.flatten(0, 1)[first:last, :span]
         values = layer.values.flatten(0, 1)[first:last, :span]
@@ -291,5 +289,4 @@ class _Attention:
             return visible[:, None, None, :]
         bias = torch.zeros(visible.shape, dtype=hidden.dtype, device=device)
         bias.masked_fill_(~visible, float("-inf"))
-        heads = self._cache.layers[0].stores[0].shape[2]
-        return bias.repeat_interleave(heads, dim=0)[:, None, :]
+        return bias.repeat_interleave(self._heads, dim=0)[:, None, :]

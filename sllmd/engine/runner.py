@@ -41,6 +41,13 @@ class TransformersRunner:
         self._cache = cache
         self._device = next(model.parameters()).device
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        head = model.get_output_embeddings()
+        if head is not None:
+            # torch copies the whole matrix to multiply it with a slice of a prompt: half a second. The slice
+            # is one token and so calls itself contiguous; only a clone gets rid of its strides.
+            head.register_forward_pre_hook(
+                lambda _head, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
+            )
 
     def forward(
         self, first_slot: int, tokens: torch.Tensor, starts: Sequence[int], *, every_position: bool = False

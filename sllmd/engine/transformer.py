@@ -145,7 +145,7 @@ class TransformerEngine:
         """See ``Engine``."""
         if self._pending or self._batch.rows or self._batch.waiting:
             return True
-        return self._served and not self._upgrade.finished
+        return self._served and self._upgrade.ready
 
     def stats(self) -> EngineStats:
         """See ``Engine``."""
@@ -172,7 +172,7 @@ class TransformerEngine:
             self._decode(events)
         self._batch.admit()
         self._prefill(events)
-        if self._served and not self._upgrade.finished:
+        if self._served:
             self._advance_upgrade()
         self._served = self._served or self._prefill_tokens > 0
         return events
@@ -180,7 +180,7 @@ class TransformerEngine:
     def _advance_upgrade(self) -> None:
         """A piece or more of the way to the fast forward; never before the first prompt is through."""
         until = time.perf_counter() + UPGRADE_SLICE_SECONDS
-        while not self._upgrade.finished:
+        while self._upgrade.ready:
             self._upgrade.advance()
             if time.perf_counter() >= until:
                 return

@@ -28,14 +28,15 @@ def drain(engine: Engine, steps_max: int = 1000) -> list[EngineEvent]:
 
 
 def outputs(events: Sequence[EngineEvent]) -> dict[str, list[int]]:
-    """Tokens by generation; indices must be dense."""
+    """Tokens by generation; a generation may begin anywhere, but skips nothing."""
     tokens: dict[str, list[int]] = {}
+    following: dict[str, int] = {}
     for event in events:
         assert not isinstance(event, FailedEvent), event
         if isinstance(event, TokenEvent):
-            mine = tokens.setdefault(event.generation_id, [])
-            assert event.index == len(mine) or not mine
-            mine.append(event.token_id)
+            assert event.index == following.get(event.generation_id, event.index)
+            following[event.generation_id] = event.index + 1
+            tokens.setdefault(event.generation_id, []).append(event.token_id)
     return tokens
 
 

@@ -1,9 +1,19 @@
-"""The engine says what transformers' generate says: alone, batched, chunked, resumed, moved."""
+"""The engine says what transformers' generate says: alone, batched, chunked, resumed, moved, reused."""
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import torch
+
+from sllmd.engine.protocol import (
+    FailedEvent,
+    FinishedEvent,
+    FinishReason,
+    PrefilledEvent,
+    TokenEvent,
+)
 from tests.engine.driving import drain, outputs, prompts, reference, state
 from tests.engine.models import ARCHITECTURES, VOCABULARY, InMemory, checkpoint, random_model
 
@@ -11,18 +21,275 @@ LENGTHS = (5, 21, 13, 1, 34)
 
 
 @pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
-def model(request: pytest.FixtureRequest) -> InMemory:
+def any_model(request: pytest.FixtureRequest) -> InMemory:
     return checkpoint(random_model(request.param))
 
 
-def test_alone_and_batched_equal_generate(model: InMemory) -> None:
-    asked = prompts(LENGTHS, VOCABULARY)
-    expected = [reference(model.model, prompt) for prompt in asked]
-    alone = model.engine(prefill_chunk_tokens=8)
+@pytest.fixture(scope="module")
+def llama() -> InMemory:
+    return checkpoint(random_model("LlamaForCausalLM"))
+
+
+@pytest.fixture(scope="module")
+def expected(any_model: InMemory) -> dict[str, list[int]]:
+    return {
+        str(i): reference(any_model.model, prompt) for i, prompt in enumerate(prompts(LENGTHS, VOCABULARY))
+    }
+
+
+def test_alone_and_in_chunks(any_model: InMemory, expected: dict[str, list[int]]) -> None:
+    engine = any_model.engine(prefill_chunk_tokens=8, fast_path=False)
+    for number, prompt in enumerate(prompts(LENGTHS, VOCABULARY)):
+        engine.add(state(str(number), prompt))
+        assert outputs(drain(engine)) == {str(number): expected[str(number)]}
+
+
+def test_batched(any_model: InMemory, expected: dict[str, list[int]]) -> None:
+    engine = any_model.engine()
+    for number, prompt in enumerate(prompts(LENGTHS, VOCABULARY)):
+        engine.add(state(str(number), prompt))
+    assert outputs(drain(engine)) == expected
+
+
+def test_moved_to_another_engine_in_the_middle(any_model: InMemory, expected: dict[str, list[int]]) -> None:
+    source, target = any_model.engine(), any_model.engine()
+    for number, prompt in enumerate(prompts(LENGTHS, VOCABULARY)):
+        source.add(state(str(number), prompt))
+    before = outputs([event for _ in range(6) for event in source.step()])
+    for number in before:
+        moved = source.export(number, stop=True)
+        assert moved is not None
+        assert moved.output_ids == before[number]
+        target.add(moved)
+    assert not source.stats().running
+    after = outputs(drain(target))
+    assert {number: before[number] + after[number] for number in before} == expected
+
+
+def test_a_prefix_is_reused(any_model: InMemory) -> None:
+    (shared, one, other) = prompts((24, 5, 9), VOCABULARY)
+    engine = any_model.engine()
+    engine.add(state("first", shared + one))
+    first = outputs(drain(engine))["first"]
+    assert first == reference(any_model.model, shared + one)
+    engine.add(state("second", shared + other))
+    engine.add(state("third", shared + one + first[:4]))
+    events = drain(engine)
+    assert outputs(events)["second"] == reference(any_model.model, shared + other)
+    assert outputs(events)["third"] == reference(any_model.model, shared + one + first[:4])
+    reused = {e.generation_id: e.reused_tokens for e in events if isinstance(e, PrefilledEvent)}
+    assert reused == {"second": 24, "third": 32}
+
+
+def test_partitions_give_identical_logits(any_model: InMemory) -> None:
+    prompt = torch.tensor(prompts((9,), VOCABULARY))
+    logits = []
+    for count in (1, 2):
+        engine = checkpoint(any_model.model, partition_count=count).engine()
+        with torch.inference_mode():
+            logits.append(engine._upgrade.runner.forward(0, prompt, [0]))
+    assert torch.equal(*logits)
+
+
+def test_a_full_cache_preempts_and_comes_back(llama: InMemory) -> None:
+    asked = prompts((20, 20, 20), VOCABULARY)
+    engine = llama.engine(cache_tokens=100)
     for number, prompt in enumerate(asked):
-        alone.add(state(f"{number}", prompt))
-        assert outputs(drain(alone)) == {f"{number}": expected[number]}
-    together = model.engine()
+        engine.add(state(str(number), prompt, max_tokens=40))
+    most = 0
+    events = []
+    while engine.has_work():
+        events += engine.step()
+        most = max(most, engine.stats().cache_tokens_used)
+    assert outputs(events) == {str(i): reference(llama.model, p, 40) for i, p in enumerate(asked)}
+    assert most <= 100 + 2
+    assert sum(isinstance(event, PrefilledEvent) for event in events) == 3
+
+
+def test_rows_beyond_the_batch_wait(llama: InMemory) -> None:
+    asked = prompts((7,) * 6, VOCABULARY)
+    engine = llama.engine(batch_max=2)
     for number, prompt in enumerate(asked):
-        together.add(state(f"{number}", prompt))
-    assert outputs(drain(together)) == {str(i): tokens for i, tokens in enumerate(expected)}
+        engine.add(state(str(number), prompt, max_tokens=3 + number))
+    engine.step()
+    assert (engine.stats().running, engine.stats().waiting) == (2, 4)
+    found = outputs(drain(engine))
+    for number, prompt in enumerate(asked):
+        assert found[str(number)] == reference(llama.model, prompt, 3 + number)
+
+
+def test_cancel_silences_one_row_only(llama: InMemory) -> None:
+    one, other = prompts((6, 11), VOCABULARY)
+    engine = llama.engine()
+    engine.add(state("one", one))
+    engine.add(state("other", other))
+    before = engine.step() + engine.step()
+    engine.cancel("one")
+    engine.cancel("unknown")
+    after = drain(engine)
+    assert not any(event.generation_id == "one" for event in after)
+    assert outputs(before + after)["other"] == reference(llama.model, other)
+
+
+def test_export_without_stopping_is_a_snapshot(llama: InMemory) -> None:
+    (prompt,) = prompts((6,), VOCABULARY)
+    engine = llama.engine()
+    engine.add(state("one", prompt))
+    engine.step()
+    snapshot = engine.export("one", stop=False)
+    rest = outputs(drain(engine))["one"]
+    assert snapshot is not None
+    assert snapshot.output_ids + rest == reference(llama.model, prompt)
+    assert engine.export("one", stop=False) is None
+
+
+def test_prefill_warms_the_cache_for_a_later_add(llama: InMemory) -> None:
+    (prompt,) = prompts((40,), VOCABULARY)
+    engine = llama.engine()
+    arriving = state("moving", prompt, output=reference(llama.model, prompt)[:4])
+    engine.prefill(arriving)
+    assert [type(event) for event in drain(engine)] == [PrefilledEvent]
+    assert engine.stats().running == 0
+    engine.add(arriving)
+    events = drain(engine)
+    (prefilled,) = [event for event in events if isinstance(event, PrefilledEvent)]
+    assert prefilled.reused_tokens == 40
+    assert outputs(events)["moving"] == reference(llama.model, prompt)[4:]
+
+
+def test_the_state_given_is_not_touched(llama: InMemory) -> None:
+    given = state("one", prompts((6,), VOCABULARY)[0])
+    engine = llama.engine()
+    engine.add(given)
+    drain(engine)
+    assert given.output_ids == []
+
+
+def test_a_stop_id_ends_a_generation_and_is_told(llama: InMemory) -> None:
+    (prompt,) = prompts((6,), VOCABULARY)
+    plain = reference(llama.model, prompt)
+    stop = plain[5]
+    engine = llama.engine()
+    engine.add(state("stops", prompt, stop_token_ids=(stop,)))
+    engine.add(state("ignores", prompt, stop_token_ids=(stop,), ignore_eos=True))
+    events = [event for event in drain(engine) if isinstance(event, TokenEvent)]
+    last = {event.generation_id: event for event in events}
+    first_place = plain.index(stop)
+    assert (last["stops"].index, last["stops"].finish_reason) == (first_place, FinishReason.STOP)
+    assert (last["ignores"].index, last["ignores"].finish_reason) == (11, FinishReason.LENGTH)
+
+
+def test_the_context_ends_a_generation(llama: InMemory) -> None:
+    (prompt,) = prompts((30,), VOCABULARY)
+    engine = llama.engine(context_tokens_max=36)
+    engine.add(state("one", prompt, max_tokens=100))
+    events = [event for event in drain(engine) if isinstance(event, TokenEvent)]
+    assert len(events) == 6
+    assert events[-1].finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "the prompt is empty"),
+        ([5, VOCABULARY], "token ids must be between 0 and 127"),
+        ([5, -1], "token ids must be between 0 and 127"),
+        ([5] * 256, "257 tokens|256 tokens do not fit into a context of 256"),
+    ],
+)
+def test_what_cannot_run_fails_alone(llama: InMemory, prompt: list[int], message: str) -> None:
+    (good,) = prompts((6,), VOCABULARY)
+    engine = llama.engine()
+    engine.add(state("bad", prompt))
+    engine.add(state("good", good))
+    events = drain(engine)
+    (failed,) = [event for event in events if isinstance(event, FailedEvent)]
+    assert failed.generation_id == "bad"
+    assert any(part in failed.message for part in message.split("|"))
+    good_events = [event for event in events if event is not failed]
+    assert outputs(good_events)["good"] == reference(llama.model, good)
+
+
+def test_prompt_logprobs_without_output(llama: InMemory) -> None:
+    (prompt,) = prompts((19,), VOCABULARY)
+    engine = llama.engine(prefill_chunk_tokens=8)
+    engine.add(state("scored", prompt, max_tokens=0, prompt_logprobs=2))
+    prefilled, finished = drain(engine)[:2]
+    assert isinstance(prefilled, PrefilledEvent)
+    assert finished == FinishedEvent("scored", FinishReason.LENGTH)
+    with torch.no_grad():
+        expected = llama.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    assert prefilled.prompt_logprobs is not None
+    assert prefilled.prompt_logprobs[0] is None
+    for position, given in enumerate(prefilled.prompt_logprobs[1:]):
+        assert given is not None
+        assert given.token_id == prompt[position + 1]
+        assert given.logprob == pytest.approx(float(expected[position, given.token_id]), abs=1e-4)
+        values, ids = expected[position].topk(2)
+        assert [token for token, _ in given.top] == ids.tolist()
+        assert [value for _, value in given.top] == pytest.approx(values.tolist(), abs=1e-4)
+    assert len(prefilled.prompt_logprobs) == len(prompt)
+
+
+def test_logprobs_are_the_models(llama: InMemory) -> None:
+    (prompt,) = prompts((9,), VOCABULARY)
+    engine = llama.engine()
+    engine.add(state("one", prompt, max_tokens=3, logprobs=1, temperature=0.0))
+    events = [event for event in drain(engine) if isinstance(event, TokenEvent)]
+    tokens = prompt + [event.token_id for event in events]
+    with torch.no_grad():
+        expected = llama.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    for number, event in enumerate(events):
+        assert event.logprob is not None
+        assert event.logprob.logprob == pytest.approx(
+            float(expected[len(prompt) - 1 + number, event.token_id]), abs=1e-4
+        )
+        assert event.logprob.top[0][0] == event.token_id
+
+
+def _sampled(engine: Any, prompt: list[int], name: str, **rules: Any) -> list[int]:
+    engine.add(state(name, prompt, temperature=1.0, **rules))
+    return outputs(drain(engine))[name]
+
+
+def test_sampling_does_not_depend_on_company_or_place(llama: InMemory) -> None:
+    one, other = prompts((9, 14), VOCABULARY)
+    rules = {"seed": 77, "top_p": 0.9, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
+    alone = _sampled(llama.engine(), one, "one", **rules)
+    engine = llama.engine()
+    engine.add(state("other", other, temperature=0.7))
+    assert _sampled(engine, one, "one", **rules)[: len(alone)] == alone
+    moved = state("one", one, output=alone[:5], temperature=1.0, **rules)
+    target = llama.engine()
+    target.add(moved)
+    assert outputs(drain(target))["one"] == alone[5:]
+    assert _sampled(llama.engine(), one, "two", **{**rules, "seed": 78}) != alone
+
+
+def test_another_type_is_converted(llama: InMemory) -> None:
+    (prompt,) = prompts((9,), VOCABULARY)
+    half = checkpoint(random_model("LlamaForCausalLM", torch.bfloat16))
+    engine = half.engine(dtype="float32")
+    engine.add(state("one", prompt))
+    assert outputs(drain(engine))["one"] == reference(half.model.float(), prompt)
+
+
+def test_the_fast_forward_takes_over_in_the_middle() -> None:
+    model = checkpoint(random_model("LlamaForCausalLM"))
+    asked = prompts((9, 30), VOCABULARY)
+    engine = model.engine()
+    for number, prompt in enumerate(asked):
+        engine.add(state(str(number), prompt, max_tokens=60))
+    runners, events = [], []
+    while engine.has_work():
+        events += engine.step()
+        runners.append(engine.stats().runner)
+    assert runners[0] == "transformers"
+    assert "fused" in runners
+    assert outputs(events) == {str(i): reference(model.model, p, 60) for i, p in enumerate(asked)}
+
+
+def test_threads_and_options_are_told(llama: InMemory) -> None:
+    engine = llama.engine(cache_tokens=1000)
+    stats = engine.stats()
+    assert (stats.threads, stats.cache_tokens_total, stats.runner) == (1, 1000, "transformers")
