@@ -28,6 +28,8 @@ _log = structlog.get_logger(__name__)
 
 ENTRY_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,119}")
+_SLUG_CHARACTERS_MAX = 200
+"""A file name has at most 255 bytes, and a digest and a suffix are added to this."""
 _SETTLED_SECONDS = 0.1
 """A directory's time has the kernel's tick (up to 10 ms): a listing made this soon after a change may
 have missed another change in the same tick, so it is made again."""
@@ -68,7 +70,8 @@ class Entry(BaseModel):
 
 def check_name(name: str) -> ModelName:
     """``name``, if it can be a model's or an alias. Raises InvalidRequest."""
-    if not _NAME.fullmatch(name) or ".." in name or "//" in name or name.endswith("/"):
+    plain = _NAME.fullmatch(name) and ".." not in name and "//" not in name and not name.endswith("/")
+    if not plain or len(slug(name)) > _SLUG_CHARACTERS_MAX:
         raise InvalidRequest(
             f"`{name}` cannot name a model",
             param="name",

@@ -344,6 +344,8 @@ class Store:
         entries = self._catalogue.entries()
         if self._catalogue.has_faults:
             return 0  # an unreadable entry may stand for one of them
+        for unfinished in (self.root / "names").glob(".*.tmp"):
+            unfinished.unlink()
         used = {entry.directory for entry in entries.values()}
         freed = 0
         for parent in ("models", "downloads"):

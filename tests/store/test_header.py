@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from sllmd.core.errors import CheckpointError, MalformedCheckpoint, UnsupportedCheckpoint
@@ -95,3 +97,19 @@ def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x")
     with pytest.raises(MalformedCheckpoint, match="not a regular file"):
         read_header(tmp_path / "x", "x")
+
+
+@given(st.data())
+def test_no_damage_makes_anything_but_a_header_or_a_checkpoint_error(data: st.DataObject) -> None:
+    text = json.dumps({"a": entry("F16", (2, 3), (0, 12)), "b": entry("U8", (5,), (12, 17))}).encode()
+    content = bytearray(len(text).to_bytes(8, "little") + text + bytes(17))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    try:
+        length = parse_length(bytes(content[:8]), file="x", file_bytes=len(content))
+        header = parse_header(bytes(content[8 : 8 + length]), file="x", file_bytes=len(content))
+    except CheckpointError:
+        return
+    assert sum(tensor.size_bytes for tensor in header.tensors) == len(content) - 8 - length
+    assert all(tensor.offset_bytes + tensor.size_bytes <= len(content) for tensor in header.tensors)

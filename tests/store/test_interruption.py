@@ -96,6 +96,21 @@ def test_what_a_killed_import_left_is_removed_by_an_import_of_another_name(
     assert list((store.root / "partial").iterdir()) == []
 
 
+def test_what_a_process_left_that_was_killed_between_two_steps_of_publishing(
+    store: Store, tmp_path: Path
+) -> None:
+    kept = run_import(store, write_model(tmp_path / "m"), "kept")
+    renamed_but_not_named = store.root / "models" / "lost@0123"
+    shutil.copytree(kept.directory, renamed_but_not_named)
+    unfinished = store.root / "names" / ".lost.json.1.tmp"
+    unfinished.write_text("{")
+    assert [model.name for model in store.models()] == ["kept"]
+    run_import(store, tmp_path / "m", "other")
+    assert not renamed_but_not_named.exists()
+    assert not unfinished.exists()
+    assert store.resolve("kept") == kept
+
+
 def test_two_imports_of_one_name_at_once_the_second_is_told(store: Store, tmp_path: Path) -> None:
     source = write_model(tmp_path / "m")
     with python(STOP_HALFWAY.format(name="m", in_place=False), store.root, source) as child:
