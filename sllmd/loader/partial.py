@@ -40,7 +40,7 @@ class Partial:
         self._lock = threading.Lock()
         self._files: dict[str, DataFileHandle] = {}
         self._digests: dict[tuple[str, int], str] = {}
-        self._validators: dict[str, str] = {}
+        self._validators = {file: seen for file, seen in checkpoint.validators().items() if seen}
         self._journal = -1
         self.writable = True
 
@@ -67,7 +67,7 @@ class Partial:
         for line in lines[1:]:
             match _parse(line):
                 case {"file": str(file), "validator": str(validator)}:
-                    self._validators[file] = validator
+                    self._validators.setdefault(file, validator)
                 case {"file": str(file), "chunk": int(index), "digest": str(digest)}:
                     self._digests[file, index] = digest
 
@@ -84,7 +84,7 @@ class Partial:
         return all(handle.direct for handle in list(self._files.values()))
 
     def validator(self, file: str) -> str | None:
-        """What identified the remote file's version when its first chunk was fetched."""
+        """What identified the remote file when it was registered, or when its first chunk was fetched."""
         return self._validators.get(file)
 
     def pin_validator(self, file: str, validator: str) -> str:
@@ -151,14 +151,16 @@ class Partial:
             self.discard()
 
     def complete(self) -> dict[str, list[str]]:
-        """Have all files whole on stable storage; their chunks' digests. Raises OSError."""
+        """Have all files whole on stable storage; their chunks' digests. Raises OSError.
+
+        The journal stays until they are published: a load that finds it has nothing to fetch.
+        """
         digests: dict[str, list[str]] = {}
         for partition in self._checkpoint.manifest.partitions:
             for file in partition.files:
                 self._open(file.path).finish(file.size_bytes)
                 count = -(-file.size_bytes // self._checkpoint.manifest.chunk_bytes)
                 digests[file.path] = [self._digests[file.path, index] for index in range(count)]
-        (self._directory / JOURNAL_NAME).unlink()
         return digests
 
     def discard(self) -> None:

@@ -15,7 +15,7 @@ import structlog
 
 from sllmd.core.errors import ChecksumMismatch, SllmdError, SourceChanged, SourceUnavailable
 from sllmd.loader.disk import Advance, clear_padding, digest_of, skip
-from sllmd.loader.partial import Partial
+from sllmd.loader.partial import JOURNAL_NAME, Partial
 from sllmd.loader.plan import Chunk
 from sllmd.loader.ranges import Interrupted, RangeClient
 from sllmd.loader.settings import LoaderSettings
@@ -135,6 +135,7 @@ class RemoteSource:
             return
         try:
             self.published = self._complete(self._checkpoint, self._partial.complete())
+            (self.published.data_directory / JOURNAL_NAME).unlink(missing_ok=True)
         except (SllmdError, OSError) as error:
             _log.warning("copy on SSD not completed", model=self._checkpoint.name, reason=str(error))
 

@@ -373,6 +373,14 @@ async def test_a_server_that_answers_whole_because_the_version_changed(tier_of, 
         await tier_of(http_connections=1).acquire(checkpoint).loaded()
 
 
+async def test_a_version_that_is_not_the_registered_one(tier_of, checkpoint, server):
+    fingerprint = json.dumps({"part-0-0.bin": '"v0"', "part-1-0.bin": ""})
+    source = checkpoint.manifest.source.model_copy(update={"kind": "http", "fingerprint": fingerprint})
+    manifest = checkpoint.manifest.model_copy(update={"source": source})
+    with pytest.raises(SourceChanged, match=r'part-0-0.bin .* its version is "v1" now'):
+        await tier_of().acquire(dataclasses.replace(checkpoint, manifest=manifest)).loaded()
+
+
 async def test_bytes_that_differ_from_known_checksums(tier_of, origin, server, tmp_path, publisher):
     checkpoint = remote(origin, server.url, tmp_path / "node", digests=True)
     server.misbehave = first_times(1, corrupt)
@@ -502,12 +510,18 @@ async def test_another_process_that_writes_the_same_copy(make_tier, checkpoint, 
     assert [path.name for path in checkpoint.data_directory.iterdir()] == [JOURNAL_NAME]
 
 
-async def test_a_store_that_cannot_publish(make_tier, checkpoint, origin, publisher, capsys):
-    def complete(*_: object) -> Checkpoint:
+async def test_a_store_that_cannot_publish(make_tier, checkpoint, origin, publisher, capsys, server):
+    def complete(*call: object) -> Checkpoint:
+        if not server.requests:
+            return publisher(*call)
         raise StoreError("no space left")
 
     tier = make_tier(complete_remote=complete)
     await load_into_dram_only(tier, checkpoint, origin, publisher, capsys)
+    server.requests.clear()
+    assert tier.evict(checkpoint.manifest.digest)
+    await check_loads(tier, checkpoint, origin, publisher)
+    assert server.requests == []
 
 
 # --- names of servers ---
