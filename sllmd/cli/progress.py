@@ -35,9 +35,13 @@ def byte_bar(label: str, *, shown: bool) -> Iterator[ByteProgress]:
     )
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(label, total=None)
+        shown_bytes = 0
 
         def update(stage: str, done: int, total: int) -> None:
-            text = f"{label} {stage}".rstrip()
-            progress.update(task, description=text, completed=done, total=total or None)
+            nonlocal shown_bytes
+            if done < shown_bytes:  # another stage began over the same bytes, at a speed of its own
+                progress.reset(task)
+            shown_bytes = done
+            progress.update(task, description=f"{label} {stage}", completed=done, total=total or None)
 
         yield update

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,11 +39,18 @@ def start(
     flags = flag_values(name=name, listen=listen, uds=uds, data_dir=data_dir, assignments=assignments)
     loaded = load_config(config, flags=flags, dev=dev)
     check_exposure(loaded.config.api)
+    _allow_many_descriptors()
     try:
         run(loaded.config)
     except OSError as error:
         raise startup_error(error) from error
     session.note("stopped")
+
+
+def _allow_many_descriptors() -> None:
+    """Clients and slabs are descriptors; the usual soft limit of 1024 is there for select(2), not for us."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def flag_values(
