@@ -44,7 +44,7 @@ def openapi_document() -> dict[str, Any]:
     refs, schemas = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
     error = refs[openai.ErrorEnvelope, "serialization"]
     paths = {
-        path: {"post": _post(name, refs[asks, "validation"], refs[answers, "serialization"], error)}
+        path: {"post": _post(path, name, refs[asks, "validation"], refs[answers, "serialization"], error)}
         for path, name, asks, answers in _POSTS
     }
     paths |= {
@@ -67,9 +67,13 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _post(name: str, asks: _Ref, answers: _Ref, error: _Ref) -> dict[str, Any]:
+def _post(path: str, name: str, asks: _Ref, answers: _Ref, error: _Ref) -> dict[str, Any]:
     body = {"required": True, "content": {"application/json": {"schema": asks}}}
-    return {"operationId": name, "requestBody": body, "responses": _responses(answers, error)}
+    return {
+        "operationId": name,
+        "requestBody": body,
+        "responses": _responses(answers, error, streams=path.startswith("/v1/")),
+    }
 
 
 def _get(path: str, name: str, answers: _Ref, error: _Ref) -> dict[str, Any]:
@@ -81,7 +85,10 @@ def _get(path: str, name: str, answers: _Ref, error: _Ref) -> dict[str, Any]:
     return operation
 
 
-def _responses(answers: _Ref, error: _Ref) -> dict[str, Any]:
-    good = {"application/json": {"schema": answers}, "text/event-stream": {"schema": {"type": "string"}}}
+def _responses(answers: _Ref, error: _Ref, *, streams: bool = False) -> dict[str, Any]:
+    """``streams``: events whose data are the same objects, on request."""
+    good: dict[str, Any] = {"application/json": {"schema": answers}}
+    if streams:
+        good["text/event-stream"] = {}
     bad = {"description": "An error", "content": {"application/json": {"schema": error}}}
     return {"200": {"description": "The answer", "content": good}, "4XX": bad, "5XX": bad}
