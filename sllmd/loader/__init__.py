@@ -4,5 +4,6 @@ Owns: the slabs of the DRAM tier and their books, the reading threads, the gauge
 Knows nothing of tensors, engines or requests.
 Invariants: bulk bytes never pass through asyncio streams; what the books say is resident is resident; one
 load per checkpoint however many wait; a chunk whose checksum differs is never served.
-Start at ``tier.DramTier``.
+Start at ``tier.DramTier``; then ``load`` (one load, as the loop sees it), ``pipeline`` (the threads),
+``disk`` and ``remote`` (where bytes come from). ``plan``, ``tiers``, ``gauge`` and ``status`` are pure.
 """

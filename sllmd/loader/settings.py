@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from sllmd.core.units import GIB, MIB, parse_duration_seconds
+from sllmd.core.units import MIB, parse_duration_seconds
 from sllmd.store.manifest import ALIGNMENT_BYTES
 
 Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
@@ -93,8 +93,3 @@ class LoaderSettings(BaseModel):
         if percent is not None:
             return int(memory_bytes * float(percent[1]) / 100)
         return int(_SIZE.validate_python(self.dram_budget))
-
-
-def dev_settings() -> LoaderSettings:
-    """A laptop's: enough for small models, gentle to everything else."""
-    return LoaderSettings(dram_budget=f"{GIB}")

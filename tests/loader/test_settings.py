@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from sllmd.core.units import GIB
-from sllmd.loader.settings import LoaderSettings, dev_settings
+from sllmd.loader.settings import LoaderSettings
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,3 @@ def test_unknown_keys_are_refused():
 
 def test_durations_are_read_as_people_write_them():
     assert LoaderSettings.model_validate({"stall_timeout_seconds": "1m30s"}).stall_timeout_seconds == 90
-
-
-def test_a_laptop_gives_one_gibibyte():
-    assert dev_settings().budget_bytes(64 * GIB) == GIB
