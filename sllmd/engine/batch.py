@@ -147,12 +147,16 @@ class Batch:
             admitted.append(row)
         return admitted
 
-    def next_chunk(self, budget: int) -> Chunk | None:
-        """The next piece of a prompt, at most ``budget`` tokens; None: all prompts are in."""
-        if self.decoding == len(self.rows) or budget <= 0:
+    def next_chunk(self, budget: int, behind: int = 0) -> Chunk | None:
+        """The next piece of a prompt, at most ``budget`` tokens; None: all prompts are in.
+
+        ``behind`` prefilling rows are passed over: their chunks are taken already.
+        """
+        slot = self.decoding + behind
+        if slot >= len(self.rows) or budget <= 0:
             return None
-        row = self.rows[self.decoding]
-        return Chunk(row, self.decoding, row.cached, min(row.length, row.cached + budget))
+        row = self.rows[slot]
+        return Chunk(row, slot, row.cached, min(row.length, row.cached + budget))
 
     def begin_decoding(self, row: Row) -> None:
         """The first prefilling row has its prompt in: it decodes from now on."""

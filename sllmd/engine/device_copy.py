@@ -23,6 +23,9 @@ _HOST_REGISTER_READ_ONLY = 8
 """cudaHostRegisterReadOnly: the tier's pages are mapped without write permission."""
 
 
+_cuda: Any = torch.cuda  # only half typed
+
+
 class DeviceCopy:
     """Partition p goes to ``devices[p]``; with fewer devices, the last one takes the rest."""
 
@@ -58,7 +61,7 @@ class _Lane:
         self.target = torch.empty(self.span_bytes, dtype=torch.uint8, device=device)
         self._chunk_bytes = chunk_bytes
         self._copied_bytes = 0
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = _cuda.Stream(device) if device.type == "cuda" else None
         self._registered: list[int] = []
         self._may_register = self._stream is not None
 
@@ -75,7 +78,7 @@ class _Lane:
         if self._stream is not None:
             self._stream.synchronize()
         for address in self._registered:
-            torch.cuda.cudart().cudaHostUnregister(address)
+            _cuda.cudart().cudaHostUnregister(address)
         self._registered.clear()
 
     def _copy(self, start: int, stop: int) -> None:
@@ -92,9 +95,7 @@ class _Lane:
             return
         address = piece.data_ptr()
         with torch.cuda.device(self.target.device):
-            refusal = int(
-                torch.cuda.cudart().cudaHostRegister(address, piece.numel(), _HOST_REGISTER_READ_ONLY)
-            )
+            refusal = int(_cuda.cudart().cudaHostRegister(address, piece.numel(), _HOST_REGISTER_READ_ONLY))
         if refusal:
             self._may_register = False
             _log.warning("copying through CUDA's staging buffer", reason=f"cudaHostRegister: error {refusal}")

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
 
 from sllmd.engine.cache import SlotCache
+from sllmd.engine.runner import Span
 
 _FAMILIES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 _STATIC_ROPES = {"default", "linear", "llama3", "yarn"}
@@ -117,7 +119,26 @@ class _Norm:
             return F.rms_norm(x, (self._width,), self._weight, self._epsilon)
         exact = x.float()
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).hypot_(self._floor)
-        return (exact * self._scaled).div_(length).to(x.dtype)
+        normed: torch.Tensor = (exact * self._scaled).div_(length).to(x.dtype)
+        return normed
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What attention needs to know of the model."""
+
+    queries: int
+    """Query heads."""
+    heads: int
+    """Key and value heads."""
+    width: int
+    """Of one head."""
+    scale: float
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.queries // self.heads
 
 
 class FusedRunner:
@@ -128,16 +149,18 @@ class FusedRunner:
         attention = model.model.layers[0].self_attn
         self.name = "fused"
         self._cache = cache
-        self._queries = config.num_attention_heads
-        self._heads = config.num_key_value_heads
-        self._width = attention.head_dim
-        self._scale = attention.scaling
+        self._shape = _Shape(
+            queries=config.num_attention_heads,
+            heads=config.num_key_value_heads,
+            width=attention.head_dim,
+            scale=attention.scaling,
+        )
         self._embedding = model.model.embed_tokens.weight
         self._layers = [_Layer(layer) for layer in model.model.layers]
         self._norm = _Norm(model.model.norm)
         self._head = Projection(model.lm_head)
         self._rotary = model.model.rotary_emb
-        self._cosines = self._sines = self._embedding.new_empty(0, self._width)
+        self._cosines = self._sines = self._embedding.new_empty(0)
 
     def pack(self) -> None:
         """Prepack all weights. Takes about a second per gigabyte and as much memory as they have."""
@@ -150,23 +173,47 @@ class FusedRunner:
     ) -> torch.Tensor:
         """See ``Runner``."""
         rows, length = tokens.shape
-        self._cache.begin(first_slot, starts, length)
-        hidden = F.embedding(tokens.to(self._embedding.device).reshape(-1), self._embedding)
-        hidden = self._run_layers(hidden, rows, length)
-        if not every_position and length > 1:
-            hidden = hidden.view(rows, length, -1)[:, -1]
-        logits = self._head(self._norm(hidden))
-        return logits.view(rows, length, -1) if every_position else logits
+        if length > 1:
+            assert rows == 1
+            spans = [Span(first_slot, starts[0], length)]
+            hidden = self._run_spans(spans, tokens[0])
+            return self._logits(hidden)[None] if every_position else self._logits(hidden[-1:])
+        self._cache.begin(first_slot, starts, 1)
+        hidden = self._embed(tokens[:, 0])
+        _, positions = self._cache.indices(hidden.device)
+        attention = _DecodeAttention(self._cache, self._shape, hidden)
+        logits = self._logits(self._run_layers(hidden, positions, attention))
+        return logits[:, None] if every_position else logits
+
+    def prefill(self, spans: Sequence[Span], tokens: torch.Tensor) -> torch.Tensor:
+        """See ``Runner``."""
+        hidden = self._run_spans(spans, tokens)
+        last = torch.tensor([span.tokens for span in spans]).cumsum(0) - 1
+        return self._logits(hidden[last.to(hidden.device)])
+
+    def _run_spans(self, spans: Sequence[Span], tokens: torch.Tensor) -> torch.Tensor:
+        for span in spans:
+            self._cache.reserve(span.slot + 1, span.stop)
+        hidden = self._embed(tokens)
+        positions = torch.cat([torch.arange(span.start, span.stop, device=hidden.device) for span in spans])
+        attention = _ChunkAttention(self._cache, spans, self._shape, hidden)
+        return self._run_layers(hidden, positions, attention)
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens.to(self._embedding.device), self._embedding)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(self._norm(hidden))
 
     def _projections(self) -> Iterator[Projection]:
         for layer in self._layers:
             yield from layer.projections
         yield self._head
 
-    def _run_layers(self, hidden: torch.Tensor, rows: int, length: int) -> torch.Tensor:
-        cosines, sines = self._rotation(hidden.device, length)
-        queries, heads, width = self._queries, self._heads, self._width
-        attend = _Attention(self._cache, rows, length, (queries // heads, heads), self._scale, hidden)
+    def _run_layers(self, hidden: torch.Tensor, positions: torch.Tensor, attend: _Attention) -> torch.Tensor:
+        """``hidden`` is tokens x width; ``positions`` says where in their rows they are."""
+        cosines, sines = self._rotation(positions)
+        queries, heads, width = self._shape.queries, self._shape.heads, self._shape.width
         for index, layer in enumerate(self._layers):
             fused = layer.qkv(layer.norm_attention(hidden))
             rotated = fused[:, : (queries + heads) * width].view(-1, queries + heads, width)
@@ -180,113 +227,130 @@ class FusedRunner:
             hidden = layer.feed_forward(layer.out.add_to(hidden, attended))
         return hidden
 
-    def _rotation(self, device: torch.device, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for the pass's tokens, the sines signed so that turning a vector is a roll."""
-        if self._cosines.shape[0] < self._cache.span:
-            positions = torch.arange(self._cache.capacity, device=device)[None]
-            cosines, sines = self._rotary(self._embedding, positions)
-            half = self._width // 2
+    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the tokens, the sines signed so that turning a vector is a roll."""
+        if self._cosines.shape[0] < self._cache.capacity:
+            known = torch.arange(self._cache.capacity, device=positions.device)[None]
+            cosines, sines = self._rotary(self._embedding, known)
+            half = self._shape.width // 2
             sines = torch.cat((-sines[0, :, :half], sines[0, :, half:]), dim=-1)
             self._cosines, self._sines = cosines[0][:, None], sines[:, None]
-        if length == 1:
-            _, starts = self._cache.indices(device)
-            return self._cosines[starts], self._sines[starts]
-        start = self._cache.start_list[0]
-        return self._cosines[start : start + length], self._sines[start : start + length]
+        return self._cosines[positions], self._sines[positions]
 
 
-class _Attention:
-    """Attention of one pass, over any layer: writes keys and values, then looks at them."""
-
-    def __init__(
-        self,
-        cache: SlotCache,
-        rows: int,
-        length: int,
-        heads: tuple[int, int],
-        scale: float,
-        hidden: torch.Tensor,
-    ) -> None:
-        """``heads``: query heads to a key head, and key heads."""
-        self._cache, self._rows, self._length = cache, rows, length
-        self._group, self._heads = heads
-        self._scale = scale
-        many = length == 1 and rows * cache.span >= _PRODUCTS_FROM_KEYS
-        self._as_products = many and hidden.device.type == "cpu"
-        self._mask = self._build_mask(hidden)
+class _Attention(Protocol):
+    """Attention of one pass, over any of its layers."""
 
     def __call__(self, layer: Any, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
-        """``queries`` tokens x heads x width; ``keys_values`` tokens x 2 x heads x width."""
+        """Write the tokens' keys and values, then look at their rows.
+
+        ``queries`` tokens x heads x width, ``keys_values`` tokens x 2 x heads x width.
+        """
+
+
+def _store(layer: Any, keys_values: torch.Tensor) -> torch.Tensor:
+    """2 x slots x heads x capacity x width."""
+    if not layer.is_initialized:
+        sample = keys_values[:1, 0, :, None]
+        layer.lazy_initialization(sample, sample)
+    (store,) = layer.stores
+    return store  # type: ignore[no-any-return]
+
+
+class _ChunkAttention:
+    """Prompts: some rows, many tokens of each; they lie one behind the other."""
+
+    def __init__(self, cache: SlotCache, spans: Sequence[Span], shape: _Shape, hidden: torch.Tensor) -> None:
+        self._cache, self._shape = cache, shape
+        self._spans = [(span, _chunk_mask(span, hidden.device)) for span in spans]
+
+    def __call__(self, layer: Any, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+        """See ``_Attention``."""
+        store = _store(layer, keys_values)
+        sizes = [span.tokens for span, _ in self._spans]
+        attended = [
+            self._attend(store, span, mask, own_queries, own)
+            for (span, mask), own_queries, own in zip(
+                self._spans, torch.split(queries, sizes), torch.split(keys_values, sizes), strict=True
+            )
+        ]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+    def _attend(
+        self,
+        store: torch.Tensor,
+        span: Span,
+        mask: torch.Tensor | None,
+        queries: torch.Tensor,
+        keys_values: torch.Tensor,
+    ) -> torch.Tensor:
+        store[:, span.slot, :, span.start : span.stop] = keys_values.permute(1, 2, 0, 3)
+        keys, values = store[:, span.slot, None, :, : span.stop]
+        attended = F.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self._shape.scale,
+            enable_gqa=self._shape.group > 1,
+        )
+        return attended[0].transpose(0, 1).reshape(span.tokens, -1)
+
+
+def _chunk_mask(span: Span, device: torch.device) -> torch.Tensor | None:
+    """None: the chunk begins its row, and a causal mask will do."""
+    if span.start == 0:
+        return None
+    positions = torch.arange(span.stop, device=device)
+    return (positions[None, :] <= positions[span.start :, None])[None, None]
+
+
+class _DecodeAttention:
+    """One token for each of the pass's rows."""
+
+    def __init__(self, cache: SlotCache, shape: _Shape, hidden: torch.Tensor) -> None:
+        self._cache, self._shape = cache, shape
+        self._rows = cache.count
+        many = cache.count * cache.span >= _PRODUCTS_FROM_KEYS
+        self._as_products = many and hidden.device.type == "cpu"
+        _, starts = cache.indices(hidden.device)
+        visible = torch.arange(cache.span, device=hidden.device)[None, :] <= starts[:, None]
+        self._mask = None if cache.aligned else visible[:, None, None, :]
+        if self._as_products:
+            bias = torch.zeros(visible.shape, dtype=hidden.dtype).masked_fill_(~visible, float("-inf"))
+            self._bias = bias.repeat_interleave(shape.heads, dim=0)[:, None, :]
+
+    def __call__(self, layer: Any, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+        """See ``_Attention``."""
         cache = self._cache
-        if not layer.is_initialized:
-            sample = keys_values[:1, 0, :, None]
-            layer.lazy_initialization(sample, sample)
-        if self._length > 1 or self._rows == 1:
-            start = cache.start_list[0]
-            (store,) = layer.stores
-            place = store[:, cache.first, :, start : start + self._length]
-            place.copy_(keys_values.permute(1, 2, 0, 3))
+        store = _store(layer, keys_values)
+        if self._rows == 1:
+            store[:, cache.first, :, cache.start_list[0]] = keys_values[0]
         else:
             slots, starts = cache.indices(queries.device)
-            layer.stores[0][:, slots, :, starts] = keys_values
-        if self._length > 1:
-            return self._attend_chunk(layer, queries)
+            store[:, slots, :, starts] = keys_values
         if self._as_products:
-            return self._attend_by_products(layer, queries)
-        grouped = queries.view(self._rows, -1, self._group, queries.shape[2])
-        span = slice(cache.first, cache.first + self._rows)
+            return self._by_products(store, queries)
+        keys, values = store[:, cache.first : cache.first + self._rows, :, : cache.span]
         attended = F.scaled_dot_product_attention(
-            grouped,
-            layer.keys[span, :, : cache.span],
-            layer.values[span, :, : cache.span],
+            queries.view(self._rows, self._shape.heads, self._shape.group, -1),
+            keys,
+            values,
             attn_mask=self._mask,
-            scale=self._scale,
+            scale=self._shape.scale,
         )
         return attended.reshape(self._rows, -1)
 
-    def _attend_chunk(self, layer: Any, queries: torch.Tensor) -> torch.Tensor:
-        """One row, many tokens."""
-        cache = self._cache
-        attended = F.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            layer.keys[cache.first : cache.first + 1, :, : cache.span],
-            layer.values[cache.first : cache.first + 1, :, : cache.span],
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
-            scale=self._scale,
-            enable_gqa=self._group > 1,
-        )
-        return attended[0].transpose(0, 1).reshape(self._length, -1)
+    def _by_products(self, store: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Keys times queries and weights times values, for all rows and heads at once.
 
-    def _attend_by_products(self, layer: Any, queries: torch.Tensor) -> torch.Tensor:
-        """One token for each of many rows: keys times queries, which oneDNN likes better than the reverse."""
-        rows, span = self._rows, self._cache.span
-        heads, width = self._heads, queries.shape[2]
-        first, last = self._cache.first * heads, (self._cache.first + rows) * heads
-        keys = layer.keys.flatten(0, 1)[first:last, :span]
-        values = layer.values.flatten(0, 1)[first:last, :span]
-        columns = queries.reshape(rows * heads, self._group, width).transpose(1, 2)
+        In this order oneDNN needs half the time that queries times keys takes.
+        """
+        shape, cache = self._shape, self._cache
+        first, last = cache.first * shape.heads, (cache.first + self._rows) * shape.heads
+        keys, values = store.flatten(1, 2)[:, first:last, : cache.span]
+        columns = queries.reshape(-1, shape.group, shape.width).transpose(1, 2)
         scores = torch.bmm(keys, columns).transpose(1, 2).contiguous()
-        weights = torch.add(self._mask, scores, alpha=self._scale).softmax(dim=-1)
-        return torch.bmm(weights, values).view(rows, -1)
-
-    def _build_mask(self, hidden: torch.Tensor) -> torch.Tensor | None:
-        """What each token may look at: None where everything in reach, else as its consumer wants it."""
-        cache = self._cache
-        device = hidden.device
-        reach = torch.arange(cache.span, device=device)
-        if self._length > 1:
-            start = cache.start_list[0]
-            if start == 0:
-                return None
-            ends = torch.arange(start, start + self._length, device=device)
-            return (reach[None, :] <= ends[:, None])[None, None]
-        if cache.aligned and not self._as_products:
-            return None
-        _, starts = cache.indices(device)
-        visible = reach[None, :] <= starts[:, None]
-        if not self._as_products:
-            return visible[:, None, None, :]
-        bias = torch.zeros(visible.shape, dtype=hidden.dtype, device=device)
-        bias.masked_fill_(~visible, float("-inf"))
-        return bias.repeat_interleave(self._heads, dim=0)[:, None, :]
+        weights = torch.add(self._bias, scores, alpha=shape.scale).softmax(dim=-1)
+        return torch.bmm(weights, values).view(self._rows, -1)

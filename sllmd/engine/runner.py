@@ -9,11 +9,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from sllmd.engine.cache import SlotCache
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of one row: ``tokens`` of them from position ``start`` of slot ``slot``."""
+
+    slot: int
+    start: int
+    tokens: int
+
+    @property
+    def stop(self) -> int:
+        """Position behind the last."""
+        return self.start + self.tokens
 
 
 class Runner(Protocol):
@@ -27,8 +42,11 @@ class Runner(Protocol):
         """Logits after the rows in slots ``first_slot``, ... take ``tokens`` (rows x length) at ``starts``.
 
         Writes the cache. Rows x vocabulary: of each row's last token; with ``every_position``
-        rows x length x vocabulary. Rows of different starts must have length 1.
+        rows x length x vocabulary. Several rows at once must have length 1.
         """
+
+    def prefill(self, spans: Sequence[Span], tokens: torch.Tensor) -> torch.Tensor:
+        """Logits after the last token of each span; ``tokens`` holds all of theirs, one behind the other."""
 
 
 class TransformersRunner:
@@ -66,3 +84,13 @@ class TransformersRunner:
         )
         logits: torch.Tensor = output.logits
         return logits if every_position else logits[:, -1]
+
+    def prefill(self, spans: Sequence[Span], tokens: torch.Tensor) -> torch.Tensor:
+        """See ``Runner``. One after the other: models know no ragged prompts."""
+        parts = torch.split(tokens, [span.tokens for span in spans])
+        return torch.cat(
+            [
+                self.forward(span.slot, part[None], [span.start])
+                for span, part in zip(spans, parts, strict=True)
+            ]
+        )

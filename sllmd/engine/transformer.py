@@ -42,7 +42,7 @@ from sllmd.engine.protocol import (
     PrefilledEvent,
     TokenEvent,
 )
-from sllmd.engine.runner import TransformersRunner
+from sllmd.engine.runner import Span, TransformersRunner
 from sllmd.engine.sampler import sample, token_logprob
 from sllmd.engine.skeleton import assign, build_skeleton
 from sllmd.engine.upgrade import Upgrade
@@ -197,8 +197,7 @@ class TransformerEngine:
         """Why this row cannot run here."""
         if not row.state.prompt_ids:
             return "the prompt is empty"
-        more = 1 if row.state.sampling.max_tokens > 0 and not row.warm_only else 0
-        if row.length + more > self._context:
+        if row.length + _has_more(row) > self._context:
             return f"{row.length} tokens do not fit into a context of {self._context}"
         ids = row.tokens(0, row.length)
         if min(ids) < 0 or max(ids) >= self._vocabulary:
@@ -240,62 +239,82 @@ class TransformerEngine:
     def _prefill(self, events: list[EngineEvent]) -> None:
         """Bring prompts into the cache, as many as one chunk allows."""
         budget = self._batch.chunk_tokens
-        while True:
-            chunk = self._batch.next_chunk(budget)
-            if chunk is None:
-                return
-            if not chunk.row.started:
-                chunk.row.started = True
-                self._reuse(chunk.row, chunk.slot)
-                chunk = self._batch.next_chunk(budget)
-                assert chunk is not None
-            budget -= chunk.stop - chunk.start
-            logits = self._run_chunk(chunk)
-            if chunk.stop == chunk.row.length:
-                self._arrived(chunk.row, logits, events)
+        while wave := self._next_wave(budget):
+            budget -= sum(chunk.stop - chunk.start for chunk in wave)
+            logits = self._run_wave(wave)
+            whole = [i for i, chunk in enumerate(wave) if chunk.stop == chunk.row.length]
+            if whole:
+                self._arrived([wave[i].row for i in whole], logits[whole], events)
 
-    def _run_chunk(self, chunk: Chunk) -> torch.Tensor:
-        """The logits after the chunk; its log probabilities are noted where they were asked for."""
+    def _next_wave(self, budget: int) -> list[Chunk]:
+        """Chunks that run in one pass: of one row each, first slot first, at most ``budget`` tokens."""
+        wave: list[Chunk] = []
+        while (chunk := self._batch.next_chunk(budget, behind=len(wave))) is not None:
+            row = chunk.row
+            if wave and (_wants_prompt_logprobs(row) or self._begins_like(row, wave)):
+                break
+            if not row.started:
+                row.started = True
+                self._reuse(row, chunk.slot)
+                chunk = self._batch.next_chunk(budget, behind=len(wave))
+                assert chunk is not None
+            wave.append(chunk)
+            budget -= chunk.stop - chunk.start
+            if _wants_prompt_logprobs(row):
+                break
+        return wave
+
+    def _begins_like(self, row: Row, wave: Sequence[Chunk]) -> bool:
+        """Whether ``row`` had better wait until ``wave`` is in the cache, and copy from there."""
+        if row.started:
+            return False
+        tokens = row.tokens(0, row.length)
+        return any(
+            common_length(tokens, chunk.row.tokens(0, chunk.stop)) >= PREFIX_TOKENS_MIN for chunk in wave
+        )
+
+    def _run_wave(self, wave: Sequence[Chunk]) -> torch.Tensor:
+        """The logits after each chunk; a row that wants its prompt's log probabilities runs alone."""
         began = time.perf_counter()
-        row = chunk.row
-        tokens = torch.tensor([row.tokens(chunk.start, chunk.stop)])
-        wants = row.state.sampling.prompt_logprobs is not None and not row.prefilled
-        logits = self._upgrade.runner.forward(chunk.slot, tokens, [chunk.start], every_position=wants)
-        if wants:
-            _note_prompt_logprobs(row, chunk, logits[0])
-            logits = logits[:, -1]
-        row.cached = chunk.stop
-        self._prefill_tokens += chunk.stop - chunk.start
-        row.prefill_seconds += time.perf_counter() - began
+        runner = self._upgrade.runner
+        tokens = torch.tensor(
+            [token for chunk in wave for token in chunk.row.tokens(chunk.start, chunk.stop)]
+        )
+        first = wave[0]
+        if _wants_prompt_logprobs(first.row):
+            every = runner.forward(first.slot, tokens[None], [first.start], every_position=True)
+            _note_prompt_logprobs(first.row, first, every[0])
+            logits = every[:, -1]
+        else:
+            logits = runner.prefill(
+                [Span(chunk.slot, chunk.start, chunk.stop - chunk.start) for chunk in wave], tokens
+            )
+        self._prefill_tokens += len(tokens)
+        seconds = time.perf_counter() - began
+        for chunk in wave:
+            chunk.row.cached = chunk.stop
+            chunk.row.prefill_seconds += seconds
         return logits
 
-    def _arrived(self, row: Row, logits: torch.Tensor, events: list[EngineEvent]) -> None:
-        """All of a row is in the cache: say so, and sample its first token."""
-        state = row.state
-        if not row.prefilled:
-            row.prefilled = True
-            wanted = state.sampling.prompt_logprobs is not None
-            events.append(
-                PrefilledEvent(
-                    state.generation_id,
-                    prompt_tokens=len(state.prompt_ids),
-                    reused_tokens=row.reused,
-                    seconds=row.prefill_seconds,
-                    prompt_logprobs=tuple(row.prompt_logprobs) if wanted else None,
-                )
-            )
-        if row.warm_only:
-            self._retire(row)
-        elif len(state.output_ids) >= state.sampling.max_tokens:
-            events.append(FinishedEvent(state.generation_id, FinishReason.LENGTH))
-            self._retire(row)
-        else:
+    def _arrived(self, rows: Sequence[Row], logits: torch.Tensor, events: list[EngineEvent]) -> None:
+        """These rows are wholly in the cache: say so, and sample their first tokens."""
+        for row in rows:
             self._batch.begin_decoding(row)
-            self._emit([row], logits, events)
+            if not row.prefilled:
+                row.prefilled = True
+                events.append(_prefilled_event(row))
+        runs = [i for i, row in enumerate(rows) if _has_more(row)]
+        leaving = [row for row in rows if not _has_more(row)]
+        if runs:
+            self._emit([rows[i] for i in runs], logits[runs], events)
+        for row in leaving:
+            if not row.warm_only:
+                events.append(FinishedEvent(row.state.generation_id, FinishReason.LENGTH))
+            self._retire(row)
 
     def _reuse(self, row: Row, slot: int) -> None:
         """Copy the longest known beginning of ``row`` into its slot; its last token is always computed."""
-        if row.state.sampling.prompt_logprobs is not None and not row.prefilled:
+        if _wants_prompt_logprobs(row):
             return
         tokens = row.tokens(0, row.length)
         retained, length = self._prefixes.longest(tokens)
@@ -352,7 +371,7 @@ def default_cache_tokens(model: Any, context: int, batch_max: int) -> int:
     parameter = next(model.parameters())
     token_bytes = 2 * config.num_hidden_layers * heads * width * parameter.element_size()
     affordable = _free_bytes(parameter.device) // 4 // token_bytes
-    return max(min(context, 512), min(batch_max * context, affordable))
+    return int(max(min(context, 512), min(batch_max * context, affordable)))
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -365,6 +384,25 @@ def _free_bytes(device: torch.device) -> int:
 def _copy(state: GenerationState) -> GenerationState:
     return GenerationState(
         state.generation_id, list(state.prompt_ids), state.sampling, list(state.output_ids)
+    )
+
+
+def _wants_prompt_logprobs(row: Row) -> bool:
+    return row.state.sampling.prompt_logprobs is not None and not row.prefilled
+
+
+def _has_more(row: Row) -> bool:
+    return not row.warm_only and len(row.state.output_ids) < row.state.sampling.max_tokens
+
+
+def _prefilled_event(row: Row) -> PrefilledEvent:
+    wanted = row.state.sampling.prompt_logprobs is not None
+    return PrefilledEvent(
+        row.state.generation_id,
+        prompt_tokens=len(row.state.prompt_ids),
+        reused_tokens=row.reused,
+        seconds=row.prefill_seconds,
+        prompt_logprobs=tuple(row.prompt_logprobs) if wanted else None,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from sllmd.engine import fused, upgrade
 from sllmd.engine.cache import SlotCache
 from sllmd.engine.fused import FusedRunner, is_fusible
-from sllmd.engine.runner import Runner, TransformersRunner
+from sllmd.engine.runner import Runner, Span, TransformersRunner
 from sllmd.engine.skeleton import build_skeleton
 from sllmd.engine.upgrade import Upgrade, relative_difference
 from tests.engine.driving import drain, outputs, prompts, reference, state
@@ -49,10 +49,12 @@ def run_passes(runner: Runner) -> list[torch.Tensor]:
         half = len(prompt) // 2
         results.append(runner.forward(slot, tokens[:, :half], [0]))
         results.append(runner.forward(slot, tokens[:, half:], [half], every_position=True))
+    spans = [Span(0, 3, 4), Span(3, 0, 9), Span(1, 70, 2)]
+    results.append(runner.prefill(spans, torch.tensor(prompts((15,), VOCABULARY, seed=9)[0])))
     following = torch.tensor([[5], [6], [7]])
-    results.append(runner.forward(0, following, [3, 70, 11]))
-    results.append(runner.forward(0, following[:1], [4]))
-    results.append(runner.forward(1, following[:2], [71, 12]))
+    results.append(runner.forward(0, following, [7, 72, 11]))
+    results.append(runner.forward(0, following[:1], [8]))
+    results.append(runner.forward(1, following[:2], [73, 12]))
     return results
 
 

@@ -51,6 +51,19 @@ def test_batched(any_model: InMemory, expected: dict[str, list[int]]) -> None:
     assert outputs(drain(engine)) == expected
 
 
+def test_batched_after_the_fast_forward_took_over(
+    any_model: InMemory, expected: dict[str, list[int]]
+) -> None:
+    engine = any_model.engine(prefill_chunk_tokens=24)
+    engine.add(state("first", prompts((9,), VOCABULARY, seed=4)[0]))
+    drain(engine)
+    while not engine._upgrade.finished:
+        engine.step()
+    for number, prompt in enumerate(prompts(LENGTHS, VOCABULARY)):
+        engine.add(state(str(number), prompt))
+    assert outputs(drain(engine)) == expected
+
+
 def test_moved_to_another_engine_in_the_middle(any_model: InMemory, expected: dict[str, list[int]]) -> None:
     source, target = any_model.engine(), any_model.engine()
     for number, prompt in enumerate(prompts(LENGTHS, VOCABULARY)):
@@ -79,6 +92,42 @@ def test_a_prefix_is_reused(any_model: InMemory) -> None:
     assert outputs(events)["third"] == reference(any_model.model, shared + one + first[:4])
     reused = {e.generation_id: e.reused_tokens for e in events if isinstance(e, PrefilledEvent)}
     assert reused == {"second": 24, "third": 32}
+
+
+def test_choices_of_one_prompt_compute_it_once(llama: InMemory) -> None:
+    (prompt,) = prompts((40,), VOCABULARY)
+    engine = llama.engine()
+    for number in range(4):
+        engine.add(state(str(number), prompt, temperature=1.0, seed=number))
+    events = engine.step()
+    reused = [event.reused_tokens for event in events if isinstance(event, PrefilledEvent)]
+    assert reused == [0, 39, 39, 39]
+    assert engine.stats().prefill_tokens == 43
+
+
+def test_short_prompts_go_in_together(llama: InMemory) -> None:
+    asked = prompts((7, 1, 8, 5), VOCABULARY)
+    engine = llama.engine(prefill_chunk_tokens=18)
+    for number, prompt in enumerate(asked):
+        engine.add(state(str(number), prompt))
+    first = engine.step()
+    assert set(outputs(first)) == {"0", "1", "2"}
+    assert engine.stats().prefill_tokens == 18
+    assert outputs(first + drain(engine)) == {str(i): reference(llama.model, p) for i, p in enumerate(asked)}
+
+
+def test_rows_that_leave_at_once_do_not_disturb_their_neighbours(llama: InMemory) -> None:
+    asked = prompts((7, 6, 8, 5, 9), VOCABULARY)
+    engine = llama.engine()
+    engine.add(state("0", asked[0], max_tokens=0))
+    engine.add(state("1", asked[1], max_tokens=1))
+    engine.prefill(state("2", asked[2]))
+    engine.add(state("3", asked[3]))
+    engine.add(state("4", asked[4]))
+    found = outputs(drain(engine))
+    assert {name: len(tokens) for name, tokens in found.items()} == {"1": 1, "3": 12, "4": 12}
+    assert found["3"] == reference(llama.model, asked[3])
+    assert found["4"] == reference(llama.model, asked[4])
 
 
 def test_partitions_give_identical_logits(any_model: InMemory) -> None:
@@ -111,9 +160,9 @@ def test_rows_beyond_the_batch_wait(llama: InMemory) -> None:
     engine = llama.engine(batch_max=2)
     for number, prompt in enumerate(asked):
         engine.add(state(str(number), prompt, max_tokens=3 + number))
-    engine.step()
+    first = engine.step()
     assert (engine.stats().running, engine.stats().waiting) == (2, 4)
-    found = outputs(drain(engine))
+    found = outputs(first + drain(engine))
     for number, prompt in enumerate(asked):
         assert found[str(number)] == reference(llama.model, prompt, 3 + number)
 
