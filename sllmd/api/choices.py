@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -49,14 +49,24 @@ class Choices:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        under_way = [task for task in (self._first, *self._pumps) if task is not None]
+        """Leave every generation, also when the leaving is cancelled half-way: clients go at any moment."""
+        under_way = [task for task in (self._first, *self._pumps) if task is not None and not task.done()]
         for task in under_way:
             task.cancel()
-        if under_way:
-            await asyncio.wait(under_way)
-        await self._deltas.aclose()
-        if len(self.generations) == 1:
-            await self.generations[0].__aexit__(kind, error, trace)
+        try:
+            if under_way:
+                await asyncio.wait(under_way)
+        finally:
+            await self._leave(kind, error, trace)
+
+    async def _leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._deltas.aclose()
+        finally:
+            if len(self.generations) == 1:
+                await self.generations[0].__aexit__(kind, error, trace)
 
     async def first_within(self, seconds: float) -> bool:
         """Wait that long for the first delta. True: there is one, or an error, for ``async for`` to take."""
@@ -65,11 +75,16 @@ class Choices:
         done, _ = await asyncio.wait({self._first}, timeout=seconds)
         return bool(done)
 
-    async def __aiter__(self) -> AsyncIterator[_Item]:
-        if self._first is not None:
-            yield await self._first
-        async for item in self._deltas:
-            yield item
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _Item:
+        if self._first is None:
+            return await anext(self._deltas)
+        try:
+            return await self._first
+        finally:
+            self._first = None
 
     async def _one(self) -> AsyncGenerator[_Item, None]:
         async for delta in self.generations[0]:

@@ -162,11 +162,13 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._deltas.aclose()
-        self._ended_seconds = time.monotonic()
-        if self._finish_reason is None:
-            self._state = "failed" if self._error else "cancelled"
-        self._router.ended(self)
+        try:
+            await self._deltas.aclose()
+        finally:
+            self._ended_seconds = time.monotonic()
+            if self._finish_reason is None:
+                self._state = "failed" if self._error else "cancelled"
+            self._router.ended(self)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas

@@ -194,6 +194,18 @@ async def test_leaving_cancels_in_every_state(live, model, stream):
     assert {request.state for request in live.daemon.router.requests()} == {"cancelled"}
 
 
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_leaving_in_the_middle_of_a_fast_stream_leaves_nothing(live, choices):
+    """The server meets the closed connection as a failed write and as a cancellation, in either order."""
+    body = {"model": "letters", "prompt": "x", "stream": True, "max_tokens": 2000, "n": choices}
+    for _ in range(20):
+        response = await live.post("/v1/completions", body)
+        await response.content.readany()
+        response.close()
+    await until(lambda: running(live) == 0)
+    assert live.daemon.operator.status().requests_running == 0
+
+
 async def test_leaving_the_queue_cancels_too(serve):
     async with serve(engine={"batch_max": 1}) as live:
         body = {"model": "never", "prompt": "x", "stream": True}
