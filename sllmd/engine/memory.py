@@ -9,6 +9,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import queue
+import threading
+from collections.abc import Sequence
 
 from sllmd.core.errors import ModelLoadFailed
 from sllmd.core.memory import PartitionMemory
@@ -88,6 +91,37 @@ class MappedPartition:
         # A kernel that does not know an advice (MADV_POPULATE_READ came with 5.14) refuses it; pages then
         # come fault by fault.
         _libc.madvise(self.address + start, length, advice)
+
+
+class Populator:
+    """Maps the pages of what has arrived, in a thread of its own, while the model is built.
+
+    Left to page faults, a gigabyte costs the first forward pass 50 to 100 ms; here it costs nobody anything.
+    Never runs ahead of the bytes: to touch a slab's fresh pages before they are read into is slow.
+    """
+
+    def __init__(self, partitions: Sequence[MappedPartition]) -> None:
+        self._partitions = partitions
+        self._targets: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
+        self._thread.start()
+
+    def advance(self, bytes_ready: Sequence[int]) -> None:
+        """So many bytes of each partition are filled, counted from its start."""
+        self._targets.put(tuple(bytes_ready))
+
+    def finish(self) -> None:
+        """All bytes are there; the thread ends when their pages are mapped."""
+        self._targets.put(tuple(partition.span_bytes for partition in self._partitions))
+        self._targets.put(())
+
+    def _run(self) -> None:
+        done_bytes = [0] * len(self._partitions)
+        while target := self._targets.get():
+            for index, (partition, ready_bytes) in enumerate(zip(self._partitions, target, strict=False)):
+                if ready_bytes > done_bytes[index]:
+                    partition.populate(done_bytes[index], ready_bytes)
+                    done_bytes[index] = ready_bytes
 
 
 def map_partitions(memory: tuple[PartitionMemory, ...], *, shared: bool = False) -> list[MappedPartition]:

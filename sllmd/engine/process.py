@@ -27,14 +27,18 @@ _READ_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ProcessStats:
-    """A process of this daemon. A worker's ``rss_bytes`` contain the model's pages in the DRAM tier and what
-    it still shares with the zygote; ``private_bytes`` are anonymous memory, cache and working memory."""
+    """A process of this daemon.
+
+    Both sizes count pages that processes share: a worker's ``rss_bytes`` hold the model's pages in the DRAM
+    tier, its ``anonymous_bytes`` what it has not yet overwritten of the zygote's (250 MB). What is a waiting
+    worker's alone is about 15 MB, which the kernel takes 10 ms to tell (PSS): too long for the event loop.
+    """
 
     role: str
     """``zygote``, ``waiting`` or the replica's id."""
     pid: int
     rss_bytes: int
-    private_bytes: int
+    anonymous_bytes: int
 
 
 class Output:

@@ -23,7 +23,7 @@ class WorkerSettings(BaseModel):
     """Run the fake engine inside the daemon, without any child process."""
     waiting_workers: int = Field(default=2, ge=1, le=64)
     """Workers forked ahead of need. Each makes one cold start free of process start-up; an idle one costs
-    about 30 MB of memory that is not shared. More than the models that start at the same moment is waste."""
+    about 15 MB that it shares with nobody. More than the models that start at the same moment is waste."""
     refill_delay_seconds: Seconds = 1.0
     """From taking a waiting worker to forking the next, unless somebody waits for one: until then the cores
     belong to the first tokens of the model that took it. Also bounds how fast dying workers are replaced."""

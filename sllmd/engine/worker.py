@@ -1,9 +1,9 @@
 """A worker: one process, one replica.
 
-A life: (1) forked by the zygote, start threads and first-use costs, say ``Waiting``; (2) ``Attach``: map the
-memory, say ``Mapped``, build the model without weights; (3) ``Begin``: put the weights in, say ``Ready``;
-(4) step until ``Stop`` or until the daemon hangs up. An I/O thread only moves messages into a queue;
-everything that touches the engine happens in the main thread, between two steps.
+A life: (1) forked by the zygote, rehearse, say ``Waiting``; (2) ``Attach``: map the memory, say ``Mapped``,
+build the model without weights; (3) ``Begin``: put the weights in, say ``Ready``; (4) step until ``Stop`` or
+until the daemon hangs up. An I/O thread only moves messages into a queue; everything that touches the engine
+happens in the main thread, between two steps.
 
 A worker holds nothing that needs saving: it ends by ``os._exit``, whatever its threads are doing.
 """
@@ -24,7 +24,7 @@ from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import GenerationId
 from sllmd.core.memory import PartitionMemory
 from sllmd.engine.fake import FakeEngine, FakeSettings
-from sllmd.engine.memory import MappedPartition, map_partitions
+from sllmd.engine.memory import MappedPartition, Populator, map_partitions
 from sllmd.engine.messages import (
     Add,
     AskStats,
@@ -108,12 +108,15 @@ class Worker:
         self._handles: dict[GenerationId, int] = {}
         self._generation_ids: dict[int, GenerationId] = {}
         self._prefills: dict[GenerationId, int] = {}
+        self._populator: Populator | None = None
         self._told_seconds = 0.0
 
     def run(self) -> NoReturn:
         """The whole life."""
         if self._engine_kind == "transformers":
-            _start_threads()
+            from sllmd.engine import bring_up  # noqa: PLC0415 - torch, and only here
+
+            bring_up.rehearse()
         threading.Thread(target=self._listen, name="messages", daemon=True).start()
         self._send(Waiting())
         attach, descriptors = self._inbox.get()
@@ -126,6 +129,8 @@ class Worker:
         on_cpu = all(device.startswith("cpu") for device in attach.devices)
         mapped = map_partitions(_partitions(attach, descriptors), shared=not on_cpu)
         close_descriptors(descriptors)
+        if on_cpu:
+            self._populator = Populator(mapped)
         self._send(Mapped())
         started_seconds = time.monotonic()
         builder = self._builder(attach, manifest, mapped)
@@ -237,12 +242,22 @@ class Worker:
                 message = decode(value)
                 if isinstance(message, Stop):
                     os._exit(0)  # at once, whatever the main thread is at
+                self._map_pages(message)
                 self._inbox.put((message, descriptors))
         except (EOFError, OSError):
             os._exit(0)  # the daemon is gone
         except ProtocolError:
             traceback.print_exc()
             os._exit(1)
+
+    def _map_pages(self, message: Message) -> None:
+        """Not in the main thread's time, which builds the model."""
+        if self._populator is not None:
+            match message:
+                case Progress():
+                    self._populator.advance(message.bytes_ready)
+                case Begin():
+                    self._populator.finish()
 
     def _send(self, message: Message) -> None:
         self._channel.send(encode(message))
@@ -272,14 +287,6 @@ def import_transformers_engine() -> None:
 
     assert bring_up
     warmup.warm_up()
-
-
-def _start_threads() -> None:
-    """Start the threads that a forward pass uses, so that the first one finds them."""
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-    torch.ones(1 << 20).add_(1)
 
 
 def _partitions(attach: Attach, descriptors: list[int]) -> tuple[PartitionMemory, ...]:
