@@ -32,6 +32,10 @@ MODELS = {
 """Name -> how the fake engine behaves for it."""
 
 
+ALIASES = ("gpt-3.5-turbo-instruct", "gpt-6-astra", "model")
+"""Of ``letters``: the names that the tests of OpenAI's SDK use."""
+
+
 @pytest.fixture(scope="session")
 def data_directory(tmp_path_factory) -> Path:
     """A node's data with every model of MODELS, and ``chatless``, which has no chat template."""
@@ -48,7 +52,8 @@ def data_directory(tmp_path_factory) -> Path:
     make_builtin("tiny", source)
     (source / "tokenizer_config.json").write_text("{}")
     import_checkpoint(store, str(source), name="chatless", on_progress=lambda _: None)
-    store.alias("gpt-3.5-turbo-instruct", "letters")
+    for alias in ALIASES:
+        store.alias(alias, "letters")
     return root
 
 

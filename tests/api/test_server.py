@@ -17,7 +17,7 @@ async def test_models_are_listed_as_openai_lists_them(live):
     assert "letters" in [model["id"] for model in body["data"]]
     one = await (await live.get("/v1/models/letters")).json()
     check(one, "Model")
-    assert one["aliases"] == ["gpt-3.5-turbo-instruct"]
+    assert "gpt-3.5-turbo-instruct" in one["aliases"]
     assert one["max_model_len"] == 2048
     assert (await (await live.get("/v1/models/gpt-3.5-turbo-instruct")).json())["id"] == "letters"
 
