@@ -112,14 +112,17 @@ async def throughput(
 
 
 def longest_gap_seconds(arrivals_seconds: Sequence[float], begin_seconds: float, end_seconds: float) -> float:
-    """The longest time without text that overlaps the window; both in seconds of the stream."""
+    """The longest time without text that overlaps the window; both in seconds of the stream.
+
+    Raises BadAnswer when the stream does not span the window.
+    """
+    if not arrivals_seconds[0] <= begin_seconds < end_seconds <= arrivals_seconds[-1]:
+        raise BadAnswer("the running stream does not span the load")
     gaps = [
         later - earlier
         for earlier, later in itertools.pairwise(arrivals_seconds)
         if later >= begin_seconds and earlier <= end_seconds
     ]
-    if not gaps:
-        raise BadAnswer("the stream ended before the load did")
     return max(gaps)
 
 

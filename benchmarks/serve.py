@@ -24,7 +24,6 @@ from benchmarks.report import Goal, Report, ratios, rotated
 from benchmarks.servers import (
     Server,
     cpu_seconds,
-    post,
     resident_bytes,
     start_transformers,
     start_vllm,
@@ -51,7 +50,7 @@ DEMO, BIG = "demo", "random-1g"
 CONCURRENCIES = (1, 4, 16)
 PROMPT_TOKENS = 32
 NEW_TOKENS = 64
-STREAM_TOKENS = 768
+STREAM_TOKENS = 320
 """Of the streams that run while another model loads: longer than any load here takes."""
 BEFORE_LOAD_SECONDS = 0.5
 IDLE_SECONDS = 3.0
@@ -84,6 +83,8 @@ async def _measure(rounds: int) -> Samples:
                     log(f"serve round {index + 1}: {name}")
                     await _tried(name, lambda name=name, index=index: contenders[name].round(samples, index))
                 _bare_engine(samples, index)
+                log(f"serve round {index + 1}: transformers, a second model")
+                await _tried("transformers", lambda index=index: _peer_stall(http, samples, index))
     return samples
 
 
@@ -151,23 +152,6 @@ class _Contender:
         self.server.pause()
 
 
-class _TransformersServe(_Contender):
-    """``transformers serve --continuous-batching``."""
-
-    async def more(self, samples: Samples, index: int) -> None:
-        """A second model beside a running stream, as for sllmd."""
-        big = model_directory(BIG)
-        post(f"{self.server.base_url}/reset")
-        await self.batch(1, f"reload-{index}")
-        make_cold(big / "model.safetensors")
-        other = transformers_target(self.server, big, 2, vocabulary_size() - 1)
-        running = transformers_target(
-            self.server, model_directory(DEMO), STREAM_TOKENS, vocabulary_size() - 1
-        )
-        gap = await _stall_seconds(self.http, running, other, f"stall-{index}")
-        samples[f"{self.name}: longest gap beside a load"][index] = gap * 1000
-
-
 class _Sllmd(_Contender):
     """A node. It is not paused: an idle one takes nothing, which is one of the claims."""
 
@@ -217,6 +201,21 @@ class _Sllmd(_Contender):
         await streams
 
 
+async def _peer_stall(http: aiohttp.ClientSession, samples: Samples, index: int) -> None:
+    """The same of a fresh ``transformers serve`` without continuous batching; with it, a model that was reset
+    does not come back.
+    """
+    demo, big, last_id = model_directory(DEMO), model_directory(BIG), vocabulary_size() - 1
+    with start_transformers("transformers-stall", continuous_batching=False) as server:
+        server.wait_url("/health")
+        running = transformers_target(server, demo, STREAM_TOKENS, last_id)
+        other = transformers_target(server, big, 2, last_id)
+        await stream(http, transformers_target(server, demo, 8, last_id), prompt(PROMPT_TOKENS, "warm-up"), 8)
+        make_cold(big / "model.safetensors")
+        gap = await _stall_seconds(http, running, other, f"stall-{index}")
+        samples["transformers: longest gap beside a load"][index] = gap * 1000
+
+
 async def _stall_seconds(http: aiohttp.ClientSession, running: Target, other: Target, seed: str) -> float:
     """The longest gap of one stream from asking for another model until that has given its first token."""
     begin = time.perf_counter()
@@ -248,7 +247,7 @@ async def _start_contenders(stack: ExitStack, http: aiohttp.ClientSession) -> di
     def transformers() -> _Contender:
         server = start_transformers("transformers", continuous_batching=True)
         target = transformers_target(server, model_directory(DEMO), NEW_TOKENS, vocabulary_size() - 1)
-        return _TransformersServe("transformers", server, target, http)
+        return _Contender("transformers", server, target, http)
 
     def sllmd(name: str, threads: int) -> _Contender:
         return _Sllmd(name, Node(name, threads=threads), http, alone=threads == 1)
