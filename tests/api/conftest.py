@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import uvloop
 
 from sllmd.config.settings import Config
 from sllmd.daemon import Daemon
@@ -30,6 +31,12 @@ MODELS = {
     "building": {"build_seconds": 3600.0},
 }
 """Name -> how the fake engine behaves for it."""
+
+
+@pytest.fixture(scope="session")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """The daemon's loop, whose transports differ from asyncio's in the details that matter here."""
+    return uvloop.EventLoopPolicy()
 
 
 ALIASES = ("gpt-3.5-turbo-instruct", "gpt-6-astra", "model")
