@@ -13,10 +13,10 @@ import structlog
 from aiohttp import web
 
 import sllmd
-from sllmd.api.access import allowed_origin, authorize
+from sllmd.api.access import OPEN_PATHS, allowed_origin, authorize
 from sllmd.api.chunks import compact
 from sllmd.api.errors import ErrorReply, HttpRefusal, internal_reply, reply_to
-from sllmd.api.rooms import EXCHANGE, ROOMS, Exchange, Rooms
+from sllmd.api.rooms import EXCHANGE, ROOMS, UNKNOWN_MODEL, Exchange, Rooms
 from sllmd.core.errors import BusyError, CheckpointError, LoadError, SllmdError
 from sllmd.core.ids import RequestId
 
@@ -25,6 +25,8 @@ _log = structlog.get_logger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+PROBES = OPEN_PATHS | {"/metrics"}
+"""Asked every few seconds by machines: logged for those who look closely."""
 CLIENT_CLOSED = 499
 """What logs and metrics call a request whose client left, after nginx."""
 _EXPOSED_HEADERS = (
@@ -160,14 +162,15 @@ def _record(rooms: Rooms, exchange: Exchange, request: web.Request, status: int)
     if request.method == "POST":
         rooms.metrics.request_duration_seconds.labels(exchange.model).observe(seconds)
     if rooms.settings.access_log:
-        _log.info(
+        log = _log.debug if request.path in PROBES else _log.info
+        log(
             "request",
             method=request.method,
             path=request.path,
             status=status,
             seconds=round(seconds, 4),
             request_id=exchange.request_id,
-            model=exchange.model,
+            model=None if exchange.model == UNKNOWN_MODEL else exchange.model,
             key=exchange.key_id,
             error=exchange.error_code,
         )

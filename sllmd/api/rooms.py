@@ -32,6 +32,10 @@ class Rooms:
     keys: KeyRing
 
 
+UNKNOWN_MODEL = "unknown"
+"""What metrics call the model of a request that names none, or none that there is."""
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request and its answer, for headers, log and metrics."""
@@ -39,7 +43,7 @@ class Exchange:
     request_id: RequestId
     endpoint: str
     began_seconds: float = field(default_factory=time.monotonic)
-    model: str = "unknown"
+    model: str = UNKNOWN_MODEL
     """The catalogue's name, once known: a bounded label."""
     key_id: str | None = None
     error_code: str | None = None
