@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,12 @@ EAGER_ATTENTION = "sllmd_eager"
 
 Store = torch.Tensor
 
+RELEASE_TOKENS_MIN = 1024
+"""A slot that held fewer tokens keeps its memory for the next row: giving it back and getting it again costs
+more than it is worth."""
+_PRIVATE_ON_DEMAND = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+"""0x4000 is MAP_NORESERVE: room is not memory until it is written."""
+
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not typed
     """One layer's keys and values, slots x heads x capacity x width."""
@@ -40,6 +46,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
         self._cache = cache
+        self.pages: list[mmap.mmap | None] = []
+        """The memory under each store, where it is the kernel's to take back."""
         self.stores: list[Store] = []
         """What has to be copied when a row moves: (keys and values x) slots x heads x capacity x width."""
 
@@ -49,13 +57,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
         heads, width = key_states.shape[1], key_states.shape[3]
         if key_states.shape[1::2] == value_states.shape[1::2]:
             # One store for both, so that a pass can write keys and values at once.
-            self.stores = [_zeros((2, slots, heads, capacity, width), key_states)]
+            shapes: list[tuple[int, ...]] = [(2, slots, heads, capacity, width)]
         else:
             value_shape = (slots, value_states.shape[1], capacity, value_states.shape[3])
-            self.stores = [
-                _zeros((slots, heads, capacity, width), key_states),
-                _zeros(value_shape, key_states),
-            ]
+            shapes = [(slots, heads, capacity, width), value_shape]
+        for shape in shapes:
+            store, pages = _zeros(shape, key_states)
+            self.stores.append(store)
+            self.pages.append(pages)
         self._make_views()
         self.is_initialized = True
 
@@ -86,10 +95,22 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc] # transformers is not ty
         for index, old in enumerate(self.stores):
             shape = list(old.shape)
             shape[-4], shape[-2] = self._cache.slots, self._cache.capacity
-            new = _zeros(shape, old)
+            new, self.pages[index] = _zeros(shape, old)
             new[..., : old.shape[-4], :, : old.shape[-2], :] = old
             self.stores[index] = new
         self._make_views()
+
+    def release(self, slot: int, tokens: int) -> None:
+        """Give the memory of a slot's first ``tokens`` back, as far as it is whole pages."""
+        for store, pages in zip(self.stores, self.pages, strict=True):
+            if pages is None:
+                continue
+            for strip in _strips(store, slot):
+                start = -(-strip // mmap.PAGESIZE) * mmap.PAGESIZE
+                stop = strip + tokens * store.shape[-1] * store.element_size()
+                length = stop // mmap.PAGESIZE * mmap.PAGESIZE - start
+                if length > 0:
+                    pages.madvise(mmap.MADV_DONTNEED, start, length)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002 - transformers' interface
         """Keys a mask must cover, and the position of the first."""
@@ -173,13 +194,11 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
         for store, saved in zip(stores, row, strict=True):
             store[..., slot, :, :tokens, :] = saved[..., :tokens, :]
 
-    def bytes_per_token(self) -> int:
-        """Bytes of keys and values per token; 0 before the first pass."""
-        return sum(
-            store.numel() // (store.shape[-4] * store.shape[-2]) * store.element_size()
-            for layer in self.layers
-            for store in layer.stores
-        )
+    def release(self, slot: int, tokens: int) -> None:
+        """Slot ``slot`` is free; it held ``tokens``. Long rows' memory goes back to the system."""
+        if tokens >= RELEASE_TOKENS_MIN:
+            for layer in self.layers:
+                layer.release(slot, tokens)
 
 
 def _odd_lines(tokens: int) -> int:
@@ -187,16 +206,25 @@ def _odd_lines(tokens: int) -> int:
     return tokens + 8
 
 
-def _zeros(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+def _strips(store: Store, slot: int) -> Iterator[int]:
+    """Offsets in bytes of what a slot has in each head, keys and values."""
+    slots, heads = store.shape[-4], store.shape[-3]
+    strip_bytes = store.shape[-2] * store.shape[-1] * store.element_size()
+    for half in range(store.numel() * store.element_size() // (slots * heads * strip_bytes)):
+        for head in range(heads):
+            yield ((half * slots + slot) * heads + head) * strip_bytes
+
+
+def _zeros(shape: Sequence[int], like: torch.Tensor) -> tuple[torch.Tensor, mmap.mmap | None]:
     """Zeros, since a masked key still counts as zero times what lies there, which must not be NaN.
 
     On the CPU they are pages the kernel hands out, zeroed, when they are first written: a cache commits
     memory for the tokens it has held and no more.
     """
     if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    pages = mmap.mmap(-1, math.prod(shape) * like.element_size())
-    return torch.frombuffer(pages, dtype=like.dtype).view(*shape)
+        return like.new_zeros(shape), None
+    pages = mmap.mmap(-1, math.prod(shape) * like.element_size(), flags=_PRIVATE_ON_DEMAND)
+    return torch.frombuffer(pages, dtype=like.dtype).view(*shape), pages
 
 
 class RowStarts:

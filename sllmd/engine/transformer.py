@@ -127,6 +127,7 @@ class TransformerEngine:
 
     def cancel(self, generation_id: GenerationId) -> None:
         """See ``Engine``."""
+        self._pending = [event for event in self._pending if event.generation_id != generation_id]
         row = self._batch.find(generation_id)
         if row is not None:
             self._retire(row)
@@ -340,16 +341,20 @@ class TransformerEngine:
     @torch.inference_mode()
     def _retire(self, row: Row) -> None:
         """Take a row out; what it had in the cache is retained for rows that begin alike."""
-        if row in self._batch.rows:
-            tokens = row.tokens(0, row.cached)
-            if self._prefixes.wants(tokens):
-                slot = self._batch.rows.index(row)
-                self._prefixes.put(tokens, self._cache.read_row(slot, len(tokens)))
+        if row not in self._batch.rows:
+            self._batch.remove(row)
+            return
+        tokens = row.tokens(0, row.cached)
+        slot = self._batch.rows.index(row)
+        if self._prefixes.wants(tokens):
+            self._prefixes.put(tokens, self._cache.read_row(slot, len(tokens)))
+        self._cache.release(slot, row.cached)
         self._follow(self._batch.remove(row))
 
     def _follow(self, moves: Sequence[Move]) -> None:
         for move in moves:
             self._cache.copy_row(move.source, move.target, move.tokens)
+            self._cache.release(move.source, move.tokens)
 
 
 def context_tokens(config: Any, options: EngineOptions) -> int:
