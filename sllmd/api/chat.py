@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
 
 from aiohttp import web
 
 from sllmd.api.choices import Choices
-from sllmd.api.chunks import ChatChunks, StreamShape, compact, usage_of
+from sllmd.api.chunks import ChatChunks
 from sllmd.api.logprobs import chat_content
 from sllmd.api.openai import ChatRequest
 from sllmd.api.parsing import ignored_fields, parse_chat
 from sllmd.api.prompts import encode_chat
 from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
 from sllmd.api.sampling import chat_sampling, choice_seed, drawn_seed, room_for
-from sllmd.api.stream import ignored_header, stream_choices, timing_headers
+from sllmd.api.stream import collect_choices, ignored_header, new_shape, stream_choices, whole_answer
 from sllmd.roles.generation import Delta, GenerationRequest
 from sllmd.text.tokenizer import Tokenizer
 
@@ -39,22 +37,15 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     requests = _generation_requests(request, wanted, tokenizer, prompt_ids, card.context_tokens)
     choices = Choices(rooms.router, requests)
     counts_prompt = [index == 0 for index in range(wanted.n)]
-    shape = StreamShape(
-        completion_id=f"chatcmpl-{uuid4().hex}",
-        created=int(time.time()),
-        model=wanted.model,
-        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
-        continuous_usage=bool(wanted.stream_options and wanted.stream_options.continuous_usage_stats),
-    )
+    shape = new_shape(wanted, "chatcmpl")
     headers = ignored_header(ignored_fields(wanted))
     if wanted.stream:
         chunks = ChatChunks(shape, choices=wanted.n, logprobs=wanted.logprobs)
         return await stream_choices(request, choices, chunks, counts_prompt=counts_prompt, headers=headers)
-    body = await _collect(request, choices, shape, wanted, counts_prompt)
-    return web.Response(
-        text=compact(body),
-        content_type="application/json",
-        headers={**headers, **timing_headers(choices)},
+    deltas = await collect_choices(request, choices)
+    answers = [_choice(index, said, wanted.logprobs) for index, said in enumerate(deltas)]
+    return whole_answer(
+        shape, "chat.completion", choices, answers, counts_prompt=counts_prompt, headers=headers
     )
 
 
@@ -85,32 +76,6 @@ def _generation_requests(
         )
         for choice in range(wanted.n)
     ]
-
-
-async def _collect(
-    request: web.Request,
-    choices: Choices,
-    shape: StreamShape,
-    wanted: ChatRequest,
-    counts_prompt: Sequence[bool],
-) -> dict[str, Any]:
-    """The whole answer: what a stream would say, in one piece."""
-    rooms, exchange = request.app[ROOMS], request[EXCHANGE]
-    deltas: list[list[Delta]] = [[] for _ in range(wanted.n)]
-    async with choices:
-        try:
-            async for index, delta in choices:
-                deltas[index].append(delta)
-        finally:
-            choices.record(rooms.metrics, exchange.model, exchange.began_seconds)
-    return {
-        "id": shape.completion_id,
-        "object": "chat.completion",
-        "created": shape.created,
-        "model": shape.model,
-        "choices": [_choice(index, said, wanted.logprobs) for index, said in enumerate(deltas)],
-        "usage": usage_of(choices.generations, counts_prompt),
-    }
 
 
 def _choice(index: int, deltas: Sequence[Delta], with_logprobs: bool) -> dict[str, Any]:

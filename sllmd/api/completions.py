@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from aiohttp import web
 
 from sllmd.api.choices import Choices
-from sllmd.api.chunks import Account, CompletionChunks, StreamShape, compact, usage_of
+from sllmd.api.chunks import Account, CompletionChunks
 from sllmd.api.logprobs import LegacyLogprobs, joined, legacy_prompt
 from sllmd.api.openai import CompletionRequest
 from sllmd.api.parsing import ignored_fields, parse_completion
 from sllmd.api.prompts import encode_prompt
 from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
 from sllmd.api.sampling import choice_seed, completion_sampling, drawn_seed, room_for
-from sllmd.api.stream import ignored_header, stream_choices, timing_headers
+from sllmd.api.stream import collect_choices, ignored_header, new_shape, stream_choices, whole_answer
 from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob
 from sllmd.text.stream import TextStream
 from sllmd.text.tokenizer import Tokenizer
@@ -69,22 +67,19 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     echoes = _echoes(wanted, tokenizer, prompts)
     choices = Choices(rooms.router, requests)
     counts_prompt = [index % wanted.n == 0 for index in range(len(requests))]
-    shape = StreamShape(
-        completion_id=f"cmpl-{uuid4().hex}",
-        created=int(time.time()),
-        model=wanted.model,
-        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
-        continuous_usage=bool(wanted.stream_options and wanted.stream_options.continuous_usage_stats),
-    )
+    shape = new_shape(wanted, "cmpl")
     headers = ignored_header(ignored_fields(wanted))
+    with_logprobs = wanted.logprobs is not None
     if wanted.stream:
-        chunks = CompletionChunks(shape, logprobs=wanted.logprobs is not None, echoes=echoes)
+        chunks = CompletionChunks(shape, logprobs=with_logprobs, echoes=echoes)
         return await stream_choices(request, choices, chunks, counts_prompt=counts_prompt, headers=headers)
-    body = await _collect(request, choices, shape, wanted, echoes, counts_prompt)
-    return web.Response(
-        text=compact(body),
-        content_type="application/json",
-        headers={**headers, **timing_headers(choices)},
+    deltas = await collect_choices(request, choices)
+    answers = [
+        _choice(index, deltas[index], echo, choices.generations[index], with_logprobs)
+        for index, echo in enumerate(echoes)
+    ]
+    return whole_answer(
+        shape, "text_completion", choices, answers, counts_prompt=counts_prompt, headers=headers
     )
 
 
@@ -131,36 +126,6 @@ def _echoes(
         text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
         echoes += [EchoedPrompt(text, ids, tokenizer)] * wanted.n
     return [*echoes]
-
-
-async def _collect(
-    request: web.Request,
-    choices: Choices,
-    shape: StreamShape,
-    wanted: CompletionRequest,
-    echoes: Sequence[EchoedPrompt | None],
-    counts_prompt: Sequence[bool],
-) -> dict[str, Any]:
-    """The whole answer: what a stream would say, in one piece."""
-    rooms, exchange = request.app[ROOMS], request[EXCHANGE]
-    deltas: list[list[Delta]] = [[] for _ in echoes]
-    async with choices:
-        try:
-            async for index, delta in choices:
-                deltas[index].append(delta)
-        finally:
-            choices.record(rooms.metrics, exchange.model, exchange.began_seconds)
-    return {
-        "id": shape.completion_id,
-        "object": "text_completion",
-        "created": shape.created,
-        "model": shape.model,
-        "choices": [
-            _choice(index, deltas[index], echo, choices.generations[index], wanted.logprobs is not None)
-            for index, echo in enumerate(echoes)
-        ],
-        "usage": usage_of(choices.generations, counts_prompt),
-    }
 
 
 def _choice(

@@ -6,18 +6,22 @@ status, and so that headers can tell where the time went.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
 
 import structlog
 from aiohttp import web
 
 from sllmd.api.choices import Choices
-from sllmd.api.chunks import Chunks, usage_of
+from sllmd.api.chunks import Chunks, StreamShape, compact, usage_of
 from sllmd.api.errors import ErrorReply, internal_reply, reply_to
 from sllmd.api.events import EventStream
+from sllmd.api.openai import ChatRequest, CompletionRequest
 from sllmd.api.rooms import EXCHANGE, ROOMS, Exchange
 from sllmd.core.errors import SllmdError
-from sllmd.roles.generation import Timing
+from sllmd.roles.generation import Delta, Timing
 
 _log = structlog.get_logger(__name__)
 
@@ -66,6 +70,56 @@ def _late_reply(error: Exception, exchange: Exchange) -> ErrorReply:
         reply = internal_reply(exchange.request_id)
     exchange.error_code = reply.code
     return reply
+
+
+async def collect_choices(request: web.Request, choices: Choices) -> list[list[Delta]]:
+    """All deltas of each choice: what a stream would say, in one piece."""
+    rooms, exchange = request.app[ROOMS], request[EXCHANGE]
+    deltas: list[list[Delta]] = [[] for _ in choices.generations]
+    async with choices:
+        try:
+            async for index, delta in choices:
+                deltas[index].append(delta)
+        finally:
+            choices.record(rooms.metrics, exchange.model, exchange.began_seconds)
+    return deltas
+
+
+def whole_answer(
+    shape: StreamShape,
+    kind: str,
+    choices: Choices,
+    answers: Sequence[dict[str, Any]],
+    *,
+    counts_prompt: Sequence[bool],
+    headers: Mapping[str, str],
+) -> web.Response:
+    """The answer to a request that did not ask for a stream."""
+    body = {
+        "id": shape.completion_id,
+        "object": kind,
+        "created": shape.created,
+        "model": shape.model,
+        "choices": answers,
+        "usage": usage_of(choices.generations, counts_prompt),
+    }
+    return web.Response(
+        text=compact(body),
+        content_type="application/json",
+        headers={**headers, **timing_headers(choices)},
+    )
+
+
+def new_shape(wanted: CompletionRequest | ChatRequest, id_prefix: str) -> StreamShape:
+    """What the chunks of this answer will share."""
+    options = wanted.stream_options
+    return StreamShape(
+        completion_id=f"{id_prefix}-{uuid4().hex}",
+        created=int(time.time()),
+        model=wanted.model,
+        include_usage=options is not None and options.include_usage,
+        continuous_usage=options is not None and options.continuous_usage_stats,
+    )
 
 
 def timing_headers(choices: Choices) -> dict[str, str]:

@@ -61,6 +61,9 @@ class Metrics:
         self.request_finished_total = self._counter(
             "sllmd_request_finished_total", "Choices completed, by finish reason.", "model", "reason"
         )
+        self._generations()
+
+    def _generations(self) -> None:
         self.prompt_tokens_total = self._counter("sllmd_prompt_tokens_total", "Prompt tokens.", "model")
         self.generation_tokens_total = self._counter(
             "sllmd_generation_tokens_total", "Tokens generated.", "model"
