@@ -175,13 +175,6 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
-    """``busy``: from here until ``busy=False`` no step may be expected (prepacking, compiling)."""
-
-    busy: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Exported:
     """A state, or None: no such generation."""
 
@@ -243,7 +236,6 @@ Message = (
     | Mapped
     | Ready
     | Failed
-    | Busy
     | Exported
     | Prefilled
     | Refused

@@ -27,7 +27,8 @@ class Peer:
         self.process = process
         self._who = who
         self._settings = settings
-        self._last_words: Failed | None = None
+        self.last_words: Failed | None = None
+        """What it said itself about why it ends."""
         self._killed_because: Cause | None = None
         self._hung_up = asyncio.get_running_loop().create_future()
         self._channel = Channel(
@@ -74,7 +75,7 @@ class Peer:
         try:
             message = decode(value)
             if isinstance(message, Failed):
-                self._last_words = message
+                self.last_words = message
             else:
                 self._take(message, descriptors)
         except ProtocolError as error:
@@ -106,6 +107,6 @@ class Peer:
             self._who,
             exit_code=exit_code,
             output=self.process.output.lines,
-            last_words=self._last_words,
+            last_words=self.last_words,
             killed_because=self._killed_because,
         )

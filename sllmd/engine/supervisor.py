@@ -37,8 +37,6 @@ _log = structlog.get_logger(__name__)
 
 _FAILURES_BEFORE_GIVING_UP = 2
 """So many failed starts in a row, and whoever waits for a worker hears why instead of waiting on."""
-_ATTACH_ATTEMPTS = 2
-"""A waiting worker may die just as it is taken; the next one is tried before anybody hears of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +115,16 @@ class Supervisor:
             devices=tuple(devices),
             fake_json=self._settings.fake.model_dump_json(),
         )
-        for attempt in range(1, _ATTACH_ATTEMPTS + 1):
+        # A waiting worker may die just as it is taken, even all of them; a fresh one is tried before anybody
+        # hears of it. What a worker says itself would only be said again.
+        for attempts_left in range(self._settings.waiting_workers, -1, -1):
             replica = WorkerReplica(replica_id, await self._take_worker(), self._settings)
             self._adopt(replica)
             try:
                 await replica.attach(message, memory)
             except ModelLoadFailed:
                 await replica.close()
-                if attempt == _ATTACH_ATTEMPTS:
+                if replica.worker.last_words or not attempts_left:
                     raise
             except BaseException:
                 await replica.close()

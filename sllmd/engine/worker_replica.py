@@ -20,7 +20,6 @@ from sllmd.engine.messages import (
     AskStats,
     Attach,
     Begin,
-    Busy,
     Cancel,
     Events,
     Export,
@@ -67,7 +66,6 @@ class WorkerReplica:
         """Handles whose last event has not come: a mailbox may outlive that, when its consumer is slow."""
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._signs_of_life = 0
-        self._busy = False
         worker.on_message = self._take
         worker.gone.add_done_callback(self._on_gone)
         self._watch = asyncio.create_task(self._watch_for_hang(), name=f"watch {replica_id}")
@@ -96,9 +94,9 @@ class WorkerReplica:
         self._generation_ids[handle] = state.generation_id
         mailbox = self._mailboxes[handle] = Mailbox()
         self._running.add(handle)
-        self.worker.send(Add(handle, state))
         events = mailbox.events()
         try:
+            self.worker.send(Add(handle, state))
             async for event in events:
                 yield event
         finally:
@@ -152,8 +150,6 @@ class WorkerReplica:
                 answer = self._answers.get(message.request)
                 if answer is not None and not answer.done():
                     answer.set_exception(InvalidRequest(message.message))
-            case Busy():
-                self._busy = message.busy
             case Mapped() if not self._mapped.done():
                 self._mapped.set_result(None)
             case Ready() if not self._ready.done():
@@ -217,18 +213,18 @@ class WorkerReplica:
             self.lost.set_result(f"{cause.message} ({cause.hint})" if cause.hint else cause.message)
 
     async def _watch_for_hang(self) -> None:
-        """Kill a worker that has work, is not building anything, and gives no sign of life."""
+        """Kill a worker that has work and gives no sign of life. Building an engine is no such work."""
         timeout_seconds = self._settings.hang_timeout_seconds
         seen, quiet_looks = -1, 0
         while quiet_looks <= _LOOKS_PER_HANG_TIMEOUT:
             await asyncio.sleep(timeout_seconds / _LOOKS_PER_HANG_TIMEOUT)
-            owes = bool(self._running or self._answers) and not self._busy
+            owes = bool(self._running or self._answers)
             quiet_looks = quiet_looks + 1 if owes and seen == self._signs_of_life else 0
             seen = self._signs_of_life
         _log.error("worker hangs", replica=self.replica_id, pid=self.worker.process.pid)
         self.worker.kill(
             Cause(
                 f"the worker had work and completed no step for {timeout_seconds:.0f} s",
-                "look for its last lines in the log; raise [workers] hang_timeout if the model is just slow",
+                "look for its last lines in the log; raise [workers] hang_timeout_seconds if the model is just slow",
             )
         )

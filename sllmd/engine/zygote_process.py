@@ -69,6 +69,8 @@ class ZygoteProcess(Peer):
         except BaseException:
             connection.close()
             os.close(reading)
+            if answer.done() and answer.exception() is None:
+                os.close(answer.result()[1])  # it came just as its asker was cancelled
             raise
         finally:
             del self._forks[worker_id]

@@ -44,8 +44,11 @@ Frame = tuple[Any, list[int]]
 
 
 def pack(message: Any, descriptor_count: int, frame_bytes_max: int) -> tuple[bytes, bytes]:
-    """Header and payload of a frame; ProtocolError when it is over a limit."""
-    payload: bytes = msgpack.packb(message)
+    """Header and payload of a frame; ProtocolError when it is over a limit or no msgpack value."""
+    try:
+        payload: bytes = msgpack.packb(message)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ProtocolError(f"a message cannot be sent: {error}") from error
     if len(payload) > frame_bytes_max:
         raise ProtocolError(f"a message of {len(payload)} bytes is over the limit of {frame_bytes_max}")
     if descriptor_count > _DESCRIPTORS_MAX:

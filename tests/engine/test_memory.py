@@ -1,4 +1,5 @@
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 from sllmd.core.errors import ModelLoadFailed
 from sllmd.core.memory import PartitionMemory
-from sllmd.engine.memory import MappedPartition, map_partitions
+from sllmd.engine.memory import MappedPartition, Populator, map_partitions
 
 PAGE = 4096
 SLAB = 4 * PAGE
@@ -78,6 +79,29 @@ def test_populate_maps_pages_without_touching_them() -> None:
     assert resident_kb() >= 4
     mapped.populate(0, SLAB)
     assert resident_kb() == SLAB // 1024
+    mapped.close()
+    os.close(descriptor)
+
+
+def test_the_populator_follows_the_watermark_and_finishes() -> None:
+    descriptor = os.memfd_create("followed")
+    os.pwrite(descriptor, b"x" * SLAB, 0)
+    mapped = MappedPartition(PartitionMemory(SLAB, SLAB, (descriptor,)))
+
+    def resident_bytes() -> int:
+        block = Path("/proc/self/smaps").read_text().split("/memfd:followed")[1]
+        return int(block.split("Rss:")[1].split()[0]) * 1024
+
+    populator = Populator([mapped])
+    assert resident_bytes() == 0
+    populator.advance([PAGE])
+    deadline = time.monotonic() + 10
+    while resident_bytes() < PAGE:
+        assert time.monotonic() < deadline
+    populator.advance([0])
+    populator.finish()
+    populator.join()
+    assert resident_bytes() == SLAB
     mapped.close()
     os.close(descriptor)
 

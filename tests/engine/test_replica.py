@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sllmd.core.errors import InvalidRequest, ModelLoadFailed, WorkerLost
+from sllmd.core.errors import InvalidRequest, ModelLoadFailed, ProtocolError, WorkerLost
 from sllmd.core.ids import GenerationId
 from sllmd.core.memory import PartitionMemory
 from sllmd.engine.fake import FakeEngine, FakeSettings
@@ -120,6 +120,13 @@ async def test_the_same_id_twice_is_refused(supervisor: Supervisor) -> None:
     with pytest.raises(InvalidRequest, match="already runs"):
         await collect(replica, state())
     await stream.aclose()
+
+
+async def test_a_state_that_cannot_be_sent_leaves_nothing_behind(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor)
+    with pytest.raises(ProtocolError, match="cannot be sent"):
+        await collect(replica, state(seed=2**70))
+    assert len(await collect(replica, state())) == 6
 
 
 async def test_a_slow_consumer_delays_nobody(supervisor: Supervisor) -> None:

@@ -76,6 +76,12 @@ def test_sender_refuses_what_the_receiver_would() -> None:
         pack(b"x" * LIMIT, 0, LIMIT)
 
 
+@pytest.mark.parametrize("message", [2**70, object(), ["x", {1, 2}], "\udc80"])
+def test_what_msgpack_does_not_know_is_refused(message: object) -> None:
+    with pytest.raises(ProtocolError, match="cannot be sent"):
+        pack(message, 0, LIMIT)
+
+
 @pytest.mark.parametrize("cut", [0, 3, 8, 12])
 def test_blocking_side_tells_a_cut_stream(cut: int) -> None:
     left, right = socket.socketpair()
