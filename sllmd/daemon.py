@@ -54,6 +54,8 @@ async def serve(config: Config) -> None:
         await stop.wait()
         manager.stopping(config.serving.drain_timeout)
         await daemon.agent.drain(config.serving.drain_timeout)
+        # Ends what outlasted the drain while the API can still tell its clients so.
+        await daemon.agent.close()
 
 
 class Daemon:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Literal
 
 import sllmd
 from sllmd.core.errors import SllmdError
 from sllmd.engine.devices import Device
+from sllmd.engine.process import ProcessStats
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import ReplicaState
@@ -122,7 +123,8 @@ class Operator:
 
     def replicas(self) -> list[ReplicaStatus]:
         """Loaded copies and those on their way up or down."""
-        return [self._replica_status(residence) for residence in self._agent.residences()]
+        processes = {process.role: process for process in self._supervisor.stats().processes}
+        return [self._replica_status(residence, processes) for residence in self._agent.residences()]
 
     def cache(self) -> CacheStatus:
         """The DRAM tier's books."""
@@ -177,8 +179,9 @@ class Operator:
             replicas=sum(device.name in residence.devices for residence in self._agent.residences()),
         )
 
-    def _replica_status(self, residence: Residence) -> ReplicaStatus:
+    def _replica_status(self, residence: Residence, processes: Mapping[str, ProcessStats]) -> ReplicaStatus:
         lease = residence.lease
+        process = processes.get(residence.replica.replica_id) if residence.replica else None
         progress = lease.progress() if lease and residence.state is ReplicaState.STARTING else None
         size_bytes = residence.checkpoint.manifest.size_bytes
         idle = residence.expiry is not None and residence.running == 0
@@ -195,6 +198,8 @@ class Operator:
             running=residence.running,
             waiting=self._agent.waiting(residence.need.digest),
             expires_in_seconds=residence.expiry.when() - loop_seconds if idle and residence.expiry else None,
+            pid=process.pid if process else None,
+            rss_bytes=process.rss_bytes if process else None,
         )
 
 

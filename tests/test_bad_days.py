@@ -1,0 +1,250 @@
+"""What goes wrong in the life of a server, done to a daemon in a process of its own.
+
+Each test says what a client sees, that the next request is served, and that nothing is left behind (which
+``live_daemon`` checks at the end). The fake engine serves where the engine does not matter: its workers are
+real processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from sllmd.store.store import Store
+from tests.live import FAKE, Answer, LiveDaemon, announced, live_daemon, put_model, start, until
+
+LETTERS = {"token_ids": [64, 64 + 26]}
+ENDLESS = LETTERS | {"token_seconds": 3600.0}
+"""One token, and then a wait for ever."""
+STEADY = LETTERS | {"token_seconds": 0.05}
+
+
+class Asking:
+    """A request in a thread."""
+
+    def __init__(self, daemon: LiveDaemon, model: str, **fields: object) -> None:
+        self._answers: list[Answer] = []
+        self._thread = threading.Thread(
+            target=lambda: self._answers.append(daemon.complete(model, **fields)), daemon=True
+        )
+        self._thread.start()
+
+    def answer(self) -> Answer:
+        self._thread.join(60)
+        [answer] = self._answers
+        return answer
+
+
+def running(daemon: LiveDaemon) -> int:
+    return daemon.status()["requests_running"]
+
+
+# --- workers ---
+
+
+@pytest.mark.parametrize(("victim", "said"), [("worker", "was killed (SIGKILL)"), ("zygote", "is gone")])
+def test_a_killed_worker_costs_its_generations_an_error_and_nothing_else(
+    tmp_path: Path, victim: str, said: str
+) -> None:
+    put_model(tmp_path, "endless", ENDLESS)
+    with live_daemon(tmp_path, FAKE) as daemon:
+        with daemon.streaming("endless") as stream:
+            next(stream)
+            whole = Asking(daemon, "endless")
+            until(lambda: running(daemon) == 2, "both run")
+            pid = daemon.worker_pid("endless")
+            if victim == "zygote":
+                [pid] = [p["pid"] for p in daemon.status()["processes"] if p["role"] == "zygote"]
+            os.kill(pid, signal.SIGKILL)
+            [error] = [event["error"] for event in stream]
+        assert error["code"] == "worker_lost"
+        assert said in error["message"]
+        answer = whole.answer()
+        assert (answer.status, answer.error["code"]) == (503, "worker_lost")
+        assert answer.error["message"] == error["message"]
+        assert daemon.copies()["endless"]["loaded"]
+        again = daemon.complete("endless", max_tokens=1)
+        assert again.status == 200
+        assert (again.headers["X-Sllmd-Cold"], again.headers["X-Sllmd-Tier"]) == ("1", "dram")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_the_real_engine(tmp_path: Path) -> None:
+    with live_daemon(tmp_path) as daemon:
+        good = daemon.complete("tiny", seed=1, max_tokens=8).body["choices"]
+        with daemon.streaming("tiny", max_tokens=2000, temperature=0) as stream:
+            next(stream)
+            os.kill(daemon.worker_pid("tiny"), signal.SIGKILL)
+            *_, last = stream
+        assert last["error"]["code"] == "worker_lost"
+        assert daemon.copies()["tiny"]["loaded"]
+        again = daemon.complete("tiny", seed=1, max_tokens=8)
+        assert again.body["choices"] == good
+        assert again.headers["X-Sllmd-Tier"] == "dram"
+
+
+def test_a_worker_that_hangs_is_noticed_and_replaced(tmp_path: Path) -> None:
+    put_model(tmp_path, "steady", STEADY)
+    with live_daemon(tmp_path, FAKE | {"workers.hang_timeout_seconds": "1s"}) as daemon:
+        with daemon.streaming("steady", max_tokens=1000) as stream:
+            next(stream)
+            os.kill(daemon.worker_pid("steady"), signal.SIGSTOP)
+            *_, last = stream
+        assert last["error"]["code"] == "worker_lost"
+        assert "completed no step for 1 s" in last["error"]["message"]
+        again = daemon.complete("steady", max_tokens=2)
+        assert again.status == 200
+        assert again.headers["X-Sllmd-Tier"] == "dram"
+
+
+def test_a_worker_that_is_killed_while_it_builds(tmp_path: Path) -> None:
+    put_model(tmp_path, "building", {"build_seconds": 3600.0})
+    with live_daemon(tmp_path, FAKE) as daemon:
+        asking = Asking(daemon, "building")
+        until(lambda: any(r["pid"] for r in daemon.status()["replicas"]), "the replica starts")
+        os.kill(daemon.worker_pid("building"), signal.SIGKILL)
+        answer = asking.answer()
+        assert (answer.status, answer.error["code"]) == (503, "model_load_failed")
+        assert "killed (SIGKILL)" in answer.error["message"]
+        assert answer.headers["x-should-retry"] == "false"
+        assert daemon.complete("tiny", max_tokens=1).status == 200
+
+
+# --- the daemon ---
+
+
+def test_a_killed_daemon_leaves_no_process_and_a_sound_store(tmp_path: Path) -> None:
+    put_model(tmp_path, "endless", ENDLESS)
+    put_model(tmp_path, "building", {"build_seconds": 3600.0})
+    killed = start(tmp_path, FAKE)
+    announced(killed)
+    with killed.streaming("endless") as stream:
+        next(stream)
+        Asking(killed, "tiny", max_tokens=1).answer()
+        killed.process.kill()
+        with pytest.raises(AssertionError, match="ended without"):
+            next(stream)
+    killed.process.wait()
+    until(lambda: not killed.family(), "its workers and its zygote end")
+    store = Store(killed.store)
+    for name in ("endless", "building", "tiny"):
+        store.verify(name, lambda *_: None)
+    with live_daemon(tmp_path, FAKE) as daemon:  # the socket that the dead one left is no obstacle
+        assert daemon.complete("endless", max_tokens=1).status == 200
+
+
+def test_sigterm_lets_streams_finish_and_takes_no_new_ones(tmp_path: Path) -> None:
+    put_model(tmp_path, "steady", STEADY)
+    with live_daemon(tmp_path, FAKE | {"serving.drain_timeout": "30s"}) as daemon:
+        with daemon.streaming("steady", max_tokens=20) as stream:
+            texts = [next(stream)["choices"][0]["text"]]
+            daemon.process.send_signal(signal.SIGTERM)
+            until(lambda: daemon.ask("/readyz").status == 503, "it drains")
+            refused = daemon.complete("steady", max_tokens=1, stream=True)
+            assert (refused.status, refused.error["code"]) == (503, "node_draining")
+            assert refused.headers["Retry-After"] == "1"
+            texts += [event["choices"][0]["text"] for event in stream]
+        assert len("".join(texts)) == 20
+        assert daemon.process.wait(30) == 0
+
+
+def test_a_stream_that_outlasts_the_drain_is_told_and_the_daemon_stops(tmp_path: Path) -> None:
+    put_model(tmp_path, "endless", ENDLESS)
+    with live_daemon(tmp_path, FAKE | {"serving.drain_timeout": "200ms"}) as daemon:
+        with daemon.streaming("endless") as stream:
+            next(stream)
+            daemon.process.send_signal(signal.SIGTERM)
+            [event] = stream
+        assert event["error"]["code"] == "worker_lost"
+        assert daemon.process.wait(30) == 0
+
+
+# --- bytes and memory ---
+
+
+def test_a_damaged_chunk_is_named_put_away_and_never_served(tmp_path: Path) -> None:
+    manifest = put_model(tmp_path, "damaged", LETTERS)
+    [partition] = manifest.partitions
+    [file] = partition.files
+    checkpoint = Store(tmp_path / "data" / "store").resolve("damaged")
+    path = checkpoint.data_directory / file.path
+    with path.open("r+b") as data:
+        data.seek(file.size_bytes // 2)
+        byte = data.read(1)[0]
+        data.seek(file.size_bytes // 2)
+        data.write(bytes([byte ^ 1]))
+    with live_daemon(tmp_path, FAKE) as daemon:
+        answer = daemon.complete("damaged")
+        assert (answer.status, answer.error["code"]) == (503, "model_load_failed")
+        assert f"checksum mismatch in {file.path}, chunk 0" in answer.error["message"]
+        assert answer.headers["x-should-retry"] == "false"
+        assert not path.exists()
+        assert list((daemon.store / "quarantine").rglob(file.path))
+        assert "damaged" not in daemon.copies()
+        assert daemon.complete("damaged").status >= 400
+        assert daemon.complete("tiny", max_tokens=1).status == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loader.slab_bytes": "64KiB", "loader.dram_budget": "128KiB"}, "the budget is 131.1 kB"),
+        ({"loader.headroom_bytes": "100TB"}, "the machine has no more"),
+    ],
+)
+def test_not_enough_memory_says_what_is_missing(tmp_path: Path, settings: dict[str, str], said: str) -> None:
+    with live_daemon(tmp_path, FAKE | settings) as daemon:
+        answer = daemon.complete("tiny")
+        assert (answer.status, answer.error["code"]) == (503, "insufficient_capacity")
+        assert said in answer.error["message"]
+        assert daemon.ask("/healthz").status == 200
+        assert daemon.copies() == {}
+
+
+# --- clients ---
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_that_hang_up(tmp_path: Path) -> None:
+    put_model(tmp_path, "endless", ENDLESS)
+    settings = FAKE | {"serving.queue_max_per_model": 2000, "api.access_log": "false"}
+    with live_daemon(tmp_path, settings) as daemon:
+        assert daemon.complete("endless", max_tokens=1).status == 200
+        before = descriptors(daemon.process.pid)
+        asyncio.run(come_and_go(daemon, 1000))
+        until(lambda: running(daemon) + daemon.status()["requests_waiting"] == 0, "all rows are free")
+        until(lambda: descriptors(daemon.process.pid) <= before + 2, "their sockets are closed")
+        assert daemon.complete("endless", max_tokens=1).status == 200
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+async def come_and_go(daemon: LiveDaemon, clients: int) -> None:
+    """Some leave before their first token, some after it, some with a reset."""
+    address = urlsplit(daemon.url)
+    body = b'{"model": "endless", "prompt": "hi", "max_tokens": 9, "stream": true}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    here = asyncio.Semaphore(200)
+
+    async def client(number: int) -> None:
+        async with here:
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            writer.write(head + body)
+            await writer.drain()
+            if number % 5 == 0:
+                # Rows come free as others leave, so that everybody's turn comes.
+                await asyncio.wait_for(reader.readuntil(b"data: "), 60)
+            if number % 2:
+                writer.transport.abort()
+            else:
+                writer.close()
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
