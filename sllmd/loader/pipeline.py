@@ -21,6 +21,7 @@ from sllmd.loader.gauge import Gauge, Throttle
 from sllmd.loader.plan import Chunk, Plan, align_up, extents
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import Stage
+from sllmd.loader.watermarks import Watermarks
 from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
@@ -90,6 +91,7 @@ class Transfer:
         """When the last byte arrived."""
         self._slabs = slabs
         self._chunks = iter(plan.chunks)
+        self._watermarks = Watermarks(plan)
         self._exhausted = False
         self._ending = False
         self._in_flight = 0
@@ -102,6 +104,11 @@ class Transfer:
     def still(self) -> bool:
         """No thread touches its memory, now or later; it may still be publishing."""
         return self._ending
+
+    def bytes_ready(self) -> tuple[int, ...]:
+        """How far each partition is filled without a gap."""
+        with self._lock:
+            return self._watermarks.bytes_ready()
 
     def take(self) -> Chunk | None:
         """The next chunk to carry; None: no more."""
@@ -133,7 +140,7 @@ class Transfer:
         _forget_frames(error)
         for view in views:
             view.release()
-        self._carried(error)
+        self._carried(chunk, error)
         return self.error is None
 
     def _views(self, chunk: Chunk) -> list[memoryview]:
@@ -147,10 +154,12 @@ class Transfer:
             self.moved_at = time.monotonic()
         self._on_change()
 
-    def _carried(self, error: SllmdError | None) -> None:
+    def _carried(self, chunk: Chunk, error: SllmdError | None) -> None:
         if error is not None:
             self.abort(error)
         with self._lock:
+            if self.error is None:
+                self._watermarks.arrived(chunk)
             self._in_flight -= 1
         self.end_if_done()
 

@@ -406,6 +406,10 @@ class Lease:
         """
         return await self._copy.load.changed()
 
+    def bytes_ready(self) -> tuple[int, ...]:
+        """How far each partition's memory is filled without a gap."""
+        return self._copy.load.transfer.bytes_ready()
+
     async def loaded(self) -> LoadReport:
         """Wait until the memory is filled. Raises the load's error, the same to every waiter."""
         return await self._copy.load.result()

@@ -28,7 +28,9 @@ from sllmd.core.errors import (
 from sllmd.core.ids import Digest, ReplicaId
 from sllmd.engine.devices import Device
 from sllmd.engine.protocol import EngineOptions
+from sllmd.engine.replica import Replica
 from sllmd.engine.supervisor import Supervisor
+from sllmd.loader.status import LoadReport
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import (
     Decision,
@@ -325,7 +327,7 @@ class Agent:
                 model_directory=checkpoint.directory,
                 devices=residence.devices,
             )
-            report = await lease.loaded()
+            report = await _follow(lease, replica)
             loaded_seconds = time.monotonic()
             await replica.begin()
         except SllmdError as error:
@@ -456,6 +458,20 @@ class Agent:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+async def _follow(lease: Lease, replica: Replica) -> LoadReport:
+    """Wait for the load, telling the worker what has arrived: a GPU copies while the rest is on its way."""
+    loading = asyncio.ensure_future(lease.loaded())
+    try:
+        while not loading.done():
+            changed = asyncio.ensure_future(lease.progress_changed())
+            await asyncio.wait([changed, loading], return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+            replica.progress(lease.bytes_ready())
+        return loading.result()
+    finally:
+        loading.cancel()
 
 
 def _device_view(device: Device, settings: DeviceSettings) -> DeviceView:
