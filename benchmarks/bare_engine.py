@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import time
 
 from benchmarks.prompts import token_ids
@@ -23,9 +24,16 @@ from sllmd.loader.tier import DramTier
 
 
 async def measure(
-    model: str, *, threads: int, concurrencies: list[int], prompt_tokens: int, new_tokens: int, seed: str
+    model: str,
+    *,
+    threads: int,
+    concurrencies: list[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    batches: int,
+    seed: str,
 ) -> dict[str, object]:
-    """Build the engine over the DRAM tier's memory and time one batch per concurrency."""
+    """Build the engine over the DRAM tier's memory and time some batches per concurrency."""
     store = bench_store()
     checkpoint = store.resolve(model)
     tier = DramTier(LoaderSettings(), quarantine=store.quarantine, complete_remote=store.complete_remote)
@@ -40,7 +48,10 @@ async def measure(
     while engine.has_work():  # the fast path is prepared after the first tokens
         engine.step()
     found = {
-        str(concurrency): _batch(engine, concurrency, prompt_tokens, new_tokens, f"{seed}-{concurrency}")
+        str(concurrency): statistics.median(
+            _batch(engine, concurrency, prompt_tokens, new_tokens, f"{seed}-{concurrency}-{repeat}")
+            for repeat in range(batches)
+        )
         for concurrency in concurrencies
     }
     return {"tokens_per_s": found, "runner": engine.stats().runner, "threads": engine.stats().threads}
@@ -73,6 +84,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", required=True)
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)
+    parser.add_argument("--batches", type=int, required=True)
     parser.add_argument("--seed", required=True)
     given = parser.parse_args()
     found = asyncio.run(
@@ -82,6 +94,7 @@ def main() -> None:
             concurrencies=given.concurrency,
             prompt_tokens=given.prompt_tokens,
             new_tokens=given.new_tokens,
+            batches=given.batches,
             seed=given.seed,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from collections import defaultdict
@@ -166,13 +167,11 @@ def _vs_best_peer(everything: Sequence[Found]) -> list[float]:
     for measured in everything:
         if any(not measured[name] for name in (*PEERS, "sllmd")):
             return []
-        per_peer = [_median(ratios(_seconds(measured[peer]), _seconds(measured["sllmd"]))) for peer in PEERS]
+        per_peer = [
+            statistics.median(ratios(_seconds(measured[peer]), _seconds(measured["sllmd"]))) for peer in PEERS
+        ]
         worst.append(min(per_peer))
     return [min(worst)]
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _rows(report: Report, size: str, measured: Found) -> None:

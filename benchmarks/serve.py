@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -50,6 +51,8 @@ DEMO, BIG = "demo", "random-1g"
 CONCURRENCIES = (1, 4, 16)
 PROMPT_TOKENS = 32
 NEW_TOKENS = 64
+BATCHES = 3
+"""Per concurrency and round; their median is the round's figure. One batch of one takes only a second."""
 STREAM_TOKENS = 320
 """Of the streams that run while another model loads: longer than any load here takes."""
 BEFORE_LOAD_SECONDS = 0.5
@@ -135,9 +138,14 @@ class _Contender:
             self.pause()
 
     async def throughputs(self, samples: Samples, index: int) -> None:
-        """One batch per concurrency."""
+        """At each concurrency."""
         for concurrency in CONCURRENCIES:
-            samples[f"{self.name}: c{concurrency}"][index] = await self.batch(concurrency, f"round-{index}")
+            samples[f"{self.name}: c{concurrency}"][index] = await self.batches(concurrency, f"round-{index}")
+
+    async def batches(self, concurrency: int, seed: str) -> float:
+        """Tokens per second, the median of some batches."""
+        found = [await self.batch(concurrency, f"{seed}-{repeat}") for repeat in range(BATCHES)]
+        return statistics.median(found)
 
     async def batch(self, concurrency: int, seed: str) -> float:
         """Tokens per second; the prompts are the same for every contender and new in every batch."""
@@ -165,12 +173,12 @@ class _Sllmd(_Contender):
         """Stays as it is."""
 
     async def throughputs(self, samples: Samples, index: int) -> None:
-        """Also what the daemon's process spends per token, over the largest batch."""
+        """Also what the daemon's process spends per token."""
         for concurrency in CONCURRENCIES:
             before = cpu_seconds(self.node.pid)
-            samples[f"{self.name}: c{concurrency}"][index] = await self.batch(concurrency, f"round-{index}")
+            samples[f"{self.name}: c{concurrency}"][index] = await self.batches(concurrency, f"round-{index}")
             spent_ms = (cpu_seconds(self.node.pid) - before) * 1000
-            per_token = spent_ms / (concurrency * NEW_TOKENS)
+            per_token = spent_ms / (concurrency * NEW_TOKENS * BATCHES)
             samples[f"{self.name}: daemon CPU per token, c{concurrency}"][index] = per_token
 
     async def more(self, samples: Samples, index: int) -> None:
@@ -266,7 +274,14 @@ def _bare_engine(samples: Samples, index: int) -> None:
     """The engine loop alone, one thread, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.bare_engine", DEMO, "--threads", "1"]
     command += ["--concurrency", *map(str, CONCURRENCIES), "--seed", f"bare-{index}"]
-    command += ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
+    command += [
+        "--prompt-tokens",
+        str(PROMPT_TOKENS),
+        "--new-tokens",
+        str(NEW_TOKENS),
+        "--batches",
+        str(BATCHES),
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     if said.returncode != 0:
         log(f"the bare engine failed:\n{said.stderr[-2000:]}")
@@ -300,7 +315,7 @@ def _hop_cost(report: Report, samples: Samples) -> list[float]:
         lost = [1 - share for share in kept]
         report.row(f"hop cost{at}", lost, "ratio")
         if lost:
-            costs.append(sorted(lost)[len(lost) // 2])
+            costs.append(statistics.median(lost))
     return [max(costs)] if len(costs) == len(CONCURRENCIES) else []
 
 
