@@ -13,6 +13,7 @@ floor     rooms                       what lives there
 5         ``api``                     HTTP in, server-sent events out; speaks OpenAI
 4         ``roles``                   the coroutines that carry out decisions
 3         ``engine``, ``loader``      tokens out of weights; bytes up the tiers
+3         ``cluster``                 who leads and what a cluster of daemons has agreed on
 2         ``store``, ``text``         checkpoints on disk; text to token ids and back
 1         ``wire``, ``telemetry``     frames between processes; metrics and logs
 0         ``core``                    ids, units, errors: the words everything is said in

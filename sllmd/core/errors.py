@@ -25,6 +25,13 @@
     │   ├── UnsupportedCheckpoint   understood, and not something sllmd serves
     │   └── ChecksumMismatch        a chunk differs from what was imported
     ├── StoreError                  the store cannot take or give something (full, locked, denied)
+    ├── JournalError                the cluster's journal on this node
+    │   ├── JournalCorrupt          synced bytes came back changed: this node must not vote on them
+    │   └── JournalFailed           the disk refused a write or a sync (EIO, full): this node stops agreeing
+    ├── PeerError                   another node of the cluster did not do what it was asked
+    │   ├── PeerUnreachable         no connection to it, or the connection broke
+    │   ├── PeerRefused             it, or we, will not talk: identity, cluster, token or protocol version
+    │   └── DeadlineExceeded        it did not answer in time
     ├── WorkerLost                  the process that ran a generation is gone
     ├── ProtocolError               a process of ours sent bytes that are no message
     └── ConfigError                 the configuration cannot be used
@@ -187,6 +194,51 @@ class StoreError(SllmdError):
     """The store cannot take or give something: full, locked, denied, not there."""
 
     code = "store_error"
+
+
+class JournalError(SllmdError):
+    """The cluster's journal on this node cannot be used."""
+
+    code = "journal_error"
+
+
+class JournalCorrupt(JournalError):
+    """Bytes that had been synced came back changed, or are gone; nothing was cut or repaired."""
+
+
+class JournalFailed(JournalError):
+    """The disk refused a write or a sync. It is never tried again: what reached the disk is unknown."""
+
+
+class PeerError(SllmdError):
+    """Another node of the cluster did not do what it was asked."""
+
+    code = "peer_error"
+
+
+class PeerUnreachable(PeerError):
+    """There is no connection to another node, or it broke.
+
+    ``in_doubt``: the request had been sent, so it may have been carried out.
+    """
+
+    code = "peer_unreachable"
+
+    def __init__(self, message: str, *, in_doubt: bool = False, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.in_doubt = in_doubt
+
+
+class PeerRefused(PeerError):
+    """Two nodes will not talk: wrong identity, cluster, token or protocol version. Repeating is no use."""
+
+    code = "peer_refused"
+
+
+class DeadlineExceeded(PeerError):
+    """Another node did not answer in time; what it was asked to do may have been done."""
+
+    code = "deadline_exceeded"
 
 
 class WorkerLost(SllmdError):

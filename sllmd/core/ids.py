@@ -16,3 +16,6 @@ RequestId = NewType("RequestId", str)
 
 ReplicaId = NewType("ReplicaId", str)
 """A loaded copy of a checkpoint."""
+
+NodeId = NewType("NodeId", str)
+"""One member of the cluster: drawn once, kept in its data directory, never reused."""

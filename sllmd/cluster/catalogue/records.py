@@ -1,0 +1,100 @@
+"""What the catalogue holds: one frozen record per thing. Pure.
+
+``revision`` is the number of the command that last changed the record: compare-and-set names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A member that was admitted."""
+
+    node: NodeId
+    name: str
+    address: str
+    certificate_fingerprint: str
+    devices: dict[str, int]
+    """Bytes that replicas may take, by device."""
+    labels: dict[str, str]
+    cordoned: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentSpec:
+    """What a user wants of a model. The catalogue keeps it and does not judge it."""
+
+    digest: Digest
+    source: str
+    aliases: tuple[ModelName, ...] = ()
+    keep_alive_seconds: float | None = None
+    min_replicas: int = 0
+    max_replicas: int = 1
+    placement: dict[str, str] = field(default_factory=dict)
+    """Labels that a node must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A model under its name."""
+
+    name: ModelName
+    spec: DeploymentSpec
+    revision: int
+
+
+class ReplicaState(StrEnum):
+    """How far an intent has come. GONE is not a state: a replica that is gone has no record."""
+
+    REQUESTED = "requested"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """The intent that a copy of a model shall be on a node; ``revision`` counts its changes."""
+
+    replica: ReplicaId
+    deployment: ModelName
+    node: NodeId
+    devices: dict[str, int]
+    """Bytes that it takes, by device."""
+    state: ReplicaState
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key's hash, never the key."""
+
+    key_id: str
+    sha256: str
+    scope: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """A join token's hash, until when it is good, and how often."""
+
+    token_id: str
+    sha256: str
+    expires_at_seconds: float
+    uses_left: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value of the cluster's own settings, as bytes that its owner understands."""
+
+    key: str
+    value: bytes
+    revision: int

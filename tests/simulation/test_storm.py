@@ -1,0 +1,25 @@
+"""Random bad luck under seeds: the product, without planted bugs, survives all of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.world import play, seeds
+
+
+def test_some_seeds() -> None:
+    worlds = [play(seed) for seed in seeds(10)]
+    assert sum(world.acknowledged for world in worlds) > 1000
+    assert sum(world.oracle.elections for world in worlds) > 20
+
+
+@pytest.mark.slow
+def test_many_seeds() -> None:
+    for seed in seeds(310)[10:]:
+        play(seed)
+
+
+def test_a_seed_is_a_replay() -> None:
+    """The same seed gives the same run to the last event."""
+    one, other = play(3), play(3)
+    assert (one.events, one.network.sent, one.history) == (other.events, other.network.sent, other.history)
