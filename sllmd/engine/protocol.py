@@ -164,13 +164,16 @@ class Engine(Protocol):
         """The state as of the last step; with ``stop`` the generation leaves. None: not here."""
 
     def prefill(self, state: GenerationState) -> None:
-        """Warm the cache for ``state`` without running it: a later ``add`` of it starts at once."""
+        """Warm the cache for ``state`` without running it: a later ``add`` of it starts at once.
+
+        A ``PrefilledEvent`` or a ``FailedEvent`` tells when it is done.
+        """
 
     def step(self) -> list[EngineEvent]:
         """One prefill chunk at most, one token for every running row."""
 
     def has_work(self) -> bool:
-        """Whether ``step`` would do anything."""
+        """Whether ``step`` would do anything: run rows, or go on preparing a faster forward."""
 
     def stats(self) -> EngineStats:
         """A snapshot."""

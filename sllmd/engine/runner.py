@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from sllmd.engine.cache import SlotCache
+from sllmd.engine.skeleton import attends_through_interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class TransformersRunner:
         self._model = model
         self._cache = cache
         self._device = next(model.parameters()).device
+        self._ragged = attends_through_interface(type(model))
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         head = model.get_output_embeddings()
         if head is not None:
@@ -70,7 +72,15 @@ class TransformersRunner:
     def forward(
         self, first_slot: int, tokens: torch.Tensor, starts: Sequence[int], *, every_position: bool = False
     ) -> torch.Tensor:
-        """See ``Runner``."""
+        """See ``Runner``. Models that cannot mask rows of different lengths run them one by one."""
+        if not self._ragged and len(starts) > 1:
+            singles = zip(tokens.split(1), starts, strict=True)
+            return torch.cat(
+                [
+                    self.forward(first_slot + i, row, [start], every_position=every_position)
+                    for i, (row, start) in enumerate(singles)
+                ]
+            )
         length = tokens.shape[1]
         self._cache.begin(first_slot, starts, length)
         positions = torch.tensor(list(starts))[:, None] + torch.arange(length)[None, :]

@@ -7,6 +7,7 @@ Invariant: after ``assign`` no tensor of the model is on the meta device. Start 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
@@ -42,7 +43,8 @@ def build_skeleton(manifest: Manifest, dtype: torch.dtype) -> Any:
             f"config.json does not describe {manifest.architecture}: {error}"
         ) from error
     _refuse_unsupported(manifest, model_class, config)
-    eager = not model_class._supports_sdpa or bool(_text(config, "attn_logit_softcapping"))
+    soft_capped = bool(_text(config, "attn_logit_softcapping"))
+    eager = soft_capped or not model_class._supports_sdpa or not attends_through_interface(model_class)
     with torch.device("meta"), no_init_weights():
         model = model_class._from_config(
             config, dtype=dtype, attn_implementation="eager" if eager else "sdpa"
@@ -52,6 +54,15 @@ def build_skeleton(manifest: Manifest, dtype: torch.dtype) -> Any:
         part._attn_implementation = EAGER_ATTENTION if eager else SDPA_ATTENTION
     _compute_buffers(model)
     return model
+
+
+def attends_through_interface(model_class: type) -> bool:
+    """Whether attention goes where transformers lets it be exchanged, and so takes any mask.
+
+    A few old families (Falcon, Bloom, MPT, GPT-J, ...) have only code of their own, some of which builds its
+    masks itself and takes all rows to be equally long.
+    """
+    return hasattr(sys.modules[model_class.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def assign(model: Any, weights: Weights) -> None:

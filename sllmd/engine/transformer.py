@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from sllmd.core.errors import ModelLoadFailed
 from sllmd.core.ids import GenerationId
 from sllmd.engine.batch import Batch, Chunk, Move, Row
 from sllmd.engine.cache import SlotCache
@@ -49,6 +48,9 @@ from sllmd.engine.upgrade import Upgrade
 from sllmd.engine.weights import Weights, majority_dtype
 from sllmd.store.manifest import Manifest
 
+CONTEXT_TOKENS_UNSTATED = 2048
+"""Context of a model whose config.json does not say how long it may be."""
+_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions", "n_ctx")
 UPGRADE_SLICE_SECONDS = 0.008
 """Time per step for preparing the fast forward: about half a token's, so that streams go on."""
 
@@ -358,14 +360,14 @@ class TransformerEngine:
 
 
 def context_tokens(config: Any, options: EngineOptions) -> int:
-    """Longest prompt + completion: what the model says, or less if the options do."""
-    model_says = int(getattr(config, "max_position_embeddings", 0) or 0)
+    """Longest prompt + completion: what the model says, or less if the options do.
+
+    Models that need no limit (ALiBi) may state none: then the options', or CONTEXT_TOKENS_UNSTATED.
+    """
+    stated = (getattr(config, field, None) for field in _CONTEXT_FIELDS)
+    model_says = next((tokens for tokens in stated if isinstance(tokens, int) and tokens > 0), 0)
     candidates = [tokens for tokens in (model_says, options.context_tokens_max) if tokens > 0]
-    if not candidates:
-        raise ModelLoadFailed(
-            "the model's config.json has no max_position_embeddings", hint="set context_tokens_max"
-        )
-    return min(candidates)
+    return min(candidates, default=CONTEXT_TOKENS_UNSTATED)
 
 
 def default_cache_tokens(model: Any, context: int, batch_max: int) -> int:
