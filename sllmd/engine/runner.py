@@ -74,7 +74,7 @@ class TransformersRunner:
     ) -> torch.Tensor:
         """See ``Runner``. Models that cannot mask rows of different lengths run them one by one."""
         if not self._ragged and len(starts) > 1:
-            singles = zip(tokens.split(1), starts, strict=True)
+            singles = zip(torch.split(tokens, 1), starts, strict=True)
             return torch.cat(
                 [
                     self.forward(first_slot + i, row, [start], every_position=every_position)
