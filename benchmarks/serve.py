@@ -287,6 +287,7 @@ def _bare_engine(samples: Samples, index: int) -> None:
         log(f"the bare engine failed:\n{said.stderr[-2000:]}")
         return
     found = json.loads(said.stdout.splitlines()[-1])
+    log(f"bare engine: {found}")
     for concurrency, tokens_per_second in found["tokens_per_s"].items():
         samples[f"bare engine, 1 thread: c{concurrency}"][index] = tokens_per_second
 
