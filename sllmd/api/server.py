@@ -52,10 +52,8 @@ def build_app(
     app.on_response_prepare.append(add_headers)
     app.add_routes(
         [
-            web.post("/v1/completions", create_completion),
-            web.post("/v1/chat/completions", create_chat_completion),
-            web.get("/v1/models", models.list_models),
-            web.get("/v1/models/{model:.+}", models.show_model),
+            *_openai_routes("/v1"),
+            *_openai_routes(""),
             web.post("/tokenize", tokenize),
             web.post("/detokenize", detokenize),
             web.get("/healthz", health.healthz),
@@ -121,6 +119,16 @@ class ApiServer:
         bound = _bound_unix(path, self._settings.backlog)
         self._unix_path = path
         await web.SockSite(self._runner, bound, backlog=self._settings.backlog).start()
+
+
+def _openai_routes(prefix: str) -> list[web.RouteDef]:
+    """OpenAI's endpoints; also without ``/v1``, for clients whose base address lacks it."""
+    return [
+        web.post(f"{prefix}/completions", create_completion),
+        web.post(f"{prefix}/chat/completions", create_chat_completion),
+        web.get(f"{prefix}/models", models.list_models),
+        web.get(f"{prefix}/models/{{model:.+}}", models.show_model),
+    ]
 
 
 async def _openapi(_request: web.Request) -> web.Response:
