@@ -19,6 +19,8 @@ import torch
 from sllmd.engine.protocol import GenerationState, Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
+GREEDY_TEMPERATURE_MAX = 1e-4
+"""Below this a draw is a choice of the largest, and dividing by it would overflow."""
 _TOP_FIRST = 512
 """Candidates looked at before the whole vocabulary is sorted; nearly always they hold ``top_p``."""
 
@@ -42,7 +44,7 @@ def sample(
         for index, row in enumerate(rows):
             _adjust(adjusted[index], row)
     tokens = _argmax(adjusted)
-    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > GREEDY_TEMPERATURE_MAX]
     for index, token in zip(drawn, _draw(adjusted, rows, drawn), strict=True):
         tokens[index] = token
     return tokens, [
@@ -94,7 +96,8 @@ def _is_adjusted(sampling: Sampling) -> bool:
 
 
 def _is_plain_greedy(sampling: Sampling) -> bool:
-    return sampling.temperature <= 0 and sampling.logprobs is None and not _is_adjusted(sampling)
+    greedy = sampling.temperature <= GREEDY_TEMPERATURE_MAX
+    return greedy and sampling.logprobs is None and not _is_adjusted(sampling)
 
 
 def _adjust(scores: torch.Tensor, row: GenerationState) -> None:

@@ -205,6 +205,8 @@ class TransformerEngine:
         ids = row.tokens(0, row.length)
         if min(ids) < 0 or max(ids) >= self._vocabulary:
             return f"token ids must be between 0 and {self._vocabulary - 1}"
+        if any(not 0 <= token < self._vocabulary for token, _ in row.state.sampling.logit_bias):
+            return f"logit_bias takes token ids between 0 and {self._vocabulary - 1}"
         return None
 
     def _decode(self, events: list[EngineEvent]) -> None:

@@ -50,6 +50,7 @@ def test_greedy_takes_the_first_largest(size: int, dtype: torch.dtype) -> None:
     [
         ({}, LOGITS.softmax(0)),
         ({"temperature": 0.5}, (LOGITS / 0.5).softmax(0)),
+        ({"temperature": 1e-30}, torch.tensor([0, 0, 0, 0, 1.0, 0])),
         ({"top_k": 2}, torch.tensor([0.2689, 0, 0, 0, 0.7311, 0])),
         ({"top_p": 0.8}, torch.tensor([0.2689, 0, 0, 0, 0.7311, 0])),
         ({"top_p": 1e-9}, torch.tensor([0, 0, 0, 0, 1.0, 0])),

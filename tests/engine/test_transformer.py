@@ -259,6 +259,22 @@ def test_what_cannot_run_fails_alone(llama: InMemory, prompt: list[int], message
     assert outputs(good_events)["good"] == reference(llama.model, good)
 
 
+@pytest.mark.parametrize("token", [-1, VOCABULARY])
+def test_a_bias_on_no_token_fails_alone(llama: InMemory, token: int) -> None:
+    engine = llama.engine()
+    engine.add(state("bad", [5, 6], logit_bias=((token, 1.0),)))
+    (failed,) = drain(engine)
+    assert isinstance(failed, FailedEvent)
+    assert "logit_bias" in failed.message
+
+
+def test_cancelling_what_failed_silences_it(llama: InMemory) -> None:
+    engine = llama.engine()
+    engine.add(state("bad", []))
+    engine.cancel("bad")
+    assert drain(engine) == []
+
+
 def test_prompt_logprobs_without_output(llama: InMemory) -> None:
     (prompt,) = prompts((19,), VOCABULARY)
     engine = llama.engine(prefill_chunk_tokens=8)
