@@ -89,6 +89,7 @@ def test_a_killed_worker_of_the_real_engine(tmp_path: Path) -> None:
         assert again.headers["X-Sllmd-Tier"] == "dram"
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_noticed_and_replaced(tmp_path: Path) -> None:
     put_model(tmp_path, "steady", STEADY)
     with live_daemon(tmp_path, FAKE | {"workers.hang_timeout_seconds": "1s"}) as daemon:
@@ -212,15 +213,15 @@ def test_not_enough_memory_says_what_is_missing(tmp_path: Path, settings: dict[s
 
 @pytest.mark.slow
 def test_a_thousand_clients_that_hang_up(tmp_path: Path) -> None:
-    put_model(tmp_path, "endless", ENDLESS)
+    put_model(tmp_path, "steady", STEADY)
     settings = FAKE | {"serving.queue_max_per_model": 2000, "api.access_log": "false"}
     with live_daemon(tmp_path, settings) as daemon:
-        assert daemon.complete("endless", max_tokens=1).status == 200
+        assert daemon.complete("steady", max_tokens=1).status == 200
         before = descriptors(daemon.process.pid)
         asyncio.run(come_and_go(daemon, 1000))
         until(lambda: running(daemon) + daemon.status()["requests_waiting"] == 0, "all rows are free")
         until(lambda: descriptors(daemon.process.pid) <= before + 2, "their sockets are closed")
-        assert daemon.complete("endless", max_tokens=1).status == 200
+        assert daemon.complete("steady", max_tokens=1).status == 200
 
 
 def descriptors(pid: int) -> int:
@@ -230,7 +231,7 @@ def descriptors(pid: int) -> int:
 async def come_and_go(daemon: LiveDaemon, clients: int) -> None:
     """Some leave before their first token, some after it, some with a reset."""
     address = urlsplit(daemon.url)
-    body = b'{"model": "endless", "prompt": "hi", "max_tokens": 9, "stream": true}'
+    body = b'{"model": "steady", "prompt": "hi", "max_tokens": 2000, "stream": true}'
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     here = asyncio.Semaphore(200)
 

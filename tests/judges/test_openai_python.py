@@ -6,8 +6,11 @@ What can be seen with the fake engine in the test's own process is in ``tests/ap
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from tests.judges.conftest import ACTING
 from tests.live import FAKE, LiveDaemon, live_daemon, put_model, until
 
+pytestmark = pytest.mark.slow
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -27,10 +31,12 @@ def client(real: LiveDaemon) -> Iterator[openai.OpenAI]:
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
     options = {"model": "tiny", "messages": HI, "max_tokens": 40, "seed": 3}
     whole = client.chat.completions.create(**options)
-    with client.chat.completions.stream(**options) as stream:
-        final = stream.get_final_completion()
-    assert final.choices[0].message.content == whole.choices[0].message.content
-    assert final.choices[0].finish_reason == whole.choices[0].finish_reason
+    stream = client.chat.completions.create(**options, stream=True)
+    chunks = list(stream)
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    )
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
 def test_raw_responses_have_what_servers_tell_beside_the_body(client: openai.OpenAI) -> None:
@@ -41,7 +47,7 @@ def test_raw_responses_have_what_servers_tell_beside_the_body(client: openai.Ope
     assert raw.headers["X-Sllmd-Node"]
     assert raw.headers["Server-Timing"].startswith("queue;dur=")
     assert float(raw.headers["openai-processing-ms"]) >= 0
-    assert raw.parse().model == "tiny"
+    assert raw.parse().model == "gpt-6-astra"
 
 
 async def test_many_streams_at_once_say_what_each_says_alone(real: LiveDaemon) -> None:
@@ -61,7 +67,7 @@ async def test_many_streams_at_once_say_what_each_says_alone(real: LiveDaemon) -
 
 async def test_closing_a_stream_frees_its_row(acting: LiveDaemon) -> None:
     async with openai.AsyncOpenAI(base_url=f"{acting.url}/v1", api_key="none", max_retries=0) as client:
-        stream = await client.completions.create(model="endless", prompt="x", stream=True)
+        stream = await client.completions.create(model="slow", prompt="x", stream=True)
         assert (await anext(aiter(stream))).choices[0].text
         assert acting.status()["requests_running"] == 1
         await stream.close()
@@ -74,7 +80,7 @@ def test_a_client_that_gives_up_waiting_frees_its_row(acting: LiveDaemon) -> Non
         openai.OpenAI(base_url=f"{acting.url}/v1", api_key="none", max_retries=0, timeout=1) as client,
         pytest.raises(openai.APITimeoutError),
     ):
-        client.completions.create(model="endless", prompt="x", max_tokens=5)
+        client.completions.create(model="slow", prompt="x", max_tokens=5)
     until(lambda: not acting.status()["requests_running"], "its row is free")
 
 
@@ -94,12 +100,9 @@ def test_a_full_queue_is_met_with_patience(busy: LiveDaemon) -> None:
             reading.join()
 
 
-def test_a_worker_that_dies_is_retried_unnoticed(tmp_path) -> None:
+def test_a_worker_that_dies_is_retried_unnoticed(tmp_path: Path) -> None:
     """``worker_lost`` before the first token is a 503: the client's own retry meets a new worker."""
-    import os
-    import signal
-
-    put_model(tmp_path, "endless", ACTING["endless"])
+    put_model(tmp_path, "slow", ACTING["slow"])
     with live_daemon(tmp_path, FAKE) as daemon:
         answers: list[object] = []
 
@@ -107,13 +110,11 @@ def test_a_worker_that_dies_is_retried_unnoticed(tmp_path) -> None:
             with openai.OpenAI(
                 base_url=f"{daemon.url}/v1", api_key="none", max_retries=2, timeout=60
             ) as client:
-                answers.append(
-                    client.completions.create(model="endless", prompt="x", max_tokens=2, stream=True)
-                )
+                answers.append(client.completions.create(model="slow", prompt="x", max_tokens=2, stream=True))
 
-        with daemon.streaming("endless") as stream:
+        with daemon.streaming("slow") as stream:
             next(stream)
-            pid = daemon.worker_pid("endless")
+            pid = daemon.worker_pid("slow")
             os.kill(pid, signal.SIGSTOP)
             asking = threading.Thread(target=ask)
             asking.start()

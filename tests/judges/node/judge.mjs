@@ -53,7 +53,7 @@ async function rawResponse() {
 }
 
 async function cancelled() {
-  const stream = await acting.completions.create({ model: "endless", prompt: "x", stream: true });
+  const stream = await acting.completions.create({ model: "slow", prompt: "x", stream: true });
   for await (const _ of stream) break; // leaving the loop aborts the request
   return true;
 }
