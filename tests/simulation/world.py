@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from sllmd.cluster.raft.entries import NOTHING, founding, membership
 from sllmd.cluster.raft.events import Action, Event
 from sllmd.core.ids import NodeId
 from tests.simulation.clients import Client
+from tests.simulation.clock import Clock
 from tests.simulation.host import Host
 from tests.simulation.linearizability import Operation, explain
 from tests.simulation.nemesis import Nemesis
@@ -23,15 +23,15 @@ EVENTS_MAX = 100_000
 """Ten times what a run takes: a machine that answers answers with answers is found, not waited for."""
 
 
-class World:
+class World(Clock):
     """Hosts, a network between them, and a heap of things that will happen."""
 
     def __init__(
         self, seed: int, *, voters: int, spares: int = 0, host_class: type[Host] = Host, trace: bool = False
     ) -> None:
+        super().__init__()
         self.seed = seed
         self.random = Random(seed)
-        self.now = 0.0
         self.events = 0
         self.acknowledged = 0
         self.history: list[Operation] = []
@@ -39,8 +39,6 @@ class World:
         self.clients_stopped = False
         self.client_pause_seconds = 0.08
         self._trace = trace
-        self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._ids = 0
         self.oracle = Oracle()
         self.network = Network(self)
         nodes = [NodeId(f"n{number}") for number in range(1, voters + spares + 1)]
@@ -52,24 +50,6 @@ class World:
         }
         for host in self.hosts.values():
             host.start()
-
-    def at(self, when: float, what: Callable[..., object], *arguments: Any) -> None:
-        heapq.heappush(self._heap, (when, self.fresh_id(), what, arguments))
-
-    def fresh_id(self) -> int:
-        self._ids += 1
-        return self._ids
-
-    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
-        """Let things happen until then, or until ``done``; says whether it was."""
-        while self._heap and self._heap[0][0] <= until:
-            if done():
-                return True
-            when, _, what, arguments = heapq.heappop(self._heap)
-            self.now = max(self.now, when)
-            what(*arguments)
-        self.now = max(self.now, until)
-        return done()
 
     def count_event(self) -> None:
         self.events += 1

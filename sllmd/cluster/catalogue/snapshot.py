@@ -43,10 +43,12 @@ def snapshot(state: Catalogue) -> bytes:
 def restore(data: bytes) -> Catalogue:
     """The inverse; raises ProtocolError."""
     match unpack(data):
-        case [version, int(revision), int(epoch), [*tables], [*clients]] if version == VERSION:
+        case [int(version), int(revision), int(epoch), [*tables], [*clients]]:
             pass
         case _:
-            raise ProtocolError(f"not a catalogue snapshot of version {VERSION}")
+            version, tables = 0, []
+    if version != VERSION or len(tables) != len(_TABLES):
+        raise ProtocolError(f"not a catalogue snapshot of version {VERSION}")
     found = {
         name: [_CODEC.decode(item) for item in items] for name, items in zip(_TABLES, tables, strict=True)
     }
@@ -74,5 +76,8 @@ def _pack_client(client: Client) -> list[Any]:
 
 
 def _unpack_client(items: list[Any]) -> Client:
-    label, last_used, answered_below, results = items
-    return Client(label, last_used, answered_below, {seq: _CODEC.decode(item) for seq, item in results})
+    match items:
+        case [str(label), int(last_used), int(answered_below), [*results]]:
+            found = {int(seq): _CODEC.decode(item) for seq, item in results}
+            return Client(label, last_used, answered_below, found)
+    raise ProtocolError("not a client's memory")

@@ -57,10 +57,10 @@ class Changes(Handover):
         """The three rules, in the order in which an operator can do something about them."""
         if not wanted.is_one_step_from(self.membership):
             return Refusal.INVALID
-        if self.log.membership_index > self.commit:
-            return Refusal.CHANGE_PENDING
         if not self.own_term_committed:
             return Refusal.NOT_READY
+        if self.log.membership_index > self.commit:
+            return Refusal.CHANGE_PENDING
         return None
 
     def leave_if_removed(self) -> None:
