@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from sllmd.core.ids import GenerationId
+from sllmd.engine.cache import SlotCache
+from sllmd.engine.fused import FusedRunner
 from sllmd.engine.protocol import EngineOptions, GenerationState, Sampling
 from sllmd.engine.transformer import TransformerEngine
 
@@ -45,10 +47,19 @@ def _run_tiny_model(dtype: torch.dtype) -> None:
         num_key_value_heads=1,
         max_position_embeddings=64,
     )
-    engine = TransformerEngine(
-        LlamaForCausalLM._from_config(config, dtype=dtype).eval(), EngineOptions(threads=1)
-    )
+    model = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+    engine = TransformerEngine(model, EngineOptions(threads=1, fast_path=False))
     sampling = Sampling(seed=0, max_tokens=4, temperature=0.7)
     engine.add(GenerationState(GenerationId("warm-up"), list(range(8)), sampling))
     while engine.has_work():
         engine.step()
+    _run_fused(FusedRunner(model, SlotCache(1, slots=2, capacity=64)))
+
+
+@torch.inference_mode()
+def _run_fused(runner: FusedRunner) -> None:
+    """The fast forward, here and not by way of the engine, which would prepack in a thread."""
+    for _ in ("as it is", "prepacked"):
+        runner.forward(0, torch.arange(8)[None], [0])
+        runner.forward(0, torch.ones(2, 1, dtype=torch.long), [8, 0])
+        runner.pack()
