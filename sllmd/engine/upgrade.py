@@ -85,7 +85,8 @@ class Upgrade:
         if not self._may_pack():
             return
         prepacked = FusedRunner(self._model, self._cache)
-        self._packer = threading.Thread(target=_pack, args=(prepacked,), name="prepack", daemon=True)
+        # Not a daemon: an interpreter that ends while such a thread is inside torch aborts.
+        self._packer = threading.Thread(target=_pack, args=(prepacked,), name="prepack")
         self._packer.start()
         yield
         self._packer.join()
