@@ -151,6 +151,7 @@ def cache(
     head = [
         ("used", f"{format_bytes(books['used_bytes'])} of {format_bytes(books['budget_bytes'])}"),
         ("memory", books["pinned"]),
+        ("pages", books["pages"]),
     ]
     speeds = books["bandwidth_bytes_per_second"]
     head += [(f"{hop} measured", f"{format_bytes(speed)}/s") for hop, speed in speeds.items()]
@@ -195,6 +196,7 @@ def _status_text(node: Mapping[str, Any]) -> str:
         ("requests", f"{node['requests_running']} running, {node['requests_waiting']} waiting"),
         ("dram", f"{format_bytes(cache_books['used_bytes'])} of {format_bytes(cache_books['budget_bytes'])}"),
         ("", cache_books["pinned"]),
+        ("", f"pages {cache_books['pages']}"),
     ]
     for device in node["devices"]:
         memory = format_bytes(device["memory_bytes"]) if device["memory_bytes"] else "shares DRAM"

@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from sllmd.core.units import format_bytes
+from sllmd.loader.huge_pages import page_state
 from sllmd.loader.slab import Slab
 
 _log = structlog.get_logger(__name__)
@@ -39,6 +40,10 @@ class Pool:
         self._pin_refusal: str | None = None
         self._pinned = 0
         self._fresh = 0
+        self.page_state = page_state()
+        """``huge``, or ``small: `` and why."""
+        if self.page_state != "huge":
+            _log.warning("slabs have small pages: slower reads", reason=self.page_state)
         self._closer = ThreadPoolExecutor(1, thread_name_prefix="slab-closer")
 
     @property

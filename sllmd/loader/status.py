@@ -87,6 +87,8 @@ class DramStats:
     pinned_bytes: int
     pin_state: str
     """``pinned``, ``off``, or ``unpinned: `` and why."""
+    page_state: str
+    """``huge``, or ``small: `` and why."""
     copies: tuple[CopyStats, ...]
     loads: tuple[LoadStats, ...]
     bytes_per_second: dict[str, float]

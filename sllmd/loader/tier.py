@@ -335,6 +335,7 @@ class DramTier:
             free_bytes=self._pool.free * slab_bytes,
             pinned_bytes=self._pool.pinned_bytes,
             pin_state=self._pool.pin_state,
+            page_state=self._pool.page_state,
             copies=tuple(self._copy_stats(copy, now) for copy in copies),
             loads=tuple(
                 LoadStats(copy.digest, copy.checkpoint.name, len(copy.leases), copy.load.progress())

@@ -134,6 +134,7 @@ class Operator:
             used_bytes=stats.used_bytes,
             free_bytes=stats.free_bytes,
             pinned=stats.pin_state,
+            pages=stats.page_state,
             copies=tuple(
                 CopyStatus(
                     model=copy.name,

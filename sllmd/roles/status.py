@@ -76,6 +76,8 @@ class CacheStatus(_Status):
     """Slabs kept in reserve."""
     pinned: str
     """``pinned``, ``off``, or ``unpinned: `` and why."""
+    pages: str
+    """``huge``, or ``small: `` and why."""
     copies: tuple[CopyStatus, ...]
     bandwidth_bytes_per_second: dict[str, float]
     """Measured, per hop."""
