@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 KEYS = ("alpha", "beta", "gamma")
-PATIENCE_SECONDS = 0.9
+PATIENCE_SECONDS = 0.4
 
 
 class Client:

@@ -50,14 +50,18 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 RAFT = RaftSettings(
+    heartbeat_seconds=0.05,
+    election_seconds_min=0.2,
+    election_seconds_max=0.4,
     append_entries_max=8,
     inflight_appends_max=4,
-    chunk_bytes=300,
-    trailing_entries=10,
+    chunk_bytes=60,
+    trailing_entries=4,
     uncommitted_bytes_max=4096,
 )
+"""Small limits and short times: everything rare in a day is frequent in a second."""
 JOURNAL = JournalSettings(segment_bytes=3000)
-SNAPSHOT_ENTRIES = 40
+SNAPSHOT_ENTRIES = 20
 
 Answer = Callable[[Any], None]
 
@@ -76,6 +80,8 @@ class Host:
         self.paused_until = 0.0
         self.disk_seconds = (0.0002, 0.004)
         self._life = 0
+        self._lost: list[Persist] = []
+        """What was on its way to the disk at the last crash."""
         self._tick_at = float("inf")
         wal = Wal(self.disk, JOURNAL)
         if founded.entries:
@@ -115,19 +121,19 @@ class Host:
         self._schedule_tick()
 
     def _recovered(self, restored: Restored) -> None:
-        """What was durable before the crash must have come back."""
+        """What was durable before the crash must have come back; what was on its way, whole or not at all."""
+        log, durable = self.raft.log, self.world.oracle.durable[self.node]
+        entries = {index: log.term_at(index) for index in range(log.base_index + 1, log.last_index + 1)}
+        found = (restored.hard_state, entries)
+        with_lost = durable.copy()
+        for persist in self._lost:
+            with_lost.write(persist)
+        promised = (durable.hard_state, durable.after(log.base_index))
+        if found == (with_lost.hard_state, with_lost.after(log.base_index)):
+            self.world.oracle.durable[self.node] = with_lost
+        elif found != promised:
+            self.world.fail(f"{self.node}: {promised} was durable, and {found} came back")
         self.world.oracle.restarted(self.node, restored.hard_state)
-        durable = self.world.oracle.durable[self.node]
-        last = self.raft.log.last_index
-        for index, term in durable.terms.items():
-            if index > self.raft.log.base_index and self.raft.log.term_at(index) != term:
-                self.world.fail(
-                    f"{self.node}: entry {index}/{term} was durable and did not come back ({last})"
-                )
-        if durable.last < last:  # a torn write that came through whole
-            for index in range(durable.last + 1, last + 1):
-                durable.terms[index] = self.raft.log.term_at(index) or 0
-            durable.last = last
 
     def _nonce(self) -> int:
         return self.world.random.getrandbits(32)
@@ -138,7 +144,8 @@ class Host:
             return
         self.up = False
         self._life += 1
-        if self._in_flight and self.world.random.random() < 0.7:
+        self._lost = self._in_flight
+        if self._in_flight and not self.disk.failing and self.world.random.random() < 0.7:
             self.disk.syncs_lie = True
             self.wal.append(self._in_flight)
         self.disk.crash(self.world.random)
@@ -260,8 +267,8 @@ class Host:
         now = self.world.now
         match job:
             case Persist():
+                self.write(self._in_flight)
                 group, self._in_flight = self._in_flight, []
-                self.write(group)
                 for persist in group:
                     self.world.oracle.persisted(self.node, persist)
                     for message in persist.messages:
@@ -309,10 +316,7 @@ class Host:
         meta = describe(index, term, self.raft.log.membership_at(index), data)
 
         def save() -> SnapshotTaken | None:
-            if self.raft.log.snapshot is not None and self.raft.log.snapshot.index >= meta.index:
-                return None  # a received one overtook it
-            self.wal.save_snapshot(meta, data)
-            return SnapshotTaken(self.world.now, meta)
+            return SnapshotTaken(self.world.now, meta) if self.wal.save_snapshot(meta, data) else None
 
         self._submit(save)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ class Nemesis:
             network.loss = self.random.random() * 0.15
             network.doubling = self.random.random() * 0.1
             network.straggling = self.random.random() * 0.1
-        self.period_seconds = self.random.choice((0.4, 1.0, 2.5))
+        self.period_seconds = self.random.choice((0.1, 0.25, 0.6))
         self._blows: list[Callable[[], None]] = [
             self._crash, self._crash, self._crash_leader, self._crash_all, self._split, self._one_way,
             self._isolate_leader, self._heal, self._pause, self._slow_disk, self._fail_disk,
@@ -40,7 +40,10 @@ class Nemesis:
 
     def _strike(self) -> None:
         if self.active:
+            cut = len(self.world.network.cut)
             self.random.choice(self._blows)()
+            if len(self.world.network.cut) > cut and self.random.random() < 0.8:
+                self.world.at(self.world.now + self.random.expovariate(1.5), self._heal)
             self._later()
 
     def _someone(self) -> Host:
@@ -52,7 +55,7 @@ class Nemesis:
 
     def _bring_down(self, host: Host) -> None:
         host.crash()
-        self.world.at(self.world.now + self.random.expovariate(1.0), self._bring_up, host)
+        self.world.at(self.world.now + self.random.expovariate(2.0), self._bring_up, host)
 
     def _bring_up(self, host: Host) -> None:
         if not host.up and self.flips_left and len(self.world.hosts) >= 5 and self.random.random() < 0.03:
@@ -93,7 +96,7 @@ class Nemesis:
     def _pause(self) -> None:
         host = self._leader() if self.random.random() < 0.5 else self._someone()
         if host is not None:
-            host.paused_until = self.world.now + self.random.expovariate(1 / 0.8)
+            host.paused_until = self.world.now + self.random.expovariate(1 / 0.3)
 
     def _slow_disk(self) -> None:
         host, fast = self._someone(), (0.0002, 0.004)
@@ -112,7 +115,8 @@ class Nemesis:
     def _transfer(self) -> None:
         leader = self._leader()
         if leader is not None:
-            leader.handle(TransferLeadership(self.world.now, self._someone().node))
+            target = self.random.choice(leader.raft.membership.voters)
+            leader.handle(TransferLeadership(self.world.now, target))
 
     def _flood(self) -> None:
         """Many commands at once, at whoever leads or believes that it does."""

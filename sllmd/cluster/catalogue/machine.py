@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from sllmd.cluster.catalogue import fleet, registry
-from sllmd.cluster.catalogue.commands import ClientOpen, Command, EpochBegin
+from sllmd.cluster.catalogue.commands import ClientOpen, Command, EpochBegin, unpack_command
 from sllmd.cluster.catalogue.results import Denied, Done, Reason, Result
 from sllmd.cluster.catalogue.state import CLIENTS_MAX, OPEN_MAX, Catalogue, Client
+from sllmd.core.errors import ProtocolError
 
 Outcome = tuple[Catalogue, Result]
 
@@ -39,6 +40,16 @@ def apply(state: Catalogue, command: Command) -> Outcome:
     state, result = _carry_out(state, command)
     client = replace(client, results={**client.results, command.seq: result})
     return _remember(state, key, client), result
+
+
+def apply_bytes(state: Catalogue, data: bytes) -> Outcome:
+    """Carry out a committed entry's data. What cannot be read is refused, and has a number all the same:
+    a leader checks commands before it proposes them, so that only a newer version's command ends here."""
+    try:
+        command = unpack_command(data)
+    except ProtocolError as error:
+        return replace(state, revision=state.revision + 1), Denied(Reason.UNREADABLE, str(error))
+    return apply(state, command)
 
 
 def _remembered(state: Catalogue, client: Client, command: Command) -> Client:

@@ -28,7 +28,8 @@ class Reason(StrEnum):
     WRONG_STATE = "wrong_state"
     EXPIRED = "expired"
     IN_USE = "in_use"
-    LIMIT = "limit"
+    UNREADABLE = "unreadable"
+    """Not a command of this version."""
 
 
 @dataclass(frozen=True, slots=True)

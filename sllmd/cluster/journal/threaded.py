@@ -49,9 +49,9 @@ class Journal:
         """Resolved once this write and all before it are durable; fails with JournalFailed."""
         return self._submit(persist)
 
-    async def save_snapshot(self, meta: SnapshotMeta, data: bytes) -> None:
-        """Make a snapshot of this node's own durable; raises JournalFailed."""
-        await self._submit(lambda: self._wal.save_snapshot(meta, data))
+    async def save_snapshot(self, meta: SnapshotMeta, data: bytes) -> bool:
+        """Make a snapshot of this node's own durable; False where a newer one came; raises JournalFailed."""
+        return bool(await self._submit(lambda: self._wal.save_snapshot(meta, data)))
 
     async def write_snapshot_part(self, meta: SnapshotMeta, offset: int, data: bytes) -> None:
         """Write a part of a received snapshot; raises JournalFailed."""

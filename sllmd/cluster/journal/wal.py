@@ -79,12 +79,18 @@ class Wal:
             if persist.snapshot is not None:
                 self._compact(persist.snapshot)
 
-    def save_snapshot(self, meta: SnapshotMeta, data: bytes) -> None:
-        """Make a snapshot of this node's own durable and let go of what it covers."""
+    def save_snapshot(self, meta: SnapshotMeta, data: bytes) -> bool:
+        """Make a snapshot of this node's own durable and let go of what it covers.
+
+        False, and nothing is done, where a newer one was installed while this one was made.
+        """
+        if self._taken and meta.index <= self._taken[-1].index:
+            return False
         with _Failing(self):
             self.snapshots.save(meta, data)
         self._write([Taken(meta)])
         self._compact(meta)
+        return True
 
     def write_snapshot_part(self, meta: SnapshotMeta, offset: int, data: bytes) -> None:
         """A part of a snapshot that is being received."""

@@ -14,5 +14,6 @@ limit. Start at ``events.py`` (what goes in and comes out), then ``machine.py``,
 from sllmd.cluster.raft.core import Start
 from sllmd.cluster.raft.machine import Raft
 from sllmd.cluster.raft.settings import RaftSettings
+from sllmd.cluster.raft.status import PeerStatus, RaftStatus
 
-__all__ = ["Raft", "RaftSettings", "Start"]
+__all__ = ["PeerStatus", "Raft", "RaftSettings", "RaftStatus", "Start"]

@@ -69,6 +69,14 @@ class Core:
         """Whether this node's vote counts, as far as it knows."""
         return self.node in self.membership.voters
 
+    @property
+    def may_stand(self) -> bool:
+        """A node whose removal is not committed yet stands, too (thesis §4.2.2).
+
+        It may hold the only log that can win: one that the others need before they can do without it.
+        """
+        return self.is_voter or self.log.was_voter_since(self.commit, self.node)
+
     def is_quorum(self, count: int) -> bool:
         """Whether so many voters are a majority."""
         return count >= self.membership.quorum

@@ -36,7 +36,7 @@ class Election(Changes):
         if self.now < self.election_deadline:
             return
         late = self.now - self.election_deadline > self.settings.late_seconds_max
-        if late or not self.is_voter:
+        if late or not self.may_stand:
             self.reset_election_timer()
         else:
             self.start_prevote()

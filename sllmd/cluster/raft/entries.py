@@ -127,3 +127,20 @@ def founding(members: Membership) -> Restored:
     """
     first = Entry(1, 1, EntryKind.MEMBERSHIP, encode_membership(members))
     return Restored(HardState(1, None), None, (first,))
+
+
+def forced(restored: Restored, node: NodeId) -> tuple[HardState, tuple[Entry, ...]]:
+    """What to write behind a journal so that its node goes on alone, when a majority is lost for good.
+
+    Everything in the journal is taken as agreed, committed or not: that is the risk which an operator takes.
+    """
+    last = (
+        restored.entries[-1].index
+        if restored.entries
+        else restored.snapshot.index
+        if restored.snapshot
+        else 0
+    )
+    term = restored.hard_state.term + 1
+    alone = encode_membership(membership({node}, set()))
+    return HardState(term, None), (Entry(last + 1, term, EntryKind.MEMBERSHIP, alone),)

@@ -17,6 +17,7 @@ from sllmd.cluster.raft.entries import (
     SnapshotMeta,
     decode_membership,
 )
+from sllmd.core.ids import NodeId
 
 
 class RaftLog:
@@ -57,6 +58,12 @@ class RaftLog:
     def membership_at(self, index: int) -> Membership:
         """The membership in force once everything up to ``index`` is."""
         return next(members for at, members in reversed(self._memberships) if at <= index)
+
+    def was_voter_since(self, index: int, node: NodeId) -> bool:
+        """Whether the node votes in the membership in force at ``index`` or in any later one."""
+        in_force = self.membership_at(index)
+        later = (members for at, members in self._memberships if at > index)
+        return any(node in members.voters for members in (in_force, *later))
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at ``index``; None where the log does not reach, or no longer does."""

@@ -40,6 +40,7 @@ from sllmd.cluster.raft.messages import (
     VoteReply,
     VoteRequest,
 )
+from sllmd.cluster.raft.status import PeerStatus, RaftStatus
 from sllmd.core.ids import NodeId
 
 
@@ -93,8 +94,29 @@ class Raft(Election):
         """When the next ``Tick`` is due; infinity if only an event can change anything."""
         if self.role is Role.LEADER:
             return min(self.heartbeat_deadline, self.quorum_deadline, self.transfer_deadline)
-        waiting = self.election_deadline if self.is_voter else float("inf")
+        waiting = self.election_deadline if self.may_stand else float("inf")
         return min(waiting, self.reads_deadline())
+
+    def status(self) -> RaftStatus:
+        """What there is to see; promotions and ``sllmd status`` are made from it."""
+        last = self.log.last_index
+        peers = (
+            PeerStatus(peer, one.state, one.match, last - one.match, one.active)
+            for peer, one in self.progress.items()
+        )
+        return RaftStatus(
+            node=self.node,
+            role=self.role,
+            epoch=self.term,
+            leader=self.leader,
+            membership=self.membership,
+            membership_committed=self.log.membership_index <= self.commit,
+            commit_index=self.commit,
+            applied_index=self.applied,
+            durable_index=self.out.durable_index,
+            last_index=last,
+            peers=tuple(peers),
+        )
 
     def _on_tick(self, event: Tick) -> None:
         self.jitter = event.jitter

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sllmd.cluster.catalogue import EMPTY, Catalogue, apply
+from sllmd.cluster.catalogue import EMPTY, Catalogue, apply, apply_bytes, pack_command
 from sllmd.cluster.catalogue.commands import (
     ApiKeyDelete,
     ApiKeyPut,
@@ -258,3 +258,11 @@ def test_one_client_has_so_many_commands_open(play: Play) -> None:
     assert play.reason(SettingPut("k", b"", None), client=client, seq=OPEN_MAX) is Reason.TOO_MANY_OPEN
     acknowledged = {"client": client, "seq": OPEN_MAX + 1, "answered_below": OPEN_MAX}
     assert isinstance(play(SettingPut("k", b"", None), **acknowledged), Done)
+
+
+def test_what_cannot_be_read_has_a_number_and_no_effect() -> None:
+    state, result = apply_bytes(EMPTY, b"from the future")
+    assert isinstance(result, Denied)
+    assert (result.reason, state.revision) == (Reason.UNREADABLE, 1)
+    state, result = apply_bytes(state, pack_command(Command(EpochBegin(1))))
+    assert result == Done(2)

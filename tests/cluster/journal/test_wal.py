@@ -113,6 +113,18 @@ def test_a_received_snapshot_takes_the_place_of_the_log() -> None:
     assert wal.snapshots.read(meta) == data
 
 
+def test_a_snapshot_that_a_received_one_overtook_is_not_saved() -> None:
+    disk = SimDisk()
+    wal = reopen(disk)
+    wal.append([persist(log=entries(1, 10))])
+    received, data = snapshot_of(20, 2)
+    wal.write_snapshot_part(received, 0, data)
+    assert wal.finish_snapshot(received)
+    wal.append([Persist(2, None, received, entries(21, 21, term=2), ())])
+    assert not wal.save_snapshot(*snapshot_of(9))
+    assert reopen(disk).recovered.restored == Restored(HardState(0, None), received, entries(21, 21, term=2))
+
+
 def test_a_received_snapshot_with_a_wrong_byte_is_refused_and_gone() -> None:
     disk = SimDisk()
     wal = reopen(disk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sllmd.cluster.raft.entries import NOTHING, Entry, EntryKind
+from sllmd.cluster.raft.entries import NOTHING, Entry, EntryKind, Restored, forced
 from sllmd.cluster.raft.events import (
     Appended,
     ChangeMembership,
@@ -250,6 +250,30 @@ def test_a_leader_that_removes_itself_leads_until_that_is_committed() -> None:
     table.elect(B, among="bc")
 
 
+def test_a_voter_whose_removal_is_not_committed_stands_all_the_same() -> None:
+    """Thesis §4.2.2. It has the longest log: nobody else can win, and by that log it has no vote.
+
+    (Found by the simulator, seed 2016: a third node's disk was gone for good, and nobody led any more.)
+    """
+    table = Table({node: log_of(voters="abcd") for node in (A, B, C, D)})
+    table.elect(A)
+    table.tick(A)
+    table.deliver()
+    table.give(A, ChangeMembership(table.now, 1, members("bcd")))
+    table.drop()
+    table.down.add(D)
+    table[A].step_down(table[A].term, None)
+    assert not table[A].is_voter
+    for _ in range(3):
+        if table[A].may_stand:
+            table.tick(A)
+            table.deliver()
+    assert table[A].role is Role.FOLLOWER
+    assert table[B].membership == members("bcd")
+    assert table[A].deadline_seconds() == float("inf"), "its removal is committed: it stands no more"
+    table.elect(B, among="bc")
+
+
 def test_a_change_that_is_overwritten_is_no_longer_in_force() -> None:
     table = Table()
     table.elect(A)
@@ -264,6 +288,21 @@ def test_a_change_that_is_overwritten_is_no_longer_in_force() -> None:
     table.deliver()
     assert table[A].membership == members("abc")
     assert table.of(A, MembershipChanged)[-1].membership == members("abc")  # type: ignore[attr-defined]
+
+
+def test_the_status_says_how_far_a_learner_is_behind() -> None:
+    table = Table({A: log_of(voters="a")})
+    table.boot(B, NOTHING)
+    table.elect(A)
+    table.give(A, ChangeMembership(table.now, 1, members("a", "b")))
+    table.propose(A, "x", "y")
+    status = table[A].status()
+    assert (status.leader, status.epoch, status.membership_committed) == (A, 2, True)
+    assert [(peer.node, peer.lag_entries) for peer in status.peers] == [(B, 5)]
+    for _ in range(3):
+        table.deliver()
+        table.tick(A)
+    assert [peer.lag_entries for peer in table[A].status().peers] == [0]
 
 
 # --- snapshots ---
@@ -503,3 +542,22 @@ def test_a_write_that_was_overtaken_does_not_vouch_for_what_replaced_it() -> Non
     assert table.applied(A) == []
     table.sync(A)
     assert table.applied(A) == ["new"]
+
+
+# --- when a majority is lost for good ---
+
+
+def test_one_node_goes_on_alone_with_all_that_it_has() -> None:
+    table = Table()
+    table.elect(A)
+    table.deliver()
+    table.propose(A, "committed")
+    table.deliver()
+    table.propose(A, "not committed")
+    journal = Restored(table[A].hard_state(), None, table[A].log.range(1, table[A].log.last_index))
+    hard_state, entries = forced(journal, A)
+    table.boot(A, Restored(hard_state, None, journal.entries + entries), nonce=2)
+    table.elect(A)
+    assert table[A].membership == members("a")
+    assert table.applied(A) == ["committed", "not committed"]
+    assert table[A].term > journal.hard_state.term
