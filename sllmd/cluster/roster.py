@@ -1,0 +1,99 @@
+"""Members as people and other rooms see them, and how changes reach them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Self
+
+from sllmd.cluster.gossip import Meta
+from sllmd.cluster.gossip.messages import Status
+from sllmd.core.ids import NodeId
+
+GOSSIP_PORT = 8345
+"""Where a node listens unless told otherwise; the next ones if it is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is in the cluster."""
+
+    cluster_id: str
+    node: NodeId
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen and what to tell others. ``port_exactly``: fail rather than take the next free one."""
+
+    host: str = "127.0.0.1"
+    port: int = GOSSIP_PORT
+    port_exactly: bool = False
+    advertise_host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """A member as people see it."""
+
+    node: NodeId
+    name: str
+    address: str
+    status: Status
+    since_seconds: float
+    """Unix time of the last change of status, by this node's clock."""
+    incarnation: int
+    meta: Meta | None
+    """None when it tells something that this version does not understand."""
+    suspected_by: tuple[NodeId, ...]
+    is_me: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``member`` is None for one that is no longer listed."""
+
+    node: NodeId
+    member: MemberView | None
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAttempt:
+    """How it went. ``refused``: trying again there is in vain until somebody changes something."""
+
+    address: str
+    reason: str | None
+    refused: bool = False
+
+    @property
+    def joined(self) -> bool:
+        """Whether the other side's table is known now."""
+        return self.reason is None
+
+
+class Changes:
+    """Changes of members, as an async iterator that never ends.
+
+    Holds what its reader has not read yet: of each member the newest change, so that a slow reader costs no
+    more memory than there are members.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[NodeId, Change] = {}
+        self._event = asyncio.Event()
+
+    def put(self, change: Change) -> None:
+        """One more; replaces an unread one of the same member."""
+        self._pending.pop(change.node, None)
+        self._pending[change.node] = change
+        self._event.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change:
+        while not self._pending:
+            self._event.clear()
+            await self._event.wait()
+        return self._pending.pop(next(iter(self._pending)))
