@@ -93,7 +93,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Stop these idle replicas; ask again when they are gone."""
+    """Stop these idle replicas and ask again: memory comes back later, a place on the device at once."""
 
     replica_ids: tuple[ReplicaId, ...]
 
@@ -201,7 +201,9 @@ def _room(need: Need, view: NodeView, replicas: Iterable[ReplicaView]) -> tuple[
 
 
 def _tenants(device: DeviceView, replicas: Sequence[ReplicaView]) -> int:
-    return sum(device.name in replica.devices for replica in replicas)
+    """How many run there. One that is stopping runs no more; its memory still counts until it is reaped."""
+    here = (replica for replica in replicas if device.name in replica.devices)
+    return sum(replica.state is not ReplicaState.STOPPING for replica in here)
 
 
 def _free_bytes(device: DeviceView, replicas: Sequence[ReplicaView]) -> float:

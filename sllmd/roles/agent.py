@@ -33,7 +33,6 @@ from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.status import LoadReport
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import (
-    Decision,
     DeviceView,
     Evict,
     Need,
@@ -233,12 +232,17 @@ class Agent:
             decision = decide(ticket.need, self._view())
             if somebody_waits_for_room and not isinstance(decision, Use | Refuse):
                 continue
+            while isinstance(decision, Evict):
+                self._evict(decision)
+                decision = decide(ticket.need, self._view())
             self._carry_out(ticket, decision)
-            somebody_waits_for_room |= isinstance(decision, Evict) or (
-                isinstance(decision, Wait) and decision.for_room
-            )
+            somebody_waits_for_room |= isinstance(decision, Wait) and decision.for_room
 
-    def _carry_out(self, ticket: _Ticket, decision: Decision) -> None:
+    def _evict(self, decision: Evict) -> None:
+        for residence in self._named(decision.replica_ids):
+            self._stop(residence)
+
+    def _carry_out(self, ticket: _Ticket, decision: Use | Start | Wait | Refuse) -> None:
         match decision:
             case Use():
                 self._take(ticket)
@@ -249,10 +253,6 @@ class Agent:
             case Start(devices):
                 ticket.cold = True
                 self._start(ticket, devices)
-            case Evict(replica_ids):
-                ticket.cold = True
-                for residence in self._named(replica_ids):
-                    self._stop(residence)
             case Wait(close=closing, until_seconds=until_seconds):
                 ticket.cold = True
                 for residence in self._named(closing):
@@ -341,9 +341,7 @@ class Agent:
         if residence.tier != "dram":
             residence.stages_seconds[f"{residence.tier}→dram"] = report.seconds
         residence.stages_seconds["attach"] = now_seconds - loaded_seconds
-        self._start_overhead_seconds += 0.3 * (
-            now_seconds - residence.started_seconds - report.seconds - self._start_overhead_seconds
-        )
+        self._start_overhead_seconds += 0.3 * (now_seconds - loaded_seconds - self._start_overhead_seconds)
         residence.state = ReplicaState.SERVING
         residence.resident_since_seconds = residence.last_used_seconds = now_seconds
         replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))

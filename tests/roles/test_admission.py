@@ -87,6 +87,12 @@ CASES: list[tuple[str, Need, NodeView, Decision]] = [
         Evict((ReplicaId("c-1"),)),
     ),
     (
+        "4: one that is stopping has left its place, though not yet its memory",
+        need(),
+        node(replica("a", state=ReplicaState.STOPPING)),
+        Start(("cpu:0",)),
+    ),
+    (
         "5: DRAM counts too",
         need(dram_bytes=95),
         node(replica("a"), slots=4),
@@ -119,6 +125,13 @@ def test_2_3_its_own_replica_on_its_way_is_waited_for_and_blocks_nobody(state: R
     decision = decide(need("a"), node(replica("a", state=state)))
     assert isinstance(decision, Wait)
     assert not decision.for_room
+
+
+def test_3_memory_of_a_stopping_replica_is_waited_for() -> None:
+    stopping = replica("a", state=ReplicaState.STOPPING, device_bytes=(80,))
+    decision = decide(need(device_bytes=(30,)), node(stopping, slots=4, memory_bytes=100))
+    assert isinstance(decision, Wait)
+    assert decision.for_room
 
 
 def test_6_a_busy_replica_past_its_residency_closes_so_that_nobody_starves() -> None:
@@ -162,7 +175,7 @@ def test_what_it_starts_fits_and_what_it_evicts_is_idle(
         case Start(devices):
             assert devices == ("cpu:0",)
             assert sum(r.device_bytes[0] for r in replicas) + size_bytes <= 60
-            assert len(replicas) < slots
+            assert sum(r.state is not ReplicaState.STOPPING for r in replicas) < slots
         case Evict(replica_ids):
             going = [r for r in replicas if r.replica_id in replica_ids]
             assert going
