@@ -19,7 +19,9 @@ class Nemesis:
         self.world = world
         self.random = world.random
         self.active = True
-        self.flips_left = 1
+        self.flips_left = 1 if len(world.hosts) >= 5 else 0
+        self._voters_min = 2 + self.flips_left
+        """One node may lose its disk for good: without it there must still be a majority."""
         network = world.network
         if self.random.random() < 0.7:
             network.loss = self.random.random() * 0.15
@@ -58,7 +60,7 @@ class Nemesis:
         self.world.at(self.world.now + self.random.expovariate(2.0), self._bring_up, host)
 
     def _bring_up(self, host: Host) -> None:
-        if not host.up and self.flips_left and len(self.world.hosts) >= 5 and self.random.random() < 0.03:
+        if not host.up and self.flips_left and self.random.random() < 0.03:
             self.flips_left -= 1
             host.disk.flip(self.random)
         host.start()
@@ -149,7 +151,7 @@ class Nemesis:
             return
         members, node = leader.raft.membership, self._someone().node
         if node in members.voters:
-            if len(members.voters) <= 2:
+            if len(members.voters) <= self._voters_min:
                 return
             wanted = members.without(node) if self.random.random() < 0.5 else members.with_learner(node)
         elif node in members.learners:

@@ -17,7 +17,7 @@ from tests.simulation.world import World, calm, check_history
 LONG = 3 * RAFT.election_seconds_max
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """Five voters, five clients, a leader. In the end, what clients were told must have an explanation."""
     world = World(request.param, voters=5)

@@ -14,6 +14,7 @@ def test_some_seeds() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_seeds() -> None:
     for seed in seeds(310)[10:]:
         play(seed)

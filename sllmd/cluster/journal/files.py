@@ -60,7 +60,7 @@ class DirectoryFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._open: dict[str, int] = {}
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make(directory)
         self._handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,6 +150,19 @@ class DirectoryFiles:
         handle = self._open.pop(name, None)
         if handle is not None:
             os.close(handle)
+
+
+def _make(directory: Path) -> None:
+    """Make the directory, and its name durable: a journal in a directory that a crash unmakes is no journal."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+    except OSError as error:
+        raise _failed("make", str(directory), error) from error
 
 
 def _failed(verb: str, name: str, error: OSError) -> JournalFailed:
