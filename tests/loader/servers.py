@@ -49,6 +49,8 @@ class RangeServer:
             request = Request(len(self.requests), path, headers)
             self.requests.append(request)
         content = (self.directory / path.lstrip("/").split("?")[0]).read_bytes()
+        if "Range" not in headers:
+            return Answer(200, {"Content-Length": str(len(content)), "ETag": '"v1"'}, content)
         first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", headers["Range"]).groups())
         body = content[first : last + 1]
         right = Answer(
@@ -101,7 +103,9 @@ def range_server(directory: Path) -> Iterator[RangeServer]:
         owner.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield owner
-        owner.released.set()
-        server.shutdown()
-        thread.join()
+        try:
+            yield owner
+        finally:
+            owner.released.set()
+            server.shutdown()
+            thread.join()

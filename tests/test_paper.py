@@ -1,0 +1,539 @@
+"""The paper's section 4, claim by claim: how a checkpoint gets from where it is kept to where it runs.
+
+ServerlessLLM's claims, each held against the system's own counters (/proc, mincore) of a daemon in a process
+of its own, or against the loader in this process where the order of single reads matters:
+
+a. the format is read sequentially in chunks, and every byte once;
+b. direct I/O: the page cache takes no part;
+c. memory is a pool under the application's control, reused between models, with exact books;
+d. each tier has its threads, and chunks are in a pipeline: one is checked and written while the next arrives;
+e. allocation is apart from loading: the inference process has base addresses before there are bytes, tensors
+   are base + offset, partitions fill side by side;
+
+and what follows: nothing is copied in the worker, and an unloaded model's memory is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import mmap
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from sllmd.core.units import MIB
+from sllmd.engine.memory import map_partitions
+from sllmd.engine.weights import Weights
+from sllmd.loader.settings import LoaderSettings
+from sllmd.loader.tier import DramTier
+from sllmd.store.builtin import make_builtin
+from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.importing import import_checkpoint
+from sllmd.store.manifest import ALIGNMENT_BYTES, CHUNK_BYTES, Manifest
+from sllmd.store.store import Store
+from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, smaps_bytes, until
+from tests.loader.servers import Answer, RangeServer, Request, range_server
+
+HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 512, 1408, 8, 259
+"""A llama of some 100 MB in float32: several chunks, and large beside what a process needs anyway."""
+NAMES = ("one", "other")
+
+
+def make_source(directory: Path, seed: int) -> Path:
+    """A safetensors directory with the built-in model's tokenizer, tied embeddings and large layers."""
+    make_builtin("tiny", directory)
+    generator = np.random.default_rng(seed)
+
+    def random(rows: int, columns: int) -> np.ndarray:
+        return generator.standard_normal((rows, columns), np.float32) * columns**-0.5
+
+    tensors = {
+        "model.embed_tokens.weight": random(VOCABULARY, HIDDEN),
+        "model.norm.weight": np.ones(HIDDEN, "f4"),
+    }
+    for layer in range(LAYERS):
+        own = {f"self_attn.{each}_proj": (HIDDEN, HIDDEN) for each in "qkvo"}
+        own |= {"mlp.gate_proj": (INTERMEDIATE, HIDDEN), "mlp.up_proj": (INTERMEDIATE, HIDDEN)}
+        own |= {"mlp.down_proj": (HIDDEN, INTERMEDIATE)}
+        tensors |= {f"model.layers.{layer}.{name}.weight": random(*shape) for name, shape in own.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{norm}.weight"] = np.ones(HIDDEN, "f4")
+    save_file(tensors, directory / "model.safetensors")
+    config = json.loads((directory / "config.json").read_text())
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": HIDDEN // 8}
+    (directory / "config.json").write_text(json.dumps(config | sizes | heads))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models of one size and different bytes."""
+    root = tmp_path_factory.mktemp("sources")
+    return {name: make_source(root / name, seed) for seed, name in enumerate(NAMES)}
+
+
+@pytest.fixture(scope="module")
+def home(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A daemon's directory with both models, and the first once more in two partitions."""
+    directory = tmp_path_factory.mktemp("home")
+    store = Store(directory / "data" / "store")
+    for name, source in sources.items():
+        import_checkpoint(store, str(source), name=name, on_progress=lambda _: None)
+    import_checkpoint(store, str(sources["one"]), name="halves", partitions=2, on_progress=lambda _: None)
+    return directory
+
+
+def checkpoint_of(home: Path, name: str) -> Checkpoint:
+    return Store(home / "data" / "store").resolve(name)
+
+
+def data_files(checkpoint: Checkpoint) -> list[Path]:
+    partitions = checkpoint.manifest.partitions
+    return [checkpoint.data_directory / file.path for partition in partitions for file in partition.files]
+
+
+def load(daemon: LiveDaemon, name: str, tier: str = "dram") -> dict[str, Any]:
+    """Lift a model; the last step."""
+    with asking(daemon.url, f"/sllmd/v1/models/{name}/load", {"tier": tier}) as response:
+        *_, last = events(response)
+    assert last["status"] == "ready", last
+    return last
+
+
+def refuse(*_: object) -> Any:
+    raise AssertionError("no copy is bad and none is remote here")
+
+
+def memory_settings(**changes: object) -> LoaderSettings:
+    values = {"dram_budget": "512MiB", "headroom_bytes": 0, "pin": False, **changes}
+    return LoaderSettings.model_validate(values)
+
+
+# --- a: the format ---
+
+
+def test_a_tensors_lie_in_the_order_of_execution_aligned_and_once(home: Path) -> None:
+    manifest = checkpoint_of(home, "one").manifest
+    offsets = [tensor.offset_bytes for tensor in manifest.tensors]
+    assert offsets == sorted(offsets)
+    assert all(offset % ALIGNMENT_BYTES == 0 for offset in offsets)
+    names = [tensor.name for tensor in manifest.tensors]
+    assert names[0] == "model.embed_tokens.weight"
+    assert names[-1] == "model.norm.weight"
+    layers = [int(name.split(".")[2]) for name in names if name.startswith("model.layers.")]
+    assert layers == sorted(layers)
+    assert manifest.ties == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert "lm_head.weight" not in names
+
+
+async def test_a_it_is_read_sequentially_in_chunks_and_every_byte_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[tuple[int, int]] = []
+    preadv = os.preadv
+
+    def recorded(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
+        count = preadv(descriptor, buffers, offset, *flags)
+        reads.append((offset, count))
+        return count
+
+    monkeypatch.setattr(os, "preadv", recorded)
+    checkpoint = checkpoint_of(home, "one")
+    tier = DramTier(memory_settings(disk_threads=1), quarantine=refuse, complete_remote=refuse)
+    try:
+        report = await tier.acquire(checkpoint).loaded()
+    finally:
+        await tier.close()
+    size = checkpoint.manifest.size_bytes
+    assert reads == [(at, min(CHUNK_BYTES, size - at)) for at in range(0, size, CHUNK_BYTES)]
+    assert len(reads) > 4
+    assert report.verified
+
+
+# --- b: direct I/O ---
+
+
+def cached_bytes(path: Path) -> int:
+    """How much of a file the page cache holds (mincore)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapped,
+    ):
+        whole = np.frombuffer(mapped, np.uint8)
+        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        if libc.mincore(ctypes.c_void_p(whole.ctypes.data), ctypes.c_size_t(size), pages):
+            raise OSError(ctypes.get_errno(), "mincore")
+        del whole
+        return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+def drop_from_page_cache(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def storage_reads_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+
+@pytest.mark.slow
+def test_b_the_page_cache_takes_no_part_and_the_disk_is_read_once(home: Path) -> None:
+    checkpoint = checkpoint_of(home, "one")
+    [path] = data_files(checkpoint)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("the temporary directory's filesystem has no direct I/O")
+    path.read_bytes()
+    assert cached_bytes(path) >= checkpoint.manifest.size_bytes, "the probe sees what is cached"
+    drop_from_page_cache(path)
+    assert cached_bytes(path) == 0
+    with live_daemon(home, FAKE) as daemon:
+        before = storage_reads_bytes(daemon.process.pid)
+        load(daemon, "one")
+        read = storage_reads_bytes(daemon.process.pid) - before
+        assert cached_bytes(path) == 0
+        assert not daemon.said("no direct I/O here, going through the page cache")
+    # A little more: the manifest, and modules that are imported late.
+    assert checkpoint.manifest.size_bytes <= read < checkpoint.manifest.size_bytes + 4 * MIB
+
+
+@pytest.mark.slow
+def test_b_a_filesystem_that_refuses_direct_io_is_named_and_served(tmp_path: Path) -> None:
+    directory = tmp_path / "ram"
+    directory.mkdir()
+    mounting = subprocess.run(["mount", "-t", "ramfs", "ramfs", directory], capture_output=True, check=False)
+    if mounting.returncode:
+        pytest.skip(f"a ramfs cannot be mounted here: {mounting.stderr.decode().strip()}")
+    try:
+        make_builtin("tiny", directory / "model")
+        store = Store(tmp_path / "home" / "data" / "store")
+        import_checkpoint(
+            store, str(directory / "model"), name="there", in_place=True, on_progress=lambda _: None
+        )
+        with live_daemon(tmp_path / "home", FAKE) as daemon:
+            assert daemon.complete("there", max_tokens=1).status == 200
+            [warning] = [line for line in daemon.log() if line["event"].startswith("no direct I/O here")]
+            assert warning["path"] == str(directory / "model" / "model.safetensors")
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+# --- c: the pool ---
+
+
+def slabs(pids: set[int]) -> dict[int, int]:
+    """Inode of every slab that these processes have open -> bytes of memory that it takes."""
+    found = {}
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # descriptors come and go
+                if "memfd:sllmd-slab" in str(link.readlink()):
+                    status = link.stat()
+                    found[status.st_ino] = status.st_blocks * 512
+    return found
+
+
+def locked_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmLck:"))
+
+
+def test_c_one_pool_serves_model_after_model_and_its_books_are_exact(home: Path) -> None:
+    settings = {
+        "loader.slab_bytes": "16MiB",
+        "loader.dram_budget": "160MiB",
+        "loader.reserve_bytes": "160MiB",
+    }
+    with live_daemon(home, FAKE | settings) as daemon:
+        pid = daemon.process.pid
+
+        def check_books() -> set[int]:
+            cache = daemon.ask("/sllmd/v1/cache").body
+            assert (cache["used_bytes"] + cache["free_bytes"]) == len(slabs({pid})) * 16 * MIB
+            assert cache["used_bytes"] == sum(copy["memory_bytes"] for copy in cache["copies"])
+            assert cache["used_bytes"] + cache["free_bytes"] <= cache["budget_bytes"] == 160 * MIB
+            return set(slabs({pid}))
+
+        load(daemon, "one")
+        first = check_books()
+        load(daemon, "other")
+        assert check_books() == first, "the second model lies in the first one's memory"
+        assert set(daemon.copies()) == {"other"}
+        pinned = daemon.status()["cache"]["pinned"]
+        if pinned == "pinned":
+            assert locked_bytes(pid) >= len(first) * 16 * MIB
+        else:
+            assert "RLIMIT_MEMLOCK" in pinned
+        freed = daemon.ask("/sllmd/v1/cache/evict", {"model": "other"}).body["freed_bytes"]
+        assert freed == len(first) * 16 * MIB
+        assert check_books() == first
+        assert daemon.copies() == {}
+
+
+# --- d: the pipeline ---
+
+
+class Gate:
+    """A server's answers to the last chunk of a file wait until it is opened."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.last_chunk_bytes = (size_bytes - 1) // CHUNK_BYTES * CHUNK_BYTES
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+        self.damage: Callable[[int, bytes], bytes] = lambda _, body: body
+
+    def __call__(self, request: Request, answer: Answer) -> Answer:
+        if not request.path.endswith(".bin") or not answer.body:
+            return answer
+        first = int(request.headers["Range"].removeprefix("bytes=").split("-")[0])
+        if first >= self.last_chunk_bytes:
+            self.reached.set()
+            self.opened.wait(60)
+        answer.body = self.damage(first, answer.body)
+        return answer
+
+
+@pytest.fixture
+def remote(home: Path, tmp_path: Path) -> Iterator[tuple[RangeServer, Gate, Path, Checkpoint]]:
+    """A server with the first model, and a daemon's directory whose store knows it as ``far``."""
+    origin = checkpoint_of(home, "one")
+    with ExitStack() as stack:
+        server = stack.enter_context(range_server(origin.directory))
+        gate = Gate(origin.manifest.size_bytes)
+        stack.callback(gate.opened.set)
+        store = Store(tmp_path / "node" / "data" / "store")
+        import_checkpoint(store, server.url, name="far", on_progress=lambda _: None)
+        server.misbehave = gate
+        yield server, gate, tmp_path / "node", origin
+
+
+@pytest.mark.slow
+def test_d_chunks_are_on_ssd_and_in_dram_while_the_last_is_still_to_come(remote: Any) -> None:
+    _, gate, directory, origin = remote
+    content = data_files(origin)[0].read_bytes()
+    arrived = gate.last_chunk_bytes
+    with live_daemon(directory, FAKE) as daemon:
+        steps: list[dict[str, Any]] = []
+        loading = threading.Thread(target=lambda: steps.append(load(daemon, "far")))
+        loading.start()
+        assert gate.reached.wait(60)
+        checkpoint = checkpoint_of(directory, "far")
+        [growing] = data_files(checkpoint)
+        until(lambda: growing.exists() and growing.stat().st_size >= arrived, "chunks reach the SSD")
+        until(lambda: on_ssd(growing, content, arrived), "all chunks but the last are on SSD")
+        assert not daemon.copies()["far"]["loaded"]
+        gate.opened.set()
+        loading.join(60)
+        assert steps[0]["status"] == "ready"
+        store = Store(daemon.store)
+        assert store.resolve("far").remote_url is None
+        store.verify("far", lambda *_: None)
+
+
+def on_ssd(path: Path, content: bytes, count: int) -> bool:
+    """Whether the first ``count`` bytes are there, past the page cache."""
+    drop_from_page_cache(path)
+    with path.open("rb") as file:
+        return file.read(count) == content[:count]
+
+
+@pytest.mark.slow
+def test_d_a_chunk_is_checked_when_it_passes_not_at_the_end(remote: Any) -> None:
+    _, gate, directory, _ = remote
+    gate.damage = lambda first, body: bytes([body[0] ^ 1]) + body[1:] if first == 0 else body
+    with live_daemon(directory, FAKE | {"loader.http_attempts": 1}) as daemon:
+        answer = daemon.complete("far")
+        assert not gate.opened.is_set()
+        assert (answer.status, answer.error["code"]) == (503, "model_load_failed")
+        assert "chunk 0" in answer.error["message"]
+        gate.opened.set()
+
+
+async def test_d_each_tier_has_threads_of_its_own(remote: Any, home: Path) -> None:
+    server, gate, directory, _ = remote
+    gate.opened.set()
+    settings = memory_settings(disk_threads=3, http_connections=5)
+    store = Store(directory / "data" / "store")
+    tier = DramTier(settings, quarantine=refuse, complete_remote=store.complete_remote)
+    try:
+        far, near = tier.acquire(store.resolve("far")), tier.acquire(checkpoint_of(home, "other"))
+        await near.loaded()
+        await far.loaded()
+        names = [thread.name for thread in threading.enumerate()]
+        assert sum(name.startswith("disk ") for name in names) == 3
+        assert sum(name.startswith(f"{server.url} ") for name in names) == 5
+        assert {hop.split()[0] for hop in tier.stats().bytes_per_second} == {"disk", server.url}
+    finally:
+        await tier.close()
+
+
+# --- e: allocation apart from loading ---
+
+
+def mapped_slab_bytes(pid: int) -> int:
+    """Address space of this process that is slabs."""
+    total = 0
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if "memfd:sllmd-slab" in line:
+            first, _, last = line.split()[0].partition("-")
+            total += int(last, 16) - int(first, 16)
+    return total
+
+
+@pytest.mark.slow
+def test_e_the_worker_has_its_addresses_before_the_bytes_and_builds_meanwhile(home: Path) -> None:
+    checkpoint = checkpoint_of(home, "one")
+    # Two seconds for the bytes: long beside everything else.
+    cap = checkpoint.manifest.size_bytes // 2
+    settings = {"loader.disk_bandwidth_max_bytes": cap, "loader.disk_threads": 1, "engine.fast_path": "false"}
+    with live_daemon(home, settings) as daemon:
+        waiting_worker(daemon)
+        asking = threading.Thread(target=lambda: daemon.complete("one", max_tokens=1))
+        asking.start()
+
+        def replica() -> dict[str, Any]:
+            return next(iter(daemon.status()["replicas"]), {})
+
+        until(lambda: replica().get("pid"), "a worker is taken")
+        pid = replica()["pid"]
+        until(lambda: mapped_slab_bytes(pid) >= checkpoint.manifest.span_bytes, "the memory is mapped")
+        now = replica()
+        assert now["state"] == "starting"
+        assert now["loaded_bytes"] < now["size_bytes"]
+        asking.join(60)
+        [request] = daemon.requests()
+        assert request["state"] == "finished"
+        # What is left to do once the bytes are there is little beside their coming.
+        assert request["stages_ms"]["attach"] < request["stages_ms"]["ssd→dram"] / 2
+        assert request["load_ms"] < request["stages_ms"]["ssd→dram"] * 1.5
+
+
+async def test_e_tensors_are_base_plus_offset(home: Path, sources: dict[str, Path]) -> None:
+    checkpoint = checkpoint_of(home, "halves")
+    tier = DramTier(memory_settings(), quarantine=refuse, complete_remote=refuse)
+    try:
+        lease = tier.acquire(checkpoint)
+        mapped = map_partitions(lease.memory, shared=True)
+        weights = Weights.over_memory(checkpoint.manifest, [partition.buffer() for partition in mapped])
+        await lease.loaded()
+        for tensor in checkpoint.manifest.tensors:
+            base = mapped[tensor.partition].address
+            assert weights.tensors[tensor.name].data_ptr() == base + tensor.offset_bytes
+        check_values(weights, checkpoint.manifest, sources["one"])
+        del weights
+        for partition in mapped:
+            partition.close()
+    finally:
+        await tier.close()
+
+
+def check_values(weights: Weights, manifest: Manifest, source: Path) -> None:
+    """Views that were made before the bytes came show them now."""
+    from safetensors import safe_open
+
+    with safe_open(source / "model.safetensors", "pt") as original:
+        for tensor in manifest.tensors:
+            assert torch.equal(weights.tensors[tensor.name], original.get_tensor(tensor.name))
+
+
+async def test_e_partitions_fill_side_by_side(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[int] = []
+    preadv = os.preadv
+
+    def recorded(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
+        order.append(os.fstat(descriptor).st_ino)
+        return preadv(descriptor, buffers, offset, *flags)
+
+    monkeypatch.setattr(os, "preadv", recorded)
+    tier = DramTier(memory_settings(disk_threads=1), quarantine=refuse, complete_remote=refuse)
+    try:
+        await tier.acquire(checkpoint_of(home, "halves")).loaded()
+    finally:
+        await tier.close()
+    changes = sum(left != right for left, right in itertools.pairwise(order))
+    assert len(set(order)) == 2
+    assert changes >= len(order) - 2, "chunks of both partitions come in turns"
+
+
+@pytest.mark.slow
+def test_e_a_model_in_partitions_has_the_logits_of_the_whole_one(home: Path) -> None:
+    question = {
+        "prompt": "What is loaded in halves?",
+        "echo": True,
+        "logprobs": 5,
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    settings = {"devices.cpu_devices": 2, "engine.batch_max": 2, "engine.context_tokens_max": 256}
+    with live_daemon(home, settings) as daemon:
+        whole = daemon.complete("one", **question).body["choices"]
+        halves = daemon.complete("halves", **question).body["choices"]
+        devices = {each["model"]: each["devices"] for each in daemon.status()["replicas"]}
+    assert sorted(devices["halves"]) == ["cpu:0", "cpu:1"]
+    assert halves == whole
+
+
+# --- what follows ---
+
+
+@pytest.mark.slow
+def test_nothing_is_copied_in_the_worker_and_an_unloaded_models_memory_is_free(home: Path) -> None:
+    """Without the prepacked fast path, which lays out a second set of weights where there is room for it."""
+    manifest = checkpoint_of(home, "one").manifest
+    settings = {
+        "engine.fast_path": "false", "engine.batch_max": 1, "engine.context_tokens_max": 64,
+        "engine.threads": 1, "loader.reserve_bytes": 0, "workers.waiting_workers": 1,
+    }  # fmt: skip
+    with live_daemon(home, settings) as daemon:
+        until(lambda: any(p["role"] == "waiting" for p in daemon.status()["processes"]), "a worker waits")
+        assert daemon.complete("one", max_tokens=8).status == 200
+        worker = daemon.worker_pid("one")
+        waiting = waiting_worker(daemon)
+        own = private_bytes(worker) - private_bytes(waiting)
+        assert own < manifest.size_bytes / 4, f"{own} bytes more than a worker that waits"
+        assert smaps_bytes(worker, "Shared_Clean") + smaps_bytes(worker, "Shared_Dirty") > manifest.size_bytes
+        family = daemon.family()
+        assert sum(slabs(family).values()) >= manifest.size_bytes
+        before = total_bytes(family)
+        report = daemon.ask("/sllmd/v1/models/one/unload", {}).body
+        assert report["device_replicas"] == 1
+        assert report["dram_bytes"] >= manifest.size_bytes
+        until(lambda: not slabs(daemon.family()), "the slabs are closed")
+        assert worker not in daemon.family()
+        assert before - total_bytes(daemon.family()) > manifest.size_bytes * 0.9
+
+
+def waiting_worker(daemon: LiveDaemon) -> int:
+    def waiting() -> list[int]:
+        return [each["pid"] for each in daemon.status()["processes"] if each["role"] == "waiting"]
+
+    until(waiting, "another worker waits")
+    return waiting()[0]
+
+
+def private_bytes(pid: int) -> int:
+    return smaps_bytes(pid, "Private_Dirty")
+
+
+def total_bytes(pids: set[int]) -> int:
+    """Memory that these processes take, what they share counted once."""
+    return sum(smaps_bytes(pid, "Pss") for pid in pids)
