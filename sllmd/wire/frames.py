@@ -23,9 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import msgpack
-
 from sllmd.core.errors import ProtocolError
+from sllmd.wire.codec import pack_payload, unpack_payload
 
 DESCRIPTORS_PER_BATCH = 200
 """The kernel takes 253 (SCM_MAX_FD) in one message."""
@@ -45,12 +44,7 @@ Frame = tuple[Any, list[int]]
 
 def pack(message: Any, descriptor_count: int, frame_bytes_max: int) -> tuple[bytes, bytes]:
     """Header and payload of a frame; ProtocolError when it is over a limit or no msgpack value."""
-    try:
-        payload: bytes = msgpack.packb(message)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ProtocolError(f"a message cannot be sent: {error}") from error
-    if len(payload) > frame_bytes_max:
-        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit of {frame_bytes_max}")
+    payload = pack_payload(message, frame_bytes_max)
     if descriptor_count > _DESCRIPTORS_MAX:
         raise ProtocolError(f"a message cannot carry {descriptor_count} descriptors")
     return _HEADER.pack(_MAGIC, descriptor_count, len(payload)), payload
@@ -64,13 +58,6 @@ def _unpack_header(header: bytes | memoryview, frame_bytes_max: int) -> tuple[in
     if length > frame_bytes_max:
         raise ProtocolError(f"the other side announces {length} bytes, over the limit of {frame_bytes_max}")
     return descriptor_count, length
-
-
-def _unpack_payload(payload: bytes | memoryview) -> Any:
-    try:
-        return msgpack.unpackb(payload, use_list=False, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"a frame's payload is not msgpack: {error}") from error
 
 
 def _batch_count(descriptor_count: int) -> int:
@@ -146,7 +133,7 @@ class Decoder:
             if len(data) < payload_start + length:
                 self._needed_bytes = payload_start + length - start
                 break
-            message = _unpack_payload(data[payload_start : payload_start + length])
+            message = unpack_payload(data[payload_start : payload_start + length])
             frames.append((message, self._take(count)))
             start = payload_start + length
         return frames, start
@@ -193,7 +180,7 @@ class BlockingChannel:
             descriptors += _received_descriptors(ancillary, flags)
         if len(descriptors) != count:
             raise ProtocolError(f"a frame announces {count} descriptors and {len(descriptors)} came")
-        return _unpack_payload(self._exactly(length)), descriptors
+        return unpack_payload(self._exactly(length)), descriptors
 
     def fileno(self) -> int:
         """The socket's descriptor."""
