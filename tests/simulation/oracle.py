@@ -63,6 +63,8 @@ class Oracle:
         self.votes: dict[tuple[int, NodeId], NodeId] = {}
         self.entries: dict[tuple[int, int], tuple[bytes, int | None]] = {}
         self.applied: dict[int, tuple[int, bytes]] = {}
+        self.committed_in: dict[int, int] = {}
+        """At the latest in this term: that of the first node that applied the entry."""
         self.last_applied = 0
         self.durable: dict[NodeId, DurableLog] = {}
         self.terms: dict[NodeId, int] = {}
@@ -77,6 +79,7 @@ class Oracle:
                 self._entries_written(raft, action)
             elif isinstance(action, Apply):
                 for entry in action.entries:
+                    self.committed_in.setdefault(entry.index, raft.term)
                     self._entry_applied(raft.node, entry)
             elif isinstance(action, Send):
                 self._message_meant(action.message)
@@ -103,11 +106,18 @@ class Oracle:
             require(progress.inflight <= raft.settings.inflight_appends_max, "the pipeline is over its limit")
         if fresh:
             self.elections += 1
-            last = self.last_applied
+            last = self._last_committed_before(raft.term)
             if last > raft.log.base_index:
                 term = self.applied[last][0]
                 what = f"leader completeness: {raft.node} leads term {raft.term} without entry {last}/{term}"
                 require(raft.log.matches(last, term), what)
+
+    def _last_committed_before(self, term: int) -> int:
+        """A leader owes nothing to leaders after it, and it may learn late that it was elected."""
+        index = self.last_applied
+        while index > 0 and self.committed_in.get(index, 0) >= term:
+            index -= 1
+        return index
 
     def _entries_written(self, raft: Raft, persist: Persist) -> None:
         """Log matching, by induction: equal places have equal entries and equal predecessors."""

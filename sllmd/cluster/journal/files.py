@@ -153,7 +153,7 @@ class DirectoryFiles:
 
 
 def _make(directory: Path) -> None:
-    """Make the directory, and its name durable: a journal in a directory that a crash unmakes is no journal."""
+    """Make the directory and its name durable: what a crash unmakes is no journal."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         parent = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -45,7 +45,11 @@ class Replication(Snapshots):
             self.send_appends(peer, progress)
 
     def heartbeat(self) -> None:
-        """Tell everybody that this leader is alive; what got lost on the way shows in their answers."""
+        """Tell everybody that this leader is alive; what got lost on the way shows in their answers.
+
+        Whoever was not heard of late gets no entries and no parts of a snapshot until it answers: it would
+        be the same bytes, ten times a second, for as long as a node is dead.
+        """
         self.heartbeat_deadline = self.now + self.settings.heartbeat_seconds
         for peer, progress in self.progress.items():
             if progress.state is ProgressState.SNAPSHOT:
@@ -53,7 +57,7 @@ class Replication(Snapshots):
                 self.nudge_snapshot(peer, progress)
                 continue
             progress.probe_sent = False
-            sent = self.send_appends(peer, progress)
+            sent = progress.active and self.send_appends(peer, progress)
             if not sent and progress.snapshot is None:
                 self._send_next(peer, progress, with_entries=False)
 

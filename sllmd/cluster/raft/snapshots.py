@@ -67,7 +67,7 @@ class Snapshots(Core):
 
     def nudge_snapshot(self, peer: NodeId, progress: Progress) -> None:
         """At a heartbeat: if nothing moved since the last one, something was lost."""
-        if not progress.chunk_moved:
+        if progress.active and not progress.chunk_moved:
             self._ask_for_chunk(peer, progress)
         progress.chunk_moved = False
 

@@ -16,6 +16,7 @@ from sllmd.cluster.raft.events import (
     Proposal,
     Propose,
     Read,
+    ReadChunk,
     ReadReady,
     ReadRefused,
     Receive,
@@ -144,6 +145,33 @@ def test_lost_appends_are_found_by_the_next_heartbeat() -> None:
     table.tick(A)
     table.deliver()
     assert table.applied(B) == table.applied(C) == ["x"]
+
+
+def test_a_dead_node_gets_heartbeats_and_no_more() -> None:
+    table = Table(settings=FEW)
+    table.elect(A)
+    table.deliver()
+    table.down.add(C)
+    table.propose(A, *(f"c{number}" for number in range(6)))
+    end = table.now + 3 * SETTINGS.election_seconds_max
+    while table.now < end:
+        table.tick(A)
+        table.deliver(among="ab")
+        table.drop()
+    table.tick(A)
+    assert [one.entries for one in table.wire if isinstance(one, Append) and one.target == C] == [()]
+    table.compact(A)
+    asked = len(table.of(A, ReadChunk))
+    for _ in range(5):
+        table.tick(A)
+        table.deliver(among="ab")
+        table.drop()
+    assert len(table.of(A, ReadChunk)) <= asked + 1
+    table.down.discard(C)
+    for _ in range(8):
+        table.tick(A)
+        table.deliver()
+    assert table[C].commit == table[A].commit
 
 
 def test_a_large_entry_goes_alone() -> None:
