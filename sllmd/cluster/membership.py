@@ -202,10 +202,11 @@ class Membership:
         """Until one of them lets this node in; returns that attempt, or the first refusal when all refuse."""
         pause_seconds = JOIN_RETRY_SECONDS_MIN
         while True:
-            attempts = await self.join(addresses)
-            for attempt in attempts:
-                if attempt.joined:
-                    return attempt
+            attempts: list[JoinAttempt] = []
+            for answering in asyncio.as_completed([self._join(address) for address in addresses]):
+                attempts.append(await answering)
+                if attempts[-1].joined:
+                    return attempts[-1]  # the others go on, and may still be of use
             if all(attempt.refused for attempt in attempts):
                 return attempts[0]
             reasons = {attempt.address: attempt.reason for attempt in attempts}
