@@ -69,7 +69,7 @@ class Reads(Replication):
         self._in_round, self._waiting = self._waiting, []
         self._round_index = self.commit
         self.round += 1
-        self.heartbeat()
+        self.ask_everybody()
         self.check_round()
 
     def round_confirmed(self) -> bool:

@@ -52,14 +52,23 @@ class Replication(Snapshots):
         """
         self.heartbeat_deadline = self.now + self.settings.heartbeat_seconds
         for peer, progress in self.progress.items():
-            if progress.state is ProgressState.SNAPSHOT:
-                self._send(peer, progress, 0, 0, ())
-                self.nudge_snapshot(peer, progress)
-                continue
             progress.probe_sent = False
-            sent = progress.active and self.send_appends(peer, progress)
-            if not sent and progress.snapshot is None:
-                self._send_next(peer, progress, with_entries=False)
+            if progress.state is ProgressState.SNAPSHOT:
+                self.nudge_snapshot(peer, progress)
+            elif progress.active and self.send_appends(peer, progress):
+                continue
+            self._beat(peer, progress)
+
+    def ask_everybody(self) -> None:
+        """Begin a read round: a word to everybody, and nothing of what only a heartbeat may repeat."""
+        for peer, progress in self.progress.items():
+            self._beat(peer, progress)
+
+    def _beat(self, peer: NodeId, progress: Progress) -> None:
+        """A message without entries; to a node that waits for a snapshot, one that it cannot refuse."""
+        waits = progress.state is ProgressState.SNAPSHOT
+        if waits or not self._send_next(peer, progress, with_entries=False):
+            self._send(peer, progress, 0, 0, ())
 
     def send_appends(self, peer: NodeId, progress: Progress) -> bool:
         """Fill the pipeline; says whether anything was sent."""

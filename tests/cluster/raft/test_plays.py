@@ -433,6 +433,21 @@ def test_entries_stay_behind_a_snapshot_for_those_who_are_nearly_there() -> None
     assert table[A].log.base_index == table[A].applied - 5
 
 
+def test_reads_do_not_hurry_a_snapshot() -> None:
+    """A round of reads is a word to everybody: it must not send again what a heartbeat sends again."""
+    table = far_behind()
+    table.tick(A)
+    table.deliver(lambda one: not isinstance(one, SnapshotChunk))
+    table.drop()
+    asked = len(table.of(A, ReadChunk))
+    assert table[A].progress[C].state is ProgressState.SNAPSHOT
+    for number in range(20):
+        table.give(A, Read(table.now, number))
+        table.deliver(lambda one: not isinstance(one, SnapshotChunk))
+    assert len(table.of(A, ReadReady)) == 20
+    assert len(table.of(A, ReadChunk)) == asked
+
+
 # --- reads ---
 
 
