@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import ByteSize, Field
 
-from sllmd.core.units import parse_duration_seconds
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import FiniteSeconds, PositiveSeconds, Seconds
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
 
-
-class ApiSettings(BaseModel):
+class ApiSettings(Frozen):
     """Addresses, keys and limits. Seconds unless the name says otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     listen: tuple[str, ...] = ("127.0.0.1:8343",)
     """``host:port`` of every TCP address; port 0: the kernel chooses."""
@@ -32,14 +29,14 @@ class ApiSettings(BaseModel):
     visits must not use the models of their machine."""
     body_max_bytes: ByteSize = ByteSize(32 * 1024 * 1024)
     """Longest request body; a long prompt as token ids takes some 8 bytes a token."""
-    body_timeout: Seconds = 30.0
+    body_timeout: PositiveSeconds = 30.0
     """How long a client may take to send its body."""
-    idle_timeout: Seconds = 75.0
+    idle_timeout: PositiveSeconds = 75.0
     """How long a connection may take to send a request's headers, or rest between requests. Above the 60 s
     after which usual proxies close their side, so that they do not meet a closed connection."""
-    stalled_client_timeout: Seconds = 30.0
+    stalled_client_timeout: PositiveSeconds = 30.0
     """How long a client may leave its stream unread before it counts as gone."""
-    shutdown_timeout: Seconds = 5.0
+    shutdown_timeout: FiniteSeconds = 5.0
     """How long open connections may finish when the API closes, after the node has drained."""
     backlog: int = Field(default=1024, ge=1)
     """Connections that the kernel holds before they are accepted."""
@@ -53,7 +50,7 @@ class ApiSettings(BaseModel):
     """``max_tokens`` of a completion that names none, as in OpenAI's specification."""
     hold_headers: Seconds = 10.0
     """How long a stream's status line waits for the first token: until then a failure is a real status."""
-    sse_keepalive: Seconds = 15.0
+    sse_keepalive: FiniteSeconds = 15.0
     """Silence after which a stream gets a comment line; 0: never, for clients that choke on comments."""
     strict_params: bool = False
     """Refuse unknown fields instead of ignoring them and naming them in X-Sllmd-Ignored-Params."""

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from sllmd.config.settings import Config
 from sllmd.core.errors import ConfigError
+from sllmd.core.units import format_bytes
+from sllmd.loader.pool import total_memory_bytes
+from sllmd.loader.settings import LoaderSettings
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first contradiction."""
     _check_names(config)
+    _check_budget(config.loader)
+
+
+def _check_budget(loader: LoaderSettings) -> None:
+    budget_bytes = loader.budget_bytes(total_memory_bytes())
+    if budget_bytes < loader.slab_bytes:
+        raise ConfigError(
+            f"`loader.slab_bytes` is {format_bytes(loader.slab_bytes)}, `loader.dram_budget` only "
+            f"{format_bytes(budget_bytes)} on this machine: no model could be loaded",
+            hint="raise the budget or make slabs smaller",
+        )
 
 
 def _check_names(config: Config) -> None:

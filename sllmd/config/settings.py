@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sllmd.api.settings import ApiSettings
+from sllmd.core.frozen import Frozen
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
 from sllmd.loader.settings import LoaderSettings
@@ -15,11 +16,7 @@ from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
 from sllmd.telemetry.settings import LogSettings
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NodeSettings(_Frozen):
+class NodeSettings(Frozen):
     """``[node]``: who this machine is and where it keeps things."""
 
     name: str = Field(default="localhost", min_length=1)
@@ -33,7 +30,7 @@ class NodeSettings(_Frozen):
         return self.data_dir / "store"
 
 
-class EngineSettings(_Frozen):
+class EngineSettings(Frozen):
     """``[engine]``: how every model is run; ``[models."name"]`` may differ."""
 
     threads: int = Field(default=0, ge=0)
@@ -60,7 +57,7 @@ class EngineSettings(_Frozen):
         return EngineOptions(**values)
 
 
-class Config(_Frozen):
+class Config(Frozen):
     """Everything that can be set. Built by ``sllmd.config.loading.load_config``."""
 
     node: NodeSettings = NodeSettings()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from sllmd.core.errors import ConfigError
 
@@ -12,23 +16,34 @@ GIB = 1024 * MIB
 
 _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_FOR_EVER = re.compile(r"-1(\.0+)?(ms|s|m|h|d)?")
 
 
-def parse_duration_seconds(text: str | int | float) -> float:
+def parse_duration_seconds(given: str | int | float) -> float:
     """Seconds in ``"5m"``, ``"1h30m"``, ``"250ms"`` or a bare number of seconds; ``-1`` means for ever.
 
-    Raises ConfigError when the text is none of these.
+    Raises ConfigError when it is none of these.
     """
-    if isinstance(text, int | float):
-        return float("inf") if text < 0 else float(text)
-    stripped = text.strip()
-    if stripped.startswith("-"):
-        return float("inf")
-    if re.fullmatch(r"\d+(\.\d+)?", stripped):
-        return float(stripped)
-    if not re.fullmatch(f"({_DURATION.pattern})+", stripped):
+    text = str(given).strip()
+    if given == math.inf or _FOR_EVER.fullmatch(text):
+        return math.inf
+    if isinstance(given, str) and re.fullmatch(f"({_DURATION.pattern})+", text):
+        seconds = sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in _DURATION.findall(text))
+    elif isinstance(given, float) or re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    else:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
         raise ConfigError(f"`{text}` is not a duration", hint='write for example "90s", "5m" or "1h30m"')
-    return sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in _DURATION.findall(stripped))
+    return seconds
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
+"""A setting that may be for ever."""
+FiniteSeconds = Annotated[Seconds, Field(le=10 * 365 * 86400)]
+"""A setting that ends: what sleeps or waits on a socket refuses infinity, and centuries."""
+PositiveSeconds = Annotated[FiniteSeconds, Field(gt=0)]
+"""A setting that ends, and for which nothing at all makes no sense."""
 
 
 def format_bytes(count: float) -> str:

@@ -11,8 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from zlib import crc32
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from sllmd.core.frozen import Frozen
 from sllmd.core.ids import GenerationId
 from sllmd.engine.protocol import (
     EngineEvent,
@@ -35,10 +36,8 @@ _DEFAULT_CACHE_TOKENS = 65536
 _STEP_PRIME = 2654435761
 
 
-class FakeSettings(BaseModel):
+class FakeSettings(Frozen):
     """How the fake engine behaves; a checkpoint's config may override each under ``"fake"``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     token_seconds: float = Field(default=0.0, ge=0)
     """Simulated seconds of one decode step, whatever the batch."""

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    field_validator,
-    model_validator,
-)
+from pydantic import ByteSize, Field, TypeAdapter, field_validator, model_validator
 
-from sllmd.core.units import MIB, parse_duration_seconds
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import MIB, FiniteSeconds, PositiveSeconds
 from sllmd.store.manifest import ALIGNMENT_BYTES
-
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
 
 _SIZE = TypeAdapter(ByteSize)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
-class LoaderSettings(BaseModel):
+class LoaderSettings(Frozen):
     """``[loader]``: how checkpoints reach memory, and how much of it they may fill."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dram_budget: str = "50%"
     """Memory that checkpoints may fill: a size, or a share of this machine's memory. Half leaves room for
@@ -53,13 +41,13 @@ class LoaderSettings(BaseModel):
     """How often one chunk is asked for before its source counts as unavailable."""
     http_redirects_max: int = Field(default=5, ge=0, le=20)
     """Redirects followed for one answer; hubs answer with one to their storage."""
-    http_retry_seconds: Seconds = 0.25
+    http_retry_seconds: FiniteSeconds = 0.25
     """Pause before the second attempt; doubles with each further one."""
-    stall_timeout_seconds: Seconds = 30.0
+    stall_timeout_seconds: PositiveSeconds = 30.0
     """A load that makes no progress for this long is given up. Total time is never limited."""
-    progress_interval_seconds: Seconds = 0.1
+    progress_interval_seconds: FiniteSeconds = 0.1
     """Least time between two progress events of one load: they wake the event loop."""
-    close_timeout_seconds: Seconds = 10.0
+    close_timeout_seconds: FiniteSeconds = 10.0
     """How long stopping waits for reads in flight before it leaves them to the end of the process."""
     disk_bandwidth_max_bytes: ByteSize = ByteSize(0)
     """Bytes per second read from one disk; 0: no cap."""

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-from sllmd.core.units import parse_duration_seconds
-
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import FiniteSeconds, Seconds
 
 
-class ServingSettings(_Frozen):
+class ServingSettings(Frozen):
     """``[serving]``: admission to this node's devices."""
 
     queue_max_per_model: int = Field(default=256, ge=0)
     """Requests that may wait for one model beyond its batch; more get 503 and an honest Retry-After."""
-    queue_timeout: Seconds = 300.0
+    queue_timeout: FiniteSeconds = Field(default=300.0, lt=600)
     """Longest wait for a model to start; below the 600 s after which official clients give up."""
-    residency_min: Seconds = 2.0
+    residency_min: FiniteSeconds = 2.0
     """How long a replica stays before another model may push it out, so that two hot models do not
     spend their time evicting each other."""
     keep_alive: Seconds = 300.0
     """How long an idle replica stays; -1: for ever, 0: goes at once. Models and requests may differ."""
-    drain_timeout: Seconds = 30.0
+    drain_timeout: FiniteSeconds = 30.0
     """How long a stopping daemon lets running requests finish; below the unit's TimeoutStopSec."""
     recent_requests_max: int = Field(default=256, ge=1)
     """Finished requests that ``sllmd explain`` still knows."""
 
 
-class DeviceSettings(_Frozen):
+class DeviceSettings(Frozen):
     """``[devices]``: what this node runs models on."""
 
     backend: Literal["auto", "cpu", "cuda"] = "auto"
@@ -48,7 +43,7 @@ class DeviceSettings(_Frozen):
     """Share of a GPU's memory reserved for one replica's key-value cache."""
 
 
-class ModelSettings(_Frozen):
+class ModelSettings(Frozen):
     """``[models."name"]``: what differs for one model."""
 
     source: str | None = None

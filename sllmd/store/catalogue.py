@@ -18,9 +18,9 @@ from typing import Literal
 from urllib.parse import quote, unquote
 
 import structlog
-from pydantic import BaseModel, ConfigDict
 
 from sllmd.core.errors import InvalidRequest, StoreError
+from sllmd.core.frozen import Frozen
 from sllmd.core.ids import Digest, ModelName
 from sllmd.store.durable import replace_file, store_errors, sync_directory
 
@@ -35,20 +35,16 @@ _SETTLED_SECONDS = 0.1
 have missed another change in the same tick, so it is made again."""
 
 
-class Quarantined(BaseModel):
+class Quarantined(Frozen):
     """Why an entry cannot be served."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     chunk_index: int
     moved_to: str
 
 
-class Entry(BaseModel):
+class Entry(Frozen):
     """What a name stands for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = ENTRY_VERSION
     name: ModelName

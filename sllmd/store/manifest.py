@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from sllmd.core.frozen import Frozen
 from sllmd.core.ids import Digest
 
 FORMAT_VERSION = 1
@@ -40,11 +39,7 @@ Dtype = Literal[
 ]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tensor(_Frozen):
+class Tensor(Frozen):
     """Where one tensor lies. Contiguous, row major."""
 
     name: str
@@ -56,7 +51,7 @@ class Tensor(_Frozen):
     size_bytes: int
 
 
-class DataFile(_Frozen):
+class DataFile(Frozen):
     """One file of a partition."""
 
     path: str
@@ -68,14 +63,14 @@ class DataFile(_Frozen):
     """xxh3-128 in hex of each CHUNK_BYTES of the file, the last one shorter; empty: not known yet."""
 
 
-class Partition(_Frozen):
+class Partition(Frozen):
     """An address space and the files that fill it."""
 
     span_bytes: int
     files: tuple[DataFile, ...]
 
 
-class Source(_Frozen):
+class Source(Frozen):
     """Where a checkpoint came from."""
 
     kind: Literal["safetensors", "torch", "gguf", "http", "fake"]
@@ -84,7 +79,7 @@ class Source(_Frozen):
     """Changes when the source does: sizes and times of files, or ETags."""
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """A checkpoint: its tensors in execution order, its partitions, what an engine needs to know."""
 
     format_version: int

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import PositiveSeconds
 from sllmd.store.manifest import ALIGNMENT_BYTES, CHUNK_BYTES
 
 
-class ImportSettings(BaseModel):
+class ImportSettings(Frozen):
     """How a model is imported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     chunk_bytes: int = Field(default=CHUNK_BYTES, ge=ALIGNMENT_BYTES, multiple_of=ALIGNMENT_BYTES)
     """Unit of checksums and of reading later; small ones only serve tests."""
     gguf_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What quantised weights are unpacked to; bfloat16 has the range of what they were made from."""
-    http_timeout_seconds: float = Field(default=30.0, gt=0)
+    http_timeout_seconds: PositiveSeconds = 30.0
     """Longest silence of a remote source while its headers and small files are read."""

@@ -82,6 +82,10 @@ class Store:
         """All models, by name."""
         return [_stored_model(entry) for entry in self._catalogue.entries().values()]
 
+    def model(self, name_or_alias: str) -> StoredModel:
+        """What the catalogue says of one model, whether or not it can be served. Raises ModelNotFound."""
+        return _stored_model(self._entry(name_or_alias))
+
     def resolve(self, name_or_alias: str) -> Checkpoint:
         """The checkpoint a name stands for now; a directory's stat and a dictionary when nothing changed.
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from sllmd.core.frozen import Frozen
 
 
-class LogSettings(BaseModel):
+class LogSettings(Frozen):
     """``[log]``: what the daemon says, on standard error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least serious event that is still written."""

@@ -138,11 +138,39 @@ def test_a_dangling_reference_names_its_line(file: Path, reference: str) -> None
 
 def test_durations_and_sizes(file: Path) -> None:
     config = load(
-        file, '[serving]\nkeep_alive = -1\nqueue_timeout = "1h30m"\n[api]\nbody_max_bytes = "16MiB"\n'
+        file,
+        '[serving]\nkeep_alive = -1\ndrain_timeout = "1h30m"\n[api]\nbody_max_bytes = "16MiB"\n',
     ).config
     assert config.serving.keep_alive == math.inf
-    assert config.serving.queue_timeout == 5400
+    assert config.serving.drain_timeout == 5400
     assert config.api.body_max_bytes == ByteSize(16 * 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[serving]\nkeep_alive = "-nonsense"\n',
+        "[serving]\nkeep_alive = -5\n",
+        "[serving]\nkeep_alive = [1]\n",
+        '[serving]\nqueue_timeout = "20m"\n',
+        "[serving]\ndrain_timeout = -1\n",
+        "[loader]\nstall_timeout_seconds = -1\n",
+        "[loader]\nstall_timeout_seconds = 0\n",
+        "[loader]\nhttp_retry_seconds = -1\n",
+        '[loader]\nclose_timeout_seconds = "99999999999s"\n',
+        "[api]\nidle_timeout = -1\n",
+        "[workers]\nhang_timeout_seconds = -1\n",
+    ],
+)
+def test_a_duration_that_its_user_cannot_take_is_refused(file: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"{file}:2: "):
+        load(file, text)
+
+
+@pytest.mark.parametrize("budget", ["63MiB", "0.000001%"])
+def test_a_slab_must_fit_into_the_budget(file: Path, budget: str) -> None:
+    with pytest.raises(ConfigError, match="no model could be loaded"):
+        load(file, f'[loader]\ndram_budget = "{budget}"\n')
 
 
 def test_dev_is_a_laptop(file: Path) -> None:

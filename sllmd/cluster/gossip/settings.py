@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from sllmd.core.units import parse_duration_seconds
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import PositiveSeconds
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds), Field(gt=0)]
 
-
-class GossipSettings(BaseModel):
+class GossipSettings(Frozen):
     """``[cluster.gossip]``: how fast a death is noticed, and how much talk that may cost."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    probe_seconds: Seconds = 1.0
+    probe_seconds: PositiveSeconds = 1.0
     """One member is probed in this time. Half of it notices deaths twice as fast, at twice the idle cost."""
-    probe_timeout_seconds: Seconds = 0.5
+    probe_timeout_seconds: PositiveSeconds = 0.5
     """Without an answer by then, others are asked to probe. Above the worst round trip of the network."""
     indirect_probes: int = Field(default=3, ge=0, le=16)
     """How many others are asked. One may have our own bad link; three rarely all do."""
@@ -28,9 +25,11 @@ class GossipSettings(BaseModel):
     """And this times longer while nobody else confirms: then it is likely that the fault is ours."""
     health_max: int = Field(default=8, ge=0, le=64)
     """A node that fares badly itself probes up to this many times slower, and waits as much longer."""
-    late_seconds_max: Seconds = 0.5
+    lag_seconds_max: PositiveSeconds = 0.1
+    """A timer that fires later than this means that this node is busy: it trusts its doubts less."""
+    late_seconds_max: PositiveSeconds = 0.5
     """A timer that fires later than this means that this node stood still: nobody is blamed for that time."""
-    gossip_seconds: Seconds = 0.2
+    gossip_seconds: PositiveSeconds = 0.2
     """Pause between two rounds of news."""
     gossip_members: int = Field(default=3, ge=1, le=16)
     """Members told in each round."""
@@ -40,28 +39,28 @@ class GossipSettings(BaseModel):
     """Pieces of news waiting to be told, one per member at most; the most often told goes first."""
     packet_bytes_max: int = Field(default=1_400, ge=576, le=65_000)
     """Largest datagram: what fits an Ethernet frame also inside a tunnel, so that none is fragmented."""
-    exchange_seconds: Seconds = 30.0
+    exchange_seconds: PositiveSeconds = 30.0
     """Two members compare whole tables this often; log2(members / 32) times more rarely in large clusters."""
     exchange_members_max: int = Field(default=100_000, ge=2)
     """Members in one table. More is refused: it cannot be one of ours."""
-    dead_ping_seconds: Seconds = 2.0
+    dead_ping_seconds: PositiveSeconds = 2.0
     """Members believed dead are pinged this often, so that a healed partition closes fast."""
     dead_pings: int = Field(default=3, ge=0, le=64)
     """How many of the dead at once: a cost that must not grow with the number of the dead."""
-    gossip_to_dead_seconds: Seconds = 30.0
+    gossip_to_dead_seconds: PositiveSeconds = 30.0
     """The dead are told news this much longer: among them that they are dead, which they may refute."""
-    dead_kept_seconds: Seconds = 72 * 3600.0
+    dead_kept_seconds: PositiveSeconds = 72 * 3600.0
     """A dead member is forgotten after this, and only then no longer pinged."""
-    left_kept_seconds: Seconds = 3600.0
+    left_kept_seconds: PositiveSeconds = 3600.0
     """A member that left is forgotten after this: long enough for old claims about it to die out."""
-    meta_pause_seconds: Seconds = 5.0
+    meta_pause_seconds: PositiveSeconds = 5.0
     """Changes of a node's meta are told at most this often; urgent ones (a new leader) at once."""
-    settle_seconds: Seconds = 30.0
+    settle_seconds: PositiveSeconds = 30.0
     """A node younger than this gives way when another with its id is alive; an older one only to a lower
     address. The clone of a running node's directory thus never displaces the original."""
     relays_max: int = Field(default=1_024, ge=16)
     """Probes made for others at the same time."""
-    leave_seconds_max: Seconds = 3.0
+    leave_seconds_max: PositiveSeconds = 3.0
     """For the news of a departure to be told before the node goes anyway."""
 
     @model_validator(mode="after")

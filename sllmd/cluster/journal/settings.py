@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import ByteSize, Field
 
+from sllmd.core.frozen import Frozen
 from sllmd.core.units import MIB
 
 
-class JournalSettings(BaseModel):
+class JournalSettings(Frozen):
     """``[cluster.journal]``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     segment_bytes: ByteSize = ByteSize(16 * MIB)
     """A new segment is begun beyond this size. Smaller: space comes back sooner after a snapshot."""

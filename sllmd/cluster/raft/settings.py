@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
-from sllmd.core.units import KIB, MIB, parse_duration_seconds
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import KIB, MIB, PositiveSeconds
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds), Field(gt=0)]
 
-
-class RaftSettings(BaseModel):
+class RaftSettings(Frozen):
     """``[cluster.raft]``: how fast a dead leader is replaced, and what may be under way at once."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    heartbeat_seconds: Seconds = 0.1
+    heartbeat_seconds: PositiveSeconds = 0.1
     """How often an idle leader says that it is alive; several times within the shortest election time-out."""
-    election_seconds_min: Seconds = 0.6
+    election_seconds_min: PositiveSeconds = 0.6
     """A follower that heard its leader within this time votes for nobody else (the vote lease), and a leader
     that heard no majority for this long gives up. Raise it on machines that stall."""
-    election_seconds_max: Seconds = 1.2
+    election_seconds_max: PositiveSeconds = 1.2
     """Followers stand for election after a random time between min and max, so that one comes first."""
-    late_seconds_max: Seconds = 0.25
+    late_seconds_max: PositiveSeconds = 0.25
     """A follower whose own timer fired later than this was stopped, not abandoned: it listens once more
     before it stands."""
     append_entries_max: int = Field(default=64, ge=1)
