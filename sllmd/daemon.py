@@ -17,6 +17,7 @@ import uvloop
 
 from sllmd.api.server import ApiServer
 from sllmd.config.settings import Config
+from sllmd.core.errors import SllmdError
 from sllmd.engine.devices import detect_devices
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier
@@ -113,7 +114,10 @@ class Daemon:
 
     def summary(self) -> str:
         """One line for ``systemctl status``."""
-        status = self.operator.status()
+        try:
+            status = self.operator.status()
+        except SllmdError as error:  # a store that cannot be read is no reason to be killed by the watchdog
+            return str(error)
         serving = sum(replica.state == "serving" for replica in status.replicas)
         loading = sum(replica.state == "starting" for replica in status.replicas)
         return (
@@ -128,7 +132,7 @@ class Daemon:
         lines = [f"  sllmd {status.version} · node {status.node} · {devices}"]
         lines.append(f"  store {status.store_directory}")
         lines += [f"  api {address}" for address in status.listen]
-        lines.append(f"  ready in {start_seconds:.1f} s · {status.models} models (sllmd list)")
+        lines.append(f"  ready in {start_seconds:.1f} s · models: {status.models} (sllmd list)")
         sys.stderr.write("\n".join(lines) + "\n")
 
 

@@ -13,6 +13,8 @@
     ├── BusyError                   nothing is broken: try again after ``retry_after_seconds``
     │   ├── QueueFull
     │   ├── StartupTimeout
+    │   ├── MemoryBusy              it fits, once loads and replicas that go now are gone
+    │   ├── ModelReplaced           the name stands for other bytes than when the request came
     │   └── NodeDraining
     ├── LoadError                   a model cannot be brought up
     │   ├── InsufficientCapacity    what it needs is more than this node has
@@ -127,6 +129,18 @@ class StartupTimeout(BusyError):
     """A request waited longer than ``[api] queue_timeout`` for its model."""
 
     code = "startup_timeout"
+
+
+class MemoryBusy(BusyError):
+    """The memory a model needs is there, and others hold it just now."""
+
+    code = "memory_busy"
+
+
+class ModelReplaced(BusyError):
+    """The model was imported anew between reading a request and running it."""
+
+    code = "model_replaced"
 
 
 class NodeDraining(BusyError):

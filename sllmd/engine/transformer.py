@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from sllmd.core.context import CONTEXT_FIELDS
+from sllmd.core.context import context_tokens as model_context_tokens
 from sllmd.core.ids import GenerationId
 from sllmd.engine.batch import Batch, Chunk, Move, Row
 from sllmd.engine.cache import SlotCache
@@ -48,9 +50,6 @@ from sllmd.engine.upgrade import Upgrade
 from sllmd.engine.weights import Weights, majority_dtype
 from sllmd.store.manifest import Manifest
 
-CONTEXT_TOKENS_UNSTATED = 2048
-"""Context of a model whose config.json does not say how long it may be."""
-_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions", "n_ctx")
 UPGRADE_SLICE_SECONDS = 0.008
 """Time per step for preparing the fast forward: about half a token's, so that streams go on."""
 
@@ -362,14 +361,9 @@ class TransformerEngine:
 
 
 def context_tokens(config: Any, options: EngineOptions) -> int:
-    """Longest prompt + completion: what the model says, or less if the options do.
-
-    Models that need no limit (ALiBi) may state none: then the options', or CONTEXT_TOKENS_UNSTATED.
-    """
-    stated = (getattr(config, field, None) for field in _CONTEXT_FIELDS)
-    model_says = next((tokens for tokens in stated if isinstance(tokens, int) and tokens > 0), 0)
-    candidates = [tokens for tokens in (model_says, options.context_tokens_max) if tokens > 0]
-    return min(candidates, default=CONTEXT_TOKENS_UNSTATED)
+    """Longest prompt + completion: what the model says, or less if the options do."""
+    model_says = model_context_tokens({field: getattr(config, field, None) for field in CONTEXT_FIELDS})
+    return min(model_says, options.context_tokens_max or model_says)
 
 
 def default_cache_tokens(model: Any, context: int, batch_max: int) -> int:

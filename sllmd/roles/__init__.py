@@ -1,6 +1,7 @@
 """The coroutines that carry out decisions; the only room that awaits the others.
 
-Owns: ``agent`` (this machine's replicas and tiers), ``router`` (one generation's life), ``replica`` (pure:
-which replicas start, serve, rest and go). Knows nothing of HTTP.
+Owns: ``router`` (one generation's life), ``agent`` (this machine's replicas and the queue before them),
+``admission`` (pure: who may start), ``operator`` (what a person asks), ``provision`` (models of the
+configuration). Knows nothing of HTTP.
 Invariants: every wait has a bound and ends when its request is cancelled. Start at ``router``.
 """

@@ -3,8 +3,8 @@
 The rules, in the order ``decide`` tries them:
 
 0. what the node could not hold even when empty is refused, naming the resource;
-1. a replica that serves is used;
-2. a replica that starts is waited for;
+1. a replica that serves and has a row free is used;
+2. a replica that starts, or whose rows are all taken, is waited for;
 3. a replica that is on its way out is waited for (its memory is not free yet);
 4. devices with room: start there;
 5. idle replicas whose going makes room: the fewest, least recently used first;
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sllmd.core.ids import Digest, ReplicaId
+from sllmd.core.ids import Digest, ModelName, ReplicaId
 from sllmd.core.units import format_bytes
 
 
@@ -45,6 +45,7 @@ class ReplicaView:
     """A replica as the decision sees it. Times are monotonic seconds."""
 
     replica_id: ReplicaId
+    model: ModelName
     digest: Digest
     devices: tuple[str, ...]
     device_bytes: tuple[int, ...]
@@ -53,6 +54,8 @@ class ReplicaView:
     """Slabs its lease holds."""
     state: ReplicaState
     running: int
+    rows_max: int
+    """How many it runs together."""
     last_used_seconds: float
     resident_since_seconds: float
 
@@ -64,6 +67,8 @@ class NodeView:
     devices: tuple[DeviceView, ...]
     replicas: tuple[ReplicaView, ...]
     dram_budget_bytes: int
+    dram_lifted_bytes: int
+    """Held by loads into DRAM that no replica asked for."""
     residency_min_seconds: float
     now_seconds: float
 
@@ -72,9 +77,16 @@ class NodeView:
 class Need:
     """What a model takes: bytes on each of its devices, slabs in DRAM."""
 
+    model: ModelName
     digest: Digest
+    """Models of one digest share their slabs."""
     device_bytes: tuple[int, ...]
     dram_bytes: int
+
+    @property
+    def key(self) -> tuple[ModelName, Digest]:
+        """What a replica serves: this name with these bytes."""
+        return self.model, self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +139,12 @@ def decide(need: Need, view: NodeView) -> Decision:
     if missing:
         return Refuse(missing)
     for replica in view.replicas:
-        if replica.digest != need.digest:
+        if (replica.model, replica.digest) != need.key:
             continue
-        if replica.state is ReplicaState.SERVING:  # 1
+        if replica.state is ReplicaState.SERVING and replica.running < replica.rows_max:  # 1
             return Use(replica.replica_id)
+        if replica.state is ReplicaState.SERVING:  # 2
+            return Wait("all rows of the model are taken")
         if replica.state is ReplicaState.STARTING:  # 2
             return Wait("the model is starting")
         return Wait("the model's last replica is stopping")  # 3
@@ -151,7 +165,9 @@ def _wait_for_room(need: Need, view: NodeView) -> Wait:
     victims = _fewest_victims(need, view, residents)
     if victims:  # 6
         return Wait("another model finishes its running requests first", for_room=True, close=victims)
-    ends = [_residency_end(replica, view) for replica in serving]  # 7
+    if not serving:  # 7
+        return Wait("loads into DRAM hold the memory", for_room=True)
+    ends = [_residency_end(replica, view) for replica in serving]
     later = [end for end in ends if end > view.now_seconds]
     return Wait("another model has only just started", for_room=True, until_seconds=min(later, default=None))
 
@@ -174,7 +190,7 @@ def _missing_when_empty(need: Need, view: NodeView) -> str | None:
         return (
             f"the model is spread over {len(need.device_bytes)} devices and this node has {len(view.devices)}"
         )
-    if not _room(need, view, ()):
+    if not _places(need, view, ()):
         most = max(device.memory_bytes or 0 for device in view.devices)
         return (
             f"the model needs {format_bytes(max(need.device_bytes))} on a device"
@@ -184,10 +200,16 @@ def _missing_when_empty(need: Need, view: NodeView) -> str | None:
 
 
 def _room(need: Need, view: NodeView, replicas: Iterable[ReplicaView]) -> tuple[str, ...] | None:
-    """Devices for each partition with ``replicas`` in place, the emptiest first; None: no room."""
+    """Devices for each partition with ``replicas`` in place; None: no room there or in DRAM."""
     replicas = list(replicas)
-    if need.dram_bytes > view.dram_budget_bytes - sum(replica.dram_bytes for replica in replicas):
+    slabs = {replica.digest: replica.dram_bytes for replica in replicas} | {need.digest: need.dram_bytes}
+    if sum(slabs.values()) + view.dram_lifted_bytes > view.dram_budget_bytes:
         return None
+    return _places(need, view, replicas)
+
+
+def _places(need: Need, view: NodeView, replicas: Sequence[ReplicaView]) -> tuple[str, ...] | None:
+    """Devices for each partition, the emptiest first; None: some partition fits nowhere."""
     free = [device for device in view.devices if _tenants(device, replicas) < device.replicas_max]
     free.sort(key=lambda device: (_tenants(device, replicas), -_free_bytes(device, replicas)))
     chosen: list[str] = []

@@ -19,13 +19,14 @@ import structlog
 
 from sllmd.core.errors import (
     InsufficientCapacity,
+    MemoryBusy,
     ModelLoadFailed,
     NodeDraining,
     QueueFull,
     SllmdError,
     StartupTimeout,
 )
-from sllmd.core.ids import Digest, ReplicaId
+from sllmd.core.ids import Digest, ModelName, ReplicaId
 from sllmd.engine.devices import Device
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.replica import Replica
@@ -86,7 +87,8 @@ class Agent:
         self._engine_options = engine_options
         self._model_settings = model_settings
         self._devices = tuple(_device_view(device, device_settings) for device in devices)
-        self._residences: dict[Digest, Residence] = {}
+        self._residences: dict[tuple[ModelName, Digest], Residence] = {}
+        self._lifted_bytes = 0
         self._tickets: list[_Ticket] = []
         self._wake: asyncio.TimerHandle | None = None
         self._replica_count = 0
@@ -109,8 +111,8 @@ class Agent:
         """
         grant = await self._grant(checkpoint)
         residence = grant.residence
-        if keep_alive_seconds is not None:
-            residence.keep_alive_seconds = keep_alive_seconds
+        default_seconds = self._keep_alive_seconds(checkpoint)
+        residence.keep_alive_seconds = default_seconds if keep_alive_seconds is None else keep_alive_seconds
         began_seconds = time.monotonic()
         try:
             yield grant
@@ -118,17 +120,23 @@ class Agent:
             self._generation_seconds += 0.1 * (time.monotonic() - began_seconds - self._generation_seconds)
             self._give_back(residence)
 
-    def residence(self, digest: Digest) -> Residence | None:
-        """The replica of this checkpoint, if there is one in any state."""
-        return self._residences.get(digest)
+    def residence(self, checkpoint: Checkpoint) -> Residence | None:
+        """The replica of this model, if there is one in any state."""
+        return self._residences.get((checkpoint.name, checkpoint.manifest.digest))
 
     def residences(self) -> tuple[Residence, ...]:
         """All replicas."""
         return tuple(self._residences.values())
 
-    def waiting(self, digest: Digest | None = None) -> int:
-        """How many wait for this checkpoint, or for any."""
-        return sum(digest is None or ticket.need.digest == digest for ticket in self._tickets)
+    def waiting(self, model: ModelName | None = None) -> int:
+        """How many wait for this model, or for any."""
+        return sum(model is None or ticket.need.model == model for ticket in self._tickets)
+
+    def context_tokens(self, checkpoint: Checkpoint, stated_tokens: int) -> int:
+        """The longest prompt and completion a replica of it takes."""
+        options = self._options(checkpoint)
+        limits = (stated_tokens, options.context_tokens_max, options.cache_tokens)
+        return min(limit for limit in limits if limit)
 
     def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "remote"]:
         """The fastest tier that holds the checkpoint."""
@@ -136,7 +144,7 @@ class Agent:
 
     def startup_estimate_seconds(self, checkpoint: Checkpoint) -> float:
         """0 when it serves; else the time its bytes need plus what a start took lately beyond them."""
-        residence = self._residences.get(checkpoint.manifest.digest)
+        residence = self.residence(checkpoint)
         if residence is not None and residence.state is ReplicaState.SERVING:
             return 0.0
         return self._tier.estimate_seconds(checkpoint) + self._start_overhead_seconds
@@ -146,21 +154,23 @@ class Agent:
     @asynccontextmanager
     async def lift(self, checkpoint: Checkpoint) -> AsyncIterator[Lease]:
         """The checkpoint on its way into DRAM, or there; no replica."""
-        lease = self._tier.acquire(checkpoint)
+        lease = self._acquire(checkpoint)
+        size_bytes = self._tier.slab_bytes_needed(checkpoint)
+        self._lifted_bytes += size_bytes
         try:
             yield lease
         finally:
             lease.release()
+            self._lifted_bytes -= size_bytes
+            self._pump()
 
     async def unload(self, checkpoint: Checkpoint, *, keep_dram: bool = False) -> tuple[int, int]:
         """Let running requests finish, stop the replica, free its DRAM. Returns (replicas, DRAM bytes)."""
-        digest = checkpoint.manifest.digest
-        residence = self._residences.get(digest)
-        stopped = 0
+        residence = self.residence(checkpoint)
         if residence is not None:
-            stopped = 1
             await self._close_when_idle(residence)
-        return stopped, 0 if keep_dram else self._tier.evict(digest)
+        freed_bytes = 0 if keep_dram else self._tier.evict(checkpoint.manifest.digest)
+        return int(residence is not None), freed_bytes
 
     async def drain(self, timeout_seconds: float) -> int:
         """Take nothing new, wait for what runs. Returns how many generations were still running."""
@@ -197,7 +207,7 @@ class Agent:
                 grant = await ticket.granted
         except TimeoutError:
             raise StartupTimeout(
-                f"`{checkpoint.name}` did not start within {self._settings.queue_timeout:.0f} s",
+                f"`{checkpoint.name}` had no room within {self._settings.queue_timeout:.0f} s",
                 retry_after_seconds=self.startup_estimate_seconds(checkpoint),
                 hint="see `sllmd ps` for what it waits for",
             ) from None
@@ -209,11 +219,10 @@ class Agent:
 
     def _check_queue(self, checkpoint: Checkpoint) -> None:
         """Raise QueueFull when the model's batch and its queue are both full."""
-        digest = checkpoint.manifest.digest
-        residence = self._residences.get(digest)
+        residence = self.residence(checkpoint)
         running = residence.running if residence else 0
         batch_max = residence.options.batch_max if residence else self._options(checkpoint).batch_max
-        ahead = running + self.waiting(digest)
+        ahead = running + self.waiting(checkpoint.name)
         if ahead < batch_max + self._settings.queue_max_per_model:
             return
         turns = 1 + (ahead - batch_max) / batch_max
@@ -254,14 +263,15 @@ class Agent:
                 ticket.cold = True
                 self._start(ticket, devices)
             case Wait(close=closing, until_seconds=until_seconds):
-                ticket.cold = True
-                for residence in self._named(closing):
-                    residence.state = ReplicaState.CLOSING
+                residence = self._residences.get(ticket.need.key)
+                ticket.cold |= residence is None or residence.state is not ReplicaState.SERVING
+                for closed in self._named(closing):
+                    self._close(closed)
                 if until_seconds is not None:
                     self._pump_at(until_seconds)
 
     def _take(self, ticket: _Ticket) -> None:
-        residence = self._residences[ticket.need.digest]
+        residence = self._residences[ticket.need.key]
         assert residence.replica is not None
         residence.running += 1
         self._idle.clear()
@@ -290,11 +300,20 @@ class Agent:
     def _forget(self, ticket: _Ticket) -> None:
         """Take a ticket out; a start that nobody waits for any more is cancelled."""
         self._tickets.remove(ticket)
-        residence = self._residences.get(ticket.need.digest)
-        if residence and residence.state is ReplicaState.STARTING and not self.waiting(ticket.need.digest):
+        residence = self._residences.get(ticket.need.key)
+        if residence and residence.state is ReplicaState.STARTING and not self.waiting(ticket.need.model):
             _log.info("start cancelled: nobody waits for it", model=residence.checkpoint.name)
             self._stop(residence)
+        self._reopen()
         self._pump()
+
+    def _reopen(self) -> None:
+        """Those that closed for somebody serve again when nobody waits any more who needs their room."""
+        if any(ticket.need.key not in self._residences for ticket in self._tickets):
+            return
+        for residence in self._residences.values():
+            if residence.state is ReplicaState.CLOSING and not residence.unloading:
+                residence.state = ReplicaState.SERVING
 
     # -- a replica's life ----------------------------------------------------------------------
 
@@ -312,14 +331,14 @@ class Agent:
             keep_alive_seconds=self._keep_alive_seconds(checkpoint),
             replica_id=ReplicaId(f"{checkpoint.name}-{self._replica_count}"),
         )
-        self._residences[ticket.need.digest] = residence
+        self._residences[ticket.need.key] = residence
         residence.task = self._spawn(self._bring_up(residence))
 
     async def _bring_up(self, residence: Residence) -> None:
         """Lift the bytes and build the engine, side by side; then serve."""
         checkpoint = residence.checkpoint
         try:
-            residence.lease = lease = self._tier.acquire(checkpoint)
+            residence.lease = lease = self._acquire(checkpoint)
             residence.replica = replica = await self._supervisor.attach(
                 checkpoint.manifest,
                 lease.memory,
@@ -354,13 +373,25 @@ class Agent:
         )
         self._rest(residence)
         self._pump()
+        if residence.unloading:
+            self._close(residence)
+
+    def _acquire(self, checkpoint: Checkpoint) -> Lease:
+        """A lease. Raises InsufficientCapacity when it can never be had, MemoryBusy when not just now."""
+        try:
+            return self._tier.acquire(checkpoint)
+        except InsufficientCapacity as error:
+            if self._tier.slab_bytes_needed(checkpoint) > self._tier.budget_bytes:
+                raise
+            again_seconds = self.startup_estimate_seconds(checkpoint)
+            raise MemoryBusy(error.message, retry_after_seconds=again_seconds, hint=error.hint) from error
 
     def _start_failed(self, residence: Residence, error: SllmdError) -> None:
         _log.error("replica failed to start", model=residence.checkpoint.name, error=str(error))
         residence.task = None
         self._stop(residence)
         for ticket in self._tickets:
-            if ticket.need.digest == residence.need.digest:
+            if ticket.need.key == residence.need.key:
                 self._refuse(ticket, error)
 
     def _on_lost(self, residence: Residence, lost: asyncio.Future[str]) -> None:
@@ -372,7 +403,7 @@ class Agent:
     def _rest(self, residence: Residence) -> None:
         """Start the keep-alive clock of an idle replica."""
         seconds = residence.keep_alive_seconds
-        if seconds == 0 and not self.waiting(residence.need.digest):
+        if seconds == 0 and not self.waiting(residence.need.model):
             self._stop(residence)
         elif seconds != float("inf"):
             residence.expiry = asyncio.get_running_loop().call_later(seconds, self._expire, residence)
@@ -383,11 +414,17 @@ class Agent:
             self._stop(residence)
 
     async def _close_when_idle(self, residence: Residence) -> None:
-        if residence.state in (ReplicaState.SERVING, ReplicaState.STARTING) and residence.running == 0:
-            self._stop(residence)
-        elif residence.state is ReplicaState.SERVING:
-            residence.state = ReplicaState.CLOSING
+        residence.unloading = True
+        if residence.state is not ReplicaState.STARTING or not self.waiting(residence.need.model):
+            self._close(residence)
         await residence.gone.wait()
+
+    def _close(self, residence: Residence) -> None:
+        """Take no new work; stop when the running work is done."""
+        if residence.state is ReplicaState.SERVING:
+            residence.state = ReplicaState.CLOSING
+        if residence.running == 0:
+            self._stop(residence)
 
     def _stop(self, residence: Residence) -> None:
         """End a replica in any state; its devices and DRAM are free when the worker is reaped."""
@@ -408,7 +445,7 @@ class Agent:
             await residence.replica.close()
         if residence.lease:
             residence.lease.release()
-        del self._residences[residence.need.digest]
+        del self._residences[residence.need.key]
         residence.gone.set()
         self._pump()
 
@@ -419,6 +456,7 @@ class Agent:
             devices=self._devices,
             replicas=tuple(residence.view() for residence in self._residences.values()),
             dram_budget_bytes=self._tier.budget_bytes,
+            dram_lifted_bytes=self._lifted_bytes,
             residency_min_seconds=self._settings.residency_min,
             now_seconds=time.monotonic(),
         )
@@ -428,6 +466,7 @@ class Agent:
         kv_fraction = self._device_settings.kv_cache_fraction
         kv_bytes = [int((device.memory_bytes or 0) * kv_fraction) for device in self._devices]
         return Need(
+            model=checkpoint.name,
             digest=checkpoint.manifest.digest,
             device_bytes=tuple(partition.span_bytes + max(kv_bytes) for partition in partitions),
             dram_bytes=self._tier.slab_bytes_needed(checkpoint),
@@ -454,8 +493,13 @@ class Agent:
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a replica's task crashed", exc_info=task.exception())
 
 
 async def _follow(lease: Lease, replica: Replica) -> LoadReport:

@@ -18,6 +18,8 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    digest: str | None = None
+    """The checkpoint that ``prompt_ids`` were made for; None: whatever the name stands for."""
     keep_alive_seconds: float | None = None
     """How long the replica stays after its last request; None: the model's or the default setting."""
     skip_special_tokens: bool = True

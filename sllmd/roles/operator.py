@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal
 
 import sllmd
@@ -31,6 +32,9 @@ from sllmd.roles.status import (
     UnloadReport,
 )
 from sllmd.store.checkpoint import Checkpoint
+
+_WAITING_STATUS_SECONDS = 0.5
+"""How often somebody who waits for a load hears that it still waits."""
 
 
 class Operator:
@@ -76,36 +80,38 @@ class Operator:
         steps = self._load_dram(checkpoint) if tier == "dram" else self._load_device(checkpoint)
         began_seconds = time.monotonic()
         try:
-            async for step in steps:
-                yield step
+            async with aclosing(steps):
+                async for step in steps:
+                    yield step
         except SllmdError as error:
-            yield _load_status(checkpoint, "error", tier, message=str(error))
+            yield _load_status(checkpoint, "error", tier, error=error)
             return
         seconds = time.monotonic() - began_seconds
         yield _load_status(checkpoint, "ready", tier, checkpoint.manifest.size_bytes, seconds=seconds)
 
     async def _load_dram(self, checkpoint: Checkpoint) -> AsyncGenerator[LoadStatus, None]:
-        async with self._agent.lift(checkpoint) as lease:
-            loaded = asyncio.ensure_future(lease.loaded())
-            async for step in _follow(checkpoint, lease, loaded):
-                yield step
+        async with self._agent.lift(checkpoint) as lease, _running(lease.loaded()) as loaded:
+            async with aclosing(_follow(checkpoint, lease, loaded)) as steps:
+                async for step in steps:
+                    yield step
+            await loaded
 
     async def _load_device(self, checkpoint: Checkpoint) -> AsyncGenerator[LoadStatus, None]:
         """Bring up a replica and leave it to its keep-alive."""
-        granted = asyncio.ensure_future(self._hold_once(checkpoint))
-        try:
+        async with _running(self._hold_once(checkpoint)) as granted:
+            followed: Lease | None = None
             while not granted.done():
-                residence = self._agent.residence(checkpoint.manifest.digest)
+                residence = self._agent.residence(checkpoint)
                 lease = residence.lease if residence else None
-                if lease is None:
-                    yield _load_status(checkpoint, "loading", "waiting for a device")
-                    await asyncio.wait([granted], timeout=0.1)
-                    continue
-                async for step in _follow(checkpoint, lease, granted):
-                    yield step
+                if lease is not None and lease is not followed:
+                    followed = lease
+                    async with aclosing(_follow(checkpoint, lease, granted)) as steps:
+                        async for step in steps:
+                            yield step
+                else:
+                    yield _load_status(checkpoint, "loading", "attach" if lease else "waiting for a device")
+                    await asyncio.wait([granted], timeout=_WAITING_STATUS_SECONDS)
             await granted
-        finally:
-            granted.cancel()
 
     async def _hold_once(self, checkpoint: Checkpoint) -> None:
         async with self._agent.hold(checkpoint):
@@ -153,6 +159,7 @@ class Operator:
     def status(self) -> NodeStatus:
         """The whole node at a glance."""
         replicas = self.replicas()
+        workers = self._supervisor.stats()
         return NodeStatus(
             node=self._node,
             version=sllmd.__version__,
@@ -168,8 +175,9 @@ class Operator:
             store_directory=self._store_directory,
             processes=tuple(
                 ProcessStatus(role=process.role, pid=process.pid, rss_bytes=process.rss_bytes)
-                for process in self._supervisor.stats().processes
+                for process in workers.processes
             ),
+            worker_error=workers.last_error,
         )
 
     def _device_status(self, device: Device) -> DeviceStatus:
@@ -197,34 +205,49 @@ class Operator:
             loaded_bytes=progress.bytes_done if progress else size_bytes,
             bytes_per_second=progress.bytes_per_second if progress else 0.0,
             running=residence.running,
-            waiting=self._agent.waiting(residence.need.digest),
+            waiting=self._agent.waiting(residence.need.model),
             expires_in_seconds=residence.expiry.when() - loop_seconds if idle and residence.expiry else None,
             pid=process.pid if process else None,
             rss_bytes=process.rss_bytes if process else None,
         )
 
 
+@asynccontextmanager
+async def _running(work: Coroutine[None, None, Any]) -> AsyncGenerator[asyncio.Task[Any], None]:
+    """``work`` beside the body; cancelled and over when the body is left."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # whoever cared has awaited it
+
+
 async def _follow(
     checkpoint: Checkpoint, lease: Lease, until: asyncio.Future[Any]
 ) -> AsyncGenerator[LoadStatus, None]:
-    """A status whenever the load moves, until ``until`` is done. Raises what ``until`` raises."""
+    """A status whenever the load moves, until it is over or ``until`` is done."""
     while not until.done():
         progress = lease.progress()
+        over = progress.state in ("loaded", "failed")
         yield LoadStatus(
             model=checkpoint.name,
             status="loading",
-            stage=progress.stage if progress.bytes_done < progress.bytes_total else "attach",
+            stage="attach" if over else progress.stage,
             current_bytes=progress.bytes_done,
             total_bytes=progress.bytes_total,
             bytes_per_second=progress.bytes_per_second,
             eta_seconds=progress.eta_seconds,
         )
+        if over:
+            return
         changed = asyncio.ensure_future(lease.progress_changed())
         try:
             await asyncio.wait([changed, until], return_when=asyncio.FIRST_COMPLETED)
         finally:
             changed.cancel()
-    until.result()
 
 
 def _load_status(
@@ -234,7 +257,7 @@ def _load_status(
     current_bytes: int = 0,
     *,
     seconds: float = 0.0,
-    message: str | None = None,
+    error: SllmdError | None = None,
 ) -> LoadStatus:
     return LoadStatus(
         model=checkpoint.name,
@@ -244,5 +267,6 @@ def _load_status(
         total_bytes=checkpoint.manifest.size_bytes,
         bytes_per_second=0.0,
         seconds=seconds,
-        message=message,
+        message=str(error) if error else None,
+        code=error.code if error else None,
     )

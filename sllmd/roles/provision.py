@@ -34,7 +34,7 @@ async def provision(store: Store, operator: Operator, models: Mapping[str, Model
             await _provide(store, name, settings)
             if settings.preload != "none":
                 await _preload(operator, name, settings)
-        except SllmdError as error:
+        except (SllmdError, OSError) as error:
             _log.error("model of the configuration is not available", model=name, error=str(error))
 
 

@@ -39,18 +39,22 @@ class Residence:
     replica: Replica | None = None
     task: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
+    unloading: bool = False
+    """An operator wants it gone; otherwise one that closes for somebody may serve again."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def view(self) -> ReplicaView:
         """As ``admission`` sees it."""
         return ReplicaView(
             replica_id=self.replica_id,
+            model=self.need.model,
             digest=self.need.digest,
             devices=self.devices,
             device_bytes=self.need.device_bytes,
             dram_bytes=self.need.dram_bytes,
             state=self.state,
             running=self.running,
+            rows_max=self.options.batch_max,
             last_used_seconds=self.last_used_seconds,
             resident_since_seconds=self.resident_since_seconds,
         )

@@ -13,10 +13,10 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
-from sllmd.core.errors import SllmdError, WorkerLost
+from sllmd.core.errors import ModelReplaced, SllmdError, WorkerLost
 from sllmd.core.ids import Digest, GenerationId
 from sllmd.engine.protocol import (
     EngineEvent,
@@ -56,27 +56,26 @@ class Router:
 
     def models(self) -> list[ModelCard]:
         """The catalogue, by name."""
-        return [self._card(stored) for stored in self._store.models()]
+        return [self._card_or_problem(stored) for stored in self._store.models()]
 
     def model(self, name: str) -> ModelCard:
-        """The model that ``name`` or alias stands for. Raises ModelNotFound."""
-        checkpoint = self.checkpoint(name)
-        return next(self._card(stored) for stored in self._store.models() if stored.name == checkpoint.name)
+        """The model that ``name`` or alias stands for. Raises ModelNotFound, and why it cannot be served."""
+        return self._card(self._store.model(name), self.checkpoint(name))
 
-    def _card(self, stored: StoredModel) -> ModelCard:
-        checkpoint = self.checkpoint(stored.name)
-        residence = self._agent.residence(stored.digest)
+    def _card_or_problem(self, stored: StoredModel) -> ModelCard:
+        """One bad model must not hide the others."""
+        try:
+            return self._card(stored, self.checkpoint(stored.name))
+        except SllmdError as error:
+            return ModelCard(**_stored_facts(stored), problem=str(error))
+
+    def _card(self, stored: StoredModel, checkpoint: Checkpoint) -> ModelCard:
+        residence = self._agent.residence(checkpoint)
         serving = residence is not None and residence.state is ReplicaState.SERVING
         return ModelCard(
-            name=stored.name,
-            aliases=stored.aliases,
-            created=int(stored.imported_at),
-            architecture=stored.architecture,
-            context_tokens=self._context_tokens_of(checkpoint),
-            size_bytes=stored.size_bytes,
-            digest=stored.digest,
+            **_stored_facts(stored),
+            context_tokens=self._agent.context_tokens(checkpoint, self._context_tokens_of(checkpoint)),
             partitions=len(checkpoint.manifest.partitions),
-            kind=stored.kind,
             tier="device" if serving else self._agent.where(checkpoint),
             state=residence.state if residence else "cold",
             startup_estimate_seconds=self._agent.startup_estimate_seconds(checkpoint),
@@ -104,7 +103,7 @@ class Router:
         self._tokenizers.move_to_end(digest)
         try:
             return await asyncio.shield(self._tokenizers[digest])
-        except SllmdError:
+        except Exception:
             self._tokenizers.pop(digest, None)
             raise
 
@@ -115,13 +114,6 @@ class Router:
     def requests(self) -> list[RequestStatus]:
         """Running ones first, then the recent ones, newest first."""
         return [generation.status() for generation in self._running.values()] + list(self._recent)
-
-    def cancel(self, request_id: str) -> int:
-        """Call off every generation of a request. Returns how many there were."""
-        mine = [g for g in self._running.values() if g.request.request_id == request_id]
-        for generation in mine:
-            generation.call_off()
-        return len(mine)
 
     def began(self, generation: Generation) -> None:
         """A generation was entered."""
@@ -152,10 +144,8 @@ class Generation:
         self._first_token_seconds = 0.0
         self._ended_seconds = 0.0
         self._load_estimate_seconds = 0.0
-        self._task: asyncio.Task[object] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.current_task()
         self._router.began(self)
         return self
 
@@ -173,14 +163,13 @@ class Generation:
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas
 
-    def call_off(self) -> None:
-        """Cancel the task that iterates."""
-        if self._task:
-            self._task.cancel()
-
     async def _run(self) -> AsyncGenerator[Delta, None]:
         try:
             checkpoint = self._router.checkpoint(self.request.model)
+            if self.request.digest not in (None, checkpoint.manifest.digest):
+                raise ModelReplaced(
+                    f"`{checkpoint.name}` was imported anew while the request was read", retry_after_seconds=0
+                )
             tokenizer = await self._router.tokenizer(self.request.model)
             self._state = "loading"
             self._load_estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
@@ -294,6 +283,18 @@ class Generation:
             finish_reason=self._finish_reason,
             error=self._error,
         )
+
+
+def _stored_facts(stored: StoredModel) -> dict[str, Any]:
+    return {
+        "name": stored.name,
+        "aliases": stored.aliases,
+        "created": int(stored.imported_at),
+        "architecture": stored.architecture,
+        "size_bytes": stored.size_bytes,
+        "digest": stored.digest,
+        "kind": stored.kind,
+    }
 
 
 def _as_text(logprob: TokenLogprob, tokenizer: Tokenizer) -> TextLogprob:

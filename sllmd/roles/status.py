@@ -21,16 +21,19 @@ class ModelCard(_Status):
     created: int
     """Unix seconds of its import."""
     architecture: str
-    context_tokens: int
     size_bytes: int
     digest: str
-    partitions: int
     kind: str
-    tier: Tier
-    state: str
+    context_tokens: int = 0
+    """The longest prompt and completion; 0: not known, see ``problem``."""
+    partitions: int = 0
+    tier: Tier = "ssd"
+    state: str = "cold"
     """``cold``, ``starting``, ``serving``, ``closing``, ``stopping``."""
-    startup_estimate_seconds: float
+    startup_estimate_seconds: float = 0.0
     """0 when it serves."""
+    problem: str | None = None
+    """Why it cannot be served as it is, with the remedy."""
 
 
 class ReplicaStatus(_Status):
@@ -116,6 +119,8 @@ class NodeStatus(_Status):
     cache: CacheStatus
     store_directory: str
     processes: tuple[ProcessStatus, ...]
+    worker_error: str | None
+    """Why the last start of a worker failed; None after one that succeeded."""
 
 
 class LoadStatus(_Status):
@@ -130,6 +135,8 @@ class LoadStatus(_Status):
     eta_seconds: float | None = None
     seconds: float = 0.0
     message: str | None = None
+    code: str | None = None
+    """What kind of error, in the words of the API; with ``status`` ``error``."""
 
 
 class UnloadReport(_Status):

@@ -15,16 +15,13 @@ from typing import Any
 
 import tokenizers
 
+from sllmd.core.context import context_tokens
 from sllmd.core.errors import InvalidRequest, MalformedCheckpoint
 from sllmd.text.chat import ChatTemplate
 from sllmd.text.pieces import Pieces
 
 CONTEXT_PIECES = 4
 """Tokens before one that may bear on its text: enough for every decoder that looks at its neighbours."""
-
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
-_SANE_CONTEXT_TOKENS_MAX = 1 << 30
-"""tokenizer_config.json writes 1e30 where it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +133,7 @@ class Tokenizer:
 def read_context_tokens(directory: Path) -> int:
     """Context of the model in ``directory``, without its tokenizer. Raises MalformedCheckpoint."""
     config = _read_json(directory / "config.json")
-    tokenizer_config = _read_json(directory / "tokenizer_config.json")
-    return _context_tokens(directory, config.get("text_config") or config, tokenizer_config)
+    return context_tokens(config.get("text_config") or config)
 
 
 def _read_facts(directory: Path, inner: tokenizers.Tokenizer) -> TextFacts:
@@ -148,7 +144,7 @@ def _read_facts(directory: Path, inner: tokenizers.Tokenizer) -> TextFacts:
     special_tokens = _special_tokens(tokenizer_config)
     return TextFacts(
         vocabulary_size=text_config.get("vocab_size") or inner.get_vocab_size(),
-        context_tokens=_context_tokens(directory, text_config, tokenizer_config),
+        context_tokens=context_tokens(text_config),
         stop_token_ids=_stop_token_ids(
             (generation_config, config, text_config), inner.token_to_id(special_tokens.get("eos_token", ""))
         ),
@@ -167,18 +163,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedCheckpoint(f"{path.name} does not hold a JSON object")
     return value
-
-
-def _context_tokens(directory: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
-    said = [config.get(key) for key in _CONTEXT_KEYS]
-    said.append(tokenizer_config.get("model_max_length"))
-    for value in said:
-        if isinstance(value, int) and 0 < value < _SANE_CONTEXT_TOKENS_MAX:
-            return value
-    raise MalformedCheckpoint(
-        f"config.json of {directory.name} does not say how long a context the model has",
-        hint="add max_position_embeddings to it and import the model again",
-    )
 
 
 def _stop_token_ids(configs: Sequence[Mapping[str, Any]], eos_token_id: int | None) -> tuple[int, ...]:

@@ -73,10 +73,11 @@ def make_node(store_root: Path) -> MakeNode:
         fake: FakeSettings | None = None,
         models: dict[str, ModelSettings] | None = None,
         batch_max: int = 8,
+        root: Path | None = None,
     ) -> AsyncIterator[Node]:
         device_settings = devices or DeviceSettings()
         serving_settings = serving or ServingSettings(residency_min=0)
-        store = Store(store_root)
+        store = Store(root or store_root)
         tier = DramTier(
             loader or LoaderSettings(dram_budget="64MiB", slab_bytes=1 << 20, pin=False),
             quarantine=store.quarantine,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllmd.core.ids import Digest, ReplicaId
+from sllmd.core.ids import Digest, ModelName, ReplicaId
 from sllmd.roles.admission import (
     Decision,
     DeviceView,
@@ -28,18 +28,20 @@ NOW = 1000.0
 
 
 def need(name: str = "b", *, device_bytes: tuple[int, ...] = (10,), dram_bytes: int = 10) -> Need:
-    return Need(Digest(name), device_bytes, dram_bytes)
+    return Need(ModelName(name), Digest(name), device_bytes, dram_bytes)
 
 
 def replica(name: str, **changes: object) -> ReplicaView:
     idle = ReplicaView(
         replica_id=ReplicaId(f"{name}-1"),
+        model=ModelName(name),
         digest=Digest(name),
         devices=("cpu:0",),
         device_bytes=(10,),
         dram_bytes=10,
         state=ReplicaState.SERVING,
         running=0,
+        rows_max=8,
         last_used_seconds=NOW - 100,
         resident_since_seconds=NOW - 100,
     )
@@ -53,6 +55,7 @@ def node(
         devices=tuple(DeviceView(f"cpu:{i}", slots, memory_bytes) for i in range(devices)),
         replicas=replicas,
         dram_budget_bytes=100,
+        dram_lifted_bytes=0,
         residency_min_seconds=2.0,
         now_seconds=NOW,
     )
@@ -118,6 +121,23 @@ def test_0_what_can_never_fit_is_refused_by_name(wanted: Need, view: NodeView, w
     decision = decide(wanted, view)
     assert isinstance(decision, Refuse)
     assert word in decision.missing
+
+
+def test_2_a_replica_whose_rows_are_taken_is_waited_for_and_blocks_nobody() -> None:
+    decision = decide(need("a"), node(replica("a", running=8)))
+    assert isinstance(decision, Wait)
+    assert not decision.for_room
+
+
+def test_7_loads_into_dram_that_hold_the_memory_are_waited_for() -> None:
+    decision = decide(need(dram_bytes=60), replace(node(), dram_lifted_bytes=50))
+    assert isinstance(decision, Wait)
+    assert decision.for_room
+
+
+def test_models_of_one_digest_share_their_slabs() -> None:
+    twin = replace(need("twin", dram_bytes=60), digest=Digest("a"))
+    assert isinstance(decide(twin, node(replica("a", dram_bytes=60), slots=2)), Start)
 
 
 @pytest.mark.parametrize("state", [ReplicaState.STARTING, ReplicaState.CLOSING, ReplicaState.STOPPING])

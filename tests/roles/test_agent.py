@@ -10,10 +10,16 @@ import pytest
 from sllmd.core.errors import InsufficientCapacity, NodeDraining, QueueFull, StartupTimeout
 from sllmd.loader.settings import LoaderSettings
 from sllmd.roles.admission import ReplicaState
+from sllmd.roles.residence import Grant
 from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
-from tests.roles.conftest import MakeNode, until
+from tests.roles.conftest import MakeNode, Node, until
 
 ONE_SLOT = DeviceSettings(replicas_max=1)
+
+
+async def hold_once(node: Node, model: str) -> Grant:
+    async with node.agent.hold(node.store.resolve(model)) as grant:
+        return grant
 
 
 async def test_the_first_holder_starts_it_and_the_second_finds_it_serving(make_node: MakeNode) -> None:
@@ -144,11 +150,68 @@ async def test_a_full_queue_says_when_to_come_back(make_node: MakeNode) -> None:
     serving = ServingSettings(queue_max_per_model=2, residency_min=0)
     async with make_node(serving=serving, batch_max=1) as node, AsyncExitStack() as holding:
         checkpoint = node.store.resolve("a")
-        for _ in range(3):
-            await holding.enter_async_context(node.agent.hold(checkpoint))
+        await holding.enter_async_context(node.agent.hold(checkpoint))
+        queued = [asyncio.create_task(hold_once(node, "a")) for _ in range(2)]
+        await until(lambda: node.agent.waiting() == 2)
         with pytest.raises(QueueFull) as refused:
             await holding.enter_async_context(node.agent.hold(checkpoint))
         assert refused.value.retry_after_seconds > 0
+        await holding.aclose()
+        await asyncio.gather(*queued)
+
+
+async def test_no_more_run_than_there_are_rows_and_the_rest_is_seen_waiting(make_node: MakeNode) -> None:
+    async with make_node(batch_max=1) as node, AsyncExitStack() as holding:
+        grant = await holding.enter_async_context(node.agent.hold(node.store.resolve("a")))
+        queued = asyncio.create_task(hold_once(node, "a"))
+        await until(node.agent.waiting)
+        assert grant.residence.running == 1
+        await holding.aclose()
+        assert not (await queued).cold
+
+
+async def test_a_model_that_closed_for_somebody_who_left_serves_on(make_node: MakeNode) -> None:
+    async with make_node(devices=ONE_SLOT) as node, AsyncExitStack() as holding:
+        grant = await holding.enter_async_context(node.agent.hold(node.store.resolve("a")))
+        asker = asyncio.create_task(hold_once(node, "b"))
+        await until(lambda: grant.residence.state is ReplicaState.CLOSING)
+        asker.cancel()
+        await until(lambda: grant.residence.state is ReplicaState.SERVING)
+        assert not (await hold_once(node, "a")).cold
+
+
+async def test_a_load_into_dram_is_waited_for_not_refused(make_node: MakeNode) -> None:
+    """Memory for one model only, and a lift holds it: the other model waits and then starts."""
+    needed_bytes = 7 * 65536  # what tiny's 458,752 bytes take in slabs of 64 KiB
+    loader = LoaderSettings(
+        dram_budget=str(needed_bytes + 65536), slab_bytes=65536, pin=False, headroom_bytes=0
+    )
+    async with make_node(loader=loader) as node:
+        async with node.agent.lift(node.store.resolve("a")) as lease:
+            await lease.loaded()
+            waiting = asyncio.create_task(hold_once(node, "b"))
+            await until(node.agent.waiting)
+        assert (await waiting).cold
+
+
+async def test_a_request_s_keep_alive_does_not_outlast_the_next_request(make_node: MakeNode) -> None:
+    async with make_node(models={"a": ModelSettings(keep_alive="20ms")}) as node:
+        checkpoint = node.store.resolve("a")
+        async with node.agent.hold(checkpoint, keep_alive_seconds=float("inf")) as grant:
+            residence = grant.residence
+        await hold_once(node, "a")
+        await residence.gone.wait()
+
+
+async def test_unload_of_a_starting_model_lets_who_waits_be_served_first(make_node: MakeNode) -> None:
+    async with make_node() as node:
+        checkpoint = node.store.resolve("a")
+        waiting = asyncio.create_task(hold_once(node, "a"))
+        await until(node.agent.residences)
+        stopped, _ = await node.agent.unload(checkpoint)
+        assert stopped == 1
+        assert (await waiting).cold
+        assert node.agent.residences() == ()
 
 
 async def test_waiting_too_long_is_a_timeout_with_an_estimate(make_node: MakeNode) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
+import shutil
+from pathlib import Path
 
 import pytest
 
-from sllmd.core.errors import ModelNotFound
+from sllmd.core.errors import ChecksumMismatch, ModelNotFound, ModelReplaced
 from sllmd.engine.fake import FakeSettings
 from sllmd.engine.protocol import FinishReason, Sampling
 from sllmd.roles.generation import Delta
-from tests.roles.conftest import MakeNode, Node, request, until
+from tests.roles.conftest import MakeNode, Node, request
 
 SLOW = FakeSettings(token_seconds=0.05)
 
@@ -72,15 +73,6 @@ async def test_leaving_early_cancels_the_row(make_node: MakeNode) -> None:
         assert node.router.requests()[0].state == "cancelled"
 
 
-async def test_cancel_by_request_id(make_node: MakeNode) -> None:
-    async with make_node(fake=SLOW) as node:
-        running = asyncio.create_task(collect(node, max_tokens=1000))
-        await until(node.router.requests)
-        assert node.router.cancel("req-1") == 1
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-
 async def test_logprobs_come_as_text_and_bytes(make_node: MakeNode) -> None:
     async with make_node() as node:
         sampling = Sampling(seed=1, max_tokens=3, temperature=0.0, logprobs=2, prompt_logprobs=2)
@@ -91,3 +83,26 @@ async def test_logprobs_come_as_text_and_bytes(make_node: MakeNode) -> None:
         assert generation.prompt_logprobs is not None
         assert generation.prompt_logprobs[0] is None
         assert len(generation.prompt_logprobs) == 3
+
+
+async def test_a_model_imported_anew_meanwhile_is_not_fed_old_ids(make_node: MakeNode) -> None:
+    async with make_node() as node:
+        with pytest.raises(ModelReplaced):
+            await collect(node, digest="0" * 32)
+        digest = node.store.resolve("a").manifest.digest
+        assert (await collect(node, digest=digest))[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_one_bad_model_hides_no_other(make_node: MakeNode, store_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(store_root, tmp_path / "store")
+    async with make_node(root=tmp_path / "store") as node:
+        bad = node.store.resolve("b")
+        node.store.quarantine(bad, bad.manifest.partitions[0].files[0].path, 0)
+        cards = {card.name: card for card in node.router.models()}
+        assert set(cards) == {"a", "b", "c"}
+        assert cards["a"].problem is None
+        assert cards["b"].problem is not None
+        assert node.operator.status().models == 3
+        assert (await collect(node, model="a"))[-1].finish_reason is FinishReason.LENGTH
+        with pytest.raises(ChecksumMismatch):
+            node.router.model("b")

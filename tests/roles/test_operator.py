@@ -1,0 +1,43 @@
+"""What an operator sees of loads, from the first byte to the replica."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sllmd.engine.fake import FakeSettings
+from sllmd.loader.settings import LoaderSettings
+from tests.roles.conftest import MakeNode, until
+
+
+async def test_a_load_says_each_step_once_and_ends_ready(make_node: MakeNode) -> None:
+    """A build that takes its time must not be told in a flood: bytes do not move any more."""
+    async with make_node(fake=FakeSettings(build_seconds=0.3)) as node:
+        steps = [step async for step in node.operator.load("a")]
+        assert steps[-1].status == "ready"
+        assert steps[-1].current_bytes == steps[-1].total_bytes
+        assert len(steps) < 12
+
+
+async def test_a_load_into_dram_ends_ready_and_leaves_the_copy(make_node: MakeNode) -> None:
+    async with make_node() as node:
+        steps = [step async for step in node.operator.load("a", "dram")]
+        assert steps[-1].status == "ready"
+        assert node.agent.where(node.store.resolve("a")) == "dram"
+        assert node.agent.residences() == ()
+
+
+async def test_a_failed_load_ends_with_an_error_and_its_code(make_node: MakeNode) -> None:
+    loader = LoaderSettings(dram_budget="128KiB", slab_bytes=4096, pin=False, headroom_bytes=0)
+    async with make_node(loader=loader) as node:
+        steps = [step async for step in node.operator.load("a")]
+        assert (steps[-1].status, steps[-1].code) == ("error", "insufficient_capacity")
+
+
+async def test_whoever_stops_watching_a_load_leaves_nothing_behind(make_node: MakeNode) -> None:
+    async with make_node(fake=FakeSettings(build_seconds=30)) as node:
+        steps = node.operator.load("a")
+        await anext(steps)
+        await steps.aclose()
+        await until(lambda: not node.agent.residences())
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not [task for task in others if "_hold_once" in repr(task) or "loaded" in repr(task)]
