@@ -34,6 +34,7 @@ from sllmd.cluster.gossip.events import (
 )
 from sllmd.cluster.gossip.members import Member
 from sllmd.cluster.gossip.messages import PROTOCOL_VERSION, Alive, Message, Status, StreamMessage, pack_packet
+from sllmd.cluster.gossip.suspicion import seconds_min
 from sllmd.core.ids import NodeId
 from tests.simulation.clock import Clock
 from tests.simulation.network import Network
@@ -306,18 +307,38 @@ def seconds_until_all_know(members: int, loss: float, seed: int) -> tuple[float,
     return world.now - begun, world
 
 
+def after_a_pause(members: int, loss: float, seed: int, *, paused_seconds: float = 5.0) -> GossipWorld:
+    """A tenth of a calm cluster stands still for a while; what has become of it when all doubts are over."""
+    world = GossipWorld(members, seed=seed)
+    world.network.loss = loss
+    world.run(2.0)
+    for host in world.random.sample(list(world.hosts.values()), members // 10):
+        host.pause(paused_seconds)
+    world.run(world.now + paused_seconds - 0.1)
+    assert any(host.machine.suspicions for host in world.hosts.values()), "nobody noticed the pause"
+    doubts_last = seconds_min(world.settings, members)
+    world.run(world.now + 2 * doubts_last)
+    return world
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=1000)
     parser.add_argument("--loss", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", action="store_true", help="a tenth stands still for 5 s; who dies?")
     options = parser.parse_args()
     begun = time.perf_counter()
-    seconds, world = seconds_until_all_know(options.members, options.loss, options.seed)
+    if options.pause:
+        world = after_a_pause(options.members, options.loss, options.seed)
+        outcome = f"all see all after a pause: {world.everyone_sees_everyone()}"
+    else:
+        seconds, world = seconds_until_all_know(options.members, options.loss, options.seed)
+        outcome = f"all know after {seconds:.2f} s"
     real_seconds = time.perf_counter() - begun
     print(  # noqa: T201 - a command
-        f"{options.members} members, {options.loss:.0%} loss: all know after {seconds:.2f} s, "
-        f"{world.packets} packets, {len(world.deaths)} deaths, {real_seconds:.1f} s to simulate"
+        f"{options.members} members, {options.loss:.0%} loss: {outcome}, {world.packets} packets, "
+        f"{len(world.deaths)} deaths, {real_seconds:.1f} s to simulate"
     )
 
 

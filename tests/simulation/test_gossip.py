@@ -5,7 +5,7 @@ import pytest
 from sllmd.cluster.gossip.events import Asked, Gone, IdTaken, Joined, JoinFailed, NameTaken
 from sllmd.cluster.gossip.messages import Exchange, Status
 from sllmd.core.ids import NodeId
-from tests.simulation.gossip import GossipWorld, seconds_until_all_know
+from tests.simulation.gossip import GossipWorld, after_a_pause, seconds_until_all_know
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.25])
@@ -23,16 +23,7 @@ def test_all_know_a_change(members: int, loss: float) -> None:
 @pytest.mark.parametrize("loss", [0.0, 0.25])
 @pytest.mark.parametrize("members", [200, pytest.param(1000, marks=pytest.mark.slow)])
 def test_nobody_dies_of_a_pause(members: int, loss: float) -> None:
-    """A tenth stands still for 5 s; then wait longer than any suspicion lasts that others confirm."""
-    world = GossipWorld(members, seed=2)
-    world.network.loss = loss
-    world.run(2)
-    paused = world.random.sample(list(world.hosts.values()), members // 10)
-    for host in paused:
-        host.pause(5)
-    world.run(6.9)
-    assert any(host.machine.suspicions for host in world.hosts.values()), "the pause was noticed"
-    world.run(45 if members <= 200 else 30)
+    world = after_a_pause(members, loss, seed=2)
     assert world.deaths == []
     assert world.everyone_sees_everyone()
 

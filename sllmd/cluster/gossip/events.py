@@ -17,7 +17,7 @@ from sllmd.core.ids import NodeId
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """``Gossip.deadline_seconds()`` has come."""
+    """``Gossip.deadline_seconds()`` has come; if much later than that, this node stood still."""
 
     now_seconds: float
 
@@ -82,14 +82,7 @@ class ChangeMeta:
     urgent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Stalled:
-    """The process did not get to run for a while: what looks like another's silence may be its own."""
-
-    now_seconds: float
-
-
-Event = Tick | Receive | Asked | Answered | AskFailed | Join | Leave | ChangeMeta | Stalled
+Event = Tick | Receive | Asked | Answered | AskFailed | Join | Leave | ChangeMeta
 
 # --- actions ----------------------------------------------------------------------------------------
 

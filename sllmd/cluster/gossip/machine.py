@@ -19,7 +19,6 @@ from sllmd.cluster.gossip.events import (
     Join,
     Leave,
     Receive,
-    Stalled,
     Tick,
 )
 from sllmd.cluster.gossip.members import Member
@@ -46,7 +45,6 @@ class Gossip(Probing):
             Join: self.on_join,
             Leave: self._on_leave,
             ChangeMeta: self._on_change_meta,
-            Stalled: self._on_stalled,
         }
 
     def handle(self, event: Event) -> list[Action]:
@@ -73,6 +71,8 @@ class Gossip(Probing):
 
     def _on_tick(self, _: Tick) -> None:
         late_seconds = self.now - self.timers.next_seconds()
+        if late_seconds > self.settings.lag_seconds_max:
+            self.health.worse()
         if late_seconds > self.settings.late_seconds_max:
             self.on_stalled(late_seconds)
         self.timers.run(self.now)
@@ -128,6 +128,3 @@ class Gossip(Probing):
         if self._meta != self.me.meta and not self.leaving:
             self._meta_told_at = self.now
             self.announce(replace(self.me, meta=self._meta, incarnation=self.me.incarnation + 1))
-
-    def _on_stalled(self, _: Stalled) -> None:
-        self.health.worse()

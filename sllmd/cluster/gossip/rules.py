@@ -37,25 +37,28 @@ class Rules(Core):
     def hear_alive(self, claim: Alive) -> None:
         """A node says that it lives. Numbers as in the list below.
 
-        1 it is this node: something else must be said of it. 2 it speaks none of our versions: ignore.
-        3 unknown: a new member. 4 another address than that of a member still here: ask the holder.
-        5 a higher incarnation: believe it. 6 what a later status was said about: only what it tells is new.
+        1 it is this node: something else must be said of it. 2 nothing new: most of what gossip brings.
+        3 it speaks none of our versions: ignore. 4 unknown: a new member. 5 another address than that of a
+        member still here: ask the holder. 6 a higher incarnation: believe it. 7 what a later status was said
+        about: only what it tells is new.
         """
         if claim.node == self.node:  # 1
             self._hear_alive_of_me(claim)
             return
-        if not self.compatible(claim):  # 2
-            return
         member = self.table.get(claim.node)
-        if member is None:  # 3
+        if member is not None and claim.incarnation <= member.claim.incarnation:  # 2
+            return
+        if not self.compatible(claim):  # 3
+            return
+        if member is None:  # 4
             self._accept(Member(claim, claim.incarnation, Status.ALIVE, self.now))
-        elif claim.address != member.address and member.here:  # 4
+        elif claim.address != member.address and member.here:  # 5
             if claim.incarnation > member.incarnation:
                 self._contest(claim, member)
-        elif claim.incarnation > member.incarnation:  # 5
+        elif claim.incarnation > member.incarnation:  # 6
             since_seconds = member.since_seconds if member.status is Status.ALIVE else self.now
             self._accept(Member(claim, claim.incarnation, Status.ALIVE, since_seconds))
-        elif claim.incarnation > member.claim.incarnation:  # 6
+        else:  # 7
             self._accept(replace(member, claim=claim))
 
     def hear_conflict(self, conflict: Conflict) -> None:

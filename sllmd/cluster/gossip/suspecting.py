@@ -70,7 +70,6 @@ class Suspecting(Rules):
 
     def on_stalled(self, seconds: float) -> None:
         """This node stood still for so long: the suspects were not heard in that time."""
-        self.health.worse()
         for suspicion in self._suspicions.values():
             suspicion.shift(seconds)
 

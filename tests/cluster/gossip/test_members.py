@@ -49,6 +49,17 @@ def test_a_newcomer_is_probed_within_the_turn() -> None:
     assert "new" in {member.node for _ in range(22) if (member := one.next_to_probe())}
 
 
+def test_newcomers_stand_anywhere_in_the_turn() -> None:
+    places = set()
+    for seed in range(20):
+        one = Table(ME, {}, Chance(seed))
+        for number in range(10):
+            one.put(Member(alive(f"n{number}"), 0, Status.ALIVE, 0.0))
+        turn = [member.node for _ in range(10) if (member := one.next_to_probe())]
+        places.add(turn.index(NodeId("n9")))
+    assert len(places) > 5
+
+
 def test_samples_are_different_fitting_and_spread() -> None:
     one = table(50, statuses={7: Status.DEAD})
     counts: Counter[NodeId] = Counter()

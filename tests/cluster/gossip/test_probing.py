@@ -2,7 +2,7 @@
 
 import pytest
 
-from sllmd.cluster.gossip.events import Answered, Ask, AskFailed, Stalled, Tick
+from sllmd.cluster.gossip.events import Answered, Ask, AskFailed, Tick
 from sllmd.cluster.gossip.messages import Ack, Alive, Dead, Nack, Ping, PingRequest, Status, Suspect
 from sllmd.core.ids import NodeId
 from tests.cluster.gossip.seat import ME, Seat, alive, only, sent
@@ -99,8 +99,8 @@ def test_alone_with_a_silent_member_it_may_be_either() -> None:
 
 def test_a_node_in_bad_health_waits_longer() -> None:
     seat = Seat("abcdef")
-    seat.handle(Stalled(0.0))
-    seat.handle(Stalled(0.0))
+    seat.hear(Suspect(ME, 0, A))
+    seat.hear(Suspect(ME, 1, A))
     seat.run_until_sent(Ping)
     assert sent(seat.run(seat.now + 1.4), PingRequest) == []
     assert len(sent(seat.run(seat.now + 0.2), PingRequest)) == 3
@@ -158,13 +158,21 @@ def test_time_in_which_this_node_stood_still_is_held_against_nobody() -> None:
     seat = Seat("abcdefghij", answering="bcdefghij")
     for source in (B, C, NodeId("d")):
         seat.hear(Suspect(A, 0, source))
-    seat.run(2.0)
+    seat.run(0.5)
     seat.now = 60.0
     seat.handle(Tick(60.0))
-    seat.run(61.0)
+    seat.run(63.0)
     assert seat.status("a") is Status.SUSPECT
     seat.run(70.0)
     assert seat.status("a") is Status.DEAD
+
+
+@pytest.mark.parametrize(("late_seconds", "score"), [(0.05, 0), (0.2, 1)])
+def test_a_late_timer_is_a_sign_of_bad_health(late_seconds: float, score: int) -> None:
+    seat = Seat("abcdef")
+    seat.now = seat.machine.deadline_seconds() + late_seconds
+    seat.handle(Tick(seat.now))
+    assert seat.machine.health.score == score
 
 
 def test_a_probe_under_way_while_this_node_stood_still_is_not_lost() -> None:
