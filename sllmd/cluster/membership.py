@@ -44,7 +44,7 @@ from sllmd.cluster.gossip.members import Member
 from sllmd.cluster.gossip.messages import Status, pack_packet, pack_stream, unpack_packet, unpack_stream
 from sllmd.cluster.gossip.meta import is_urgent
 from sllmd.cluster.roster import GOSSIP_PORT, Change, Changes, Identity, JoinAttempt, Listen, MemberView
-from sllmd.core.errors import ProtocolError
+from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.core.units import MIB
 from sllmd.wire.addresses import format_address, is_numeric, split_address
@@ -156,6 +156,10 @@ class Membership:
         """One of them."""
         member = self._machine.table.get(node)
         return self._view(member) if member is not None else None
+
+    def peers(self) -> list[str]:
+        """Addresses of the others that are here: what to join through after a restart."""
+        return [view.address for view in self.members() if view.status <= Status.SUSPECT and not view.is_me]
 
     def changed(self) -> Changes:
         """An async iterator over changes from now on; who no longer wants it forgets it."""
@@ -322,7 +326,7 @@ class Membership:
                 timeout_seconds=action.timeout_seconds,
             )
             message = unpack_stream(answer)
-        except (OSError, TimeoutError, ProtocolError) as error:
+        except (OSError, TimeoutError, SllmdError) as error:
             reason = str(error) or "no answer in time"
             self._handle(AskFailed(self._loop.time(), action.ask_id, reason))
         else:

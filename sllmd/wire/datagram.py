@@ -10,9 +10,11 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, cast
 
-from sllmd.wire.addresses import format_address, split_address
+from sllmd.core.errors import ConfigError
+from sllmd.wire.addresses import format_address, is_numeric, split_address
 from sllmd.wire.seal import Drop, Sealer
 
 RECEIVE_BUFFER_BYTES = 2 * 1024 * 1024
@@ -44,13 +46,20 @@ class DatagramEndpoint(asyncio.DatagramProtocol):
         self._transport = transport
 
     def send(self, address: str, contents: bytes) -> None:
-        """Send one box; what the system will not take is lost, as on the network."""
+        """Send one box; what the system will not take is lost, as on the network.
+
+        So is what is for no numeric address: a name would have to be looked up, and the loop would wait.
+        """
         if self._transport is None or self._transport.is_closing():
+            return
+        target = _target(address)
+        if target is None:
+            self.unsent += 1
             return
         box = self._sealer.seal(contents)
         assert len(box) <= self._bytes_max, f"a datagram of {len(box)} bytes is over {self._bytes_max}"
         try:
-            self._transport.sendto(box, split_address(address))
+            self._transport.sendto(box, target)
         except OSError:
             self.unsent += 1
         else:
@@ -76,3 +85,13 @@ class DatagramEndpoint(asyncio.DatagramProtocol):
     def error_received(self, exc: Exception) -> None:  # noqa: ARG002 - the probe finds out who is silent
         """Called by the loop: nobody listens where something was sent to."""
         self.unsent += 1
+
+
+@lru_cache(maxsize=16_384)
+def _target(address: str) -> tuple[str, int] | None:
+    """What the system calls an address; None for what is none. Remembered: parsing takes microseconds."""
+    try:
+        host, port = split_address(address)
+    except ConfigError:
+        return None
+    return (host, port) if is_numeric(host) else None

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from sllmd.cluster.gossip import GossipSettings, Meta
-from sllmd.cluster.gossip.messages import Ping, Status, pack_packet
+from sllmd.cluster.gossip.messages import Alive, Ping, Status, pack_packet
 from sllmd.cluster.membership import Membership
 from sllmd.cluster.roster import Identity, Listen, MemberView
 from sllmd.core.errors import ConfigError
@@ -119,6 +119,7 @@ async def test_who_closes_without_a_word_is_suspected_and_dies_who_leaves_has_le
     changes = one.changed()
     await asyncio.wait_for(four.leave(), 5)
     await until(one, lambda: statuses(one)["four"] is Status.LEFT)
+    assert one.peers() == [three.address, two.address]
     await three.close()
     seen = []
     async with asyncio.timeout(15):
@@ -220,6 +221,20 @@ async def test_a_member_that_sends_nonsense_is_ignored(make_member: MakeMember) 
     }
     assert statuses(one)["two"] is Status.ALIVE
     assert not two.dropped
+
+
+@pytest.mark.parametrize("address", ["nonsense", "localhost:80", "[::1]:70000", "no such host:1", "\0:1"])
+async def test_a_member_with_an_address_that_is_none_harms_nobody(
+    make_member: MakeMember, address: str
+) -> None:
+    one, two = await cluster(make_member, "one", "two")
+    claim = Alive(NodeId("odd"), 0, "odd", address, 1, 1, b"")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as odd:
+        odd.sendto(Sealer(one.keyring, "test").seal(pack_packet([claim])), split_address(one.address))
+    await until(two, lambda: statuses(two).get("odd") is Status.DEAD)
+    assert statuses(one) | {"odd": Status.DEAD} == statuses(two)
+    one.tell(Meta("127.0.0.1:8344", "0.1.0", epoch=3, leader=NodeId("one")))
+    await until(two, lambda: two.leader_hint() == (3, NodeId("one")))
 
 
 async def test_a_slow_reader_of_changes_gets_the_newest_of_each(make_member: MakeMember) -> None:
