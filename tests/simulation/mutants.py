@@ -72,6 +72,15 @@ class SentBeforeSynced(Host):
             self.handle(Persisted(self.world.now, ticket))
 
 
+@host
+class NeverSyncs(Host):
+    """Everything is written, and nothing is synced."""
+
+    def start(self) -> None:
+        super().start()
+        self.disk.syncs_lie = True
+
+
 # --- election ---
 
 
