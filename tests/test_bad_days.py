@@ -120,6 +120,7 @@ def test_a_worker_that_is_killed_while_it_builds(tmp_path: Path) -> None:
 # --- the daemon ---
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_leaves_no_process_and_a_sound_store(tmp_path: Path) -> None:
     put_model(tmp_path, "endless", ENDLESS)
     put_model(tmp_path, "building", {"build_seconds": 3600.0})
