@@ -8,11 +8,9 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from sllmd.config.paths import socket_file
 from sllmd.core.errors import (
     BusyError,
     InvalidApiKey,
@@ -26,7 +24,6 @@ DEFAULT_PORT = 8343
 CONNECT_TIMEOUT_SECONDS = 5.0
 ANSWER_TIMEOUT_SECONDS = 900.0
 """Longer than any queue time-out of a daemon: it, not we, knows when waiting is in vain."""
-SYSTEM_SOCKET = Path("/run/sllmd/sllmd.sock")
 
 
 class DaemonUnreachable(SllmdError):
@@ -48,16 +45,6 @@ class Address:
         if self.socket_path is not None:
             return f"unix:{self.socket_path}"
         return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
-
-
-def daemon_address(text: str | None) -> Address:
-    """The address that ``text`` names; None: the Unix socket of this user or of the system, else the port."""
-    if text:
-        return parse_address(text)
-    for path in (socket_file(), SYSTEM_SOCKET):
-        if path.is_socket():
-            return Address(socket_path=str(path))
-    return Address()
 
 
 def parse_address(text: str) -> Address:

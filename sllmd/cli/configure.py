@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,11 @@ from typing import Annotated
 import typer
 
 from sllmd import __version__
+from sllmd.api.exposure import check_exposure
 from sllmd.cli.session import Session, command
-from sllmd.config.exposure import check_exposure
+from sllmd.config.layers import ENVIRONMENT_PREFIX
 from sllmd.config.loading import load_config
-from sllmd.config.paths import configuration_directory, default_config_file
+from sllmd.config.paths import configuration_directory
 from sllmd.config.reference import effective, json_schema, reference
 from sllmd.core.errors import StoreError
 
@@ -39,9 +41,12 @@ def check(session: Session, file: FileArgument = None, dev: DevOption = False) -
     """Try a configuration as `sllmd start` would read it, without starting anything."""
     loaded = load_config(file, dev=dev)
     check_exposure(loaded.config.api)
-    read = file or (None if dev else default_config_file())
-    where = str(read) if read else "no file, all defaults"
-    session.show_object({"ok": True, "file": str(read) if read else None}, f"configuration is good ({where})")
+    read = str(loaded.file) if loaded.file else None
+    variables = sorted(name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and "__" in name)
+    where = ", ".join([read or "no file", *variables, *([] if read or variables else ["all defaults"])])
+    session.show_object(
+        {"ok": True, "file": read, "variables": variables}, f"configuration is good ({where})"
+    )
 
 
 @command(config_app, "show")

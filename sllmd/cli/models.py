@@ -10,13 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from sllmd.cli.client import SYSTEM_SOCKET, DaemonUnreachable
+from sllmd.cli.client import DaemonUnreachable
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import Session, command
 from sllmd.cli.tables import Column, fields
-from sllmd.config.loading import load_config
-from sllmd.config.paths import socket_file
-from sllmd.core.errors import StoreError
+from sllmd.core.errors import SllmdError, StoreError
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.store import Store, StoredModel
@@ -26,7 +24,7 @@ app = typer.Typer()
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", help="The store's directory. [default: the daemon's, else the configured]"),
+    typer.Option("--store", help="The store's directory. [default: the configured, or the daemon's]"),
 ]
 
 
@@ -102,24 +100,55 @@ def alias(
 
 
 def store_of(session: Session, directory: Path | None) -> Store:
-    """The store named by ``--store``, else that of the daemon that answers, else the configured one."""
+    """The store that a command is about.
+
+    1. The one named by ``--store``.
+    2. That of the daemon named by ``--addr``, which must answer.
+    3. The configured one.
+    4. Where nobody configured one: that of the daemon that answers, else the default.
+
+    A person is told when it is not what the configuration alone, or the daemon alone, would say.
+    """
     if directory is not None:
         return Store(directory)
-    named = session.options.addr is not None
-    if named or socket_file().is_socket() or SYSTEM_SOCKET.is_socket():
-        try:
-            directory = Path(session.client.get("/sllmd/v1/status")["store_directory"])
-        except DaemonUnreachable:
-            if named:
-                raise
-    if directory is None:
-        return Store(load_config().config.node.store_directory)
+    if session.options.addr:
+        return Store(_named_daemon_store(session))
+    configured = session.loaded.config.node.store_directory
+    address = session.client.address
+    try:
+        of_daemon = _daemon_store(session)
+    except DaemonUnreachable:
+        return Store(configured)
+    except SllmdError as error:
+        session.note(f"store: {configured} (the daemon at {address} does not tell its own: {error.message})")
+        return Store(configured)
+    if of_daemon == configured:
+        return Store(configured)
+    if session.loaded.is_set(("node", "data_dir")):
+        session.note(f"store: {configured} (configured; the daemon at {address} has {of_daemon})")
+        return Store(configured)
+    session.note(f"store: {of_daemon} (of the daemon at {address})")
+    return Store(_here(of_daemon, session))
+
+
+def _named_daemon_store(session: Session) -> Path:
+    try:
+        return _here(_daemon_store(session), session)
+    except DaemonUnreachable as error:
+        raise DaemonUnreachable(error.message, hint="start it, or name a store with --store") from None
+
+
+def _daemon_store(session: Session) -> Path:
+    return Path(session.client.get("/sllmd/v1/status")["store_directory"])
+
+
+def _here(directory: Path, session: Session) -> Path:
     if not directory.is_dir():
         raise StoreError(
             f"the daemon at {session.client.address} keeps its store in {directory}, which is not here",
             hint="run this on its machine, or name a store with --store",
         )
-    return Store(directory)
+    return directory
 
 
 def _model_json(model: StoredModel) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sllmd.cli.client import Client, DaemonUnreachable, daemon_address
+from sllmd.cli.client import Client, DaemonUnreachable, parse_address
+from sllmd.cli.place import configured_address
 from sllmd.cli.tables import Column, as_json, table
+from sllmd.config.loading import Loaded, load_config
 from sllmd.core.errors import BusyError, CallerError, ModelNotFound, SllmdError
 
 EXIT_FAILED = 1
@@ -63,8 +65,15 @@ class Session:
 
     @functools.cached_property
     def client(self) -> Client:
-        """The daemon named by ``--addr``, SLLMD_ADDR, its Unix socket, or the default port."""
-        return Client(daemon_address(self.options.addr), api_key=self.options.api_key)
+        """The daemon named by ``--addr`` or SLLMD_ADDR, else the configured one."""
+        addr = self.options.addr
+        address = parse_address(addr) if addr else configured_address(self.loaded)
+        return Client(address, api_key=self.options.api_key)
+
+    @functools.cached_property
+    def loaded(self) -> Loaded:
+        """The configuration, as a daemon would read it here and now. Raises ConfigError."""
+        return load_config()
 
     def show_rows(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, empty: str) -> None:
         """Print a list: a table, one JSON array, or one JSON object a line."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sllmd.api.exposure import check_exposure
 from sllmd.cli.session import Session, command
-from sllmd.config.exposure import check_exposure
 from sllmd.config.layers import KeyPath
 from sllmd.config.loading import load_config
 from sllmd.core.errors import InvalidRequest, SllmdError
@@ -23,7 +23,9 @@ app = typer.Typer()
 @command(app, "start")
 def start(
     session: Session,
-    config: Annotated[Path | None, typer.Option(help="Configuration file.", envvar="SLLMD_CONFIG")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; SLLMD_CONFIG does the same.")
+    ] = None,
     dev: Annotated[
         bool, typer.Option("--dev", help="A laptop: loopback, CPU, 1 GiB, the model `tiny`.")
     ] = False,

@@ -29,6 +29,9 @@ from sllmd.config.layers import (
 from sllmd.config.settings import Config
 from sllmd.core.errors import ConfigError
 
+FILE_VARIABLE = "SLLMD_CONFIG"
+"""Names the file for every command; a command that takes a file as an argument prefers that."""
+
 DEV_VALUES: tuple[tuple[KeyPath, Any], ...] = (
     (("api", "listen"), ["127.0.0.1:8343"]),
     (("devices", "backend"), "cpu"),
@@ -47,10 +50,16 @@ class Loaded:
 
     config: Config
     origins: Mapping[KeyPath, str]
+    file: Path | None = None
+    """The file that was read, beside those in ``conf.d``."""
 
     def origin(self, path: KeyPath) -> str:
         """Where the value of ``path`` comes from: a file and line, a variable, a flag, ``default``."""
         return self.origins.get(path, "default")
+
+    def is_set(self, path: KeyPath) -> bool:
+        """Whether somebody set ``path``."""
+        return path in self.origins
 
 
 def load_config(
@@ -62,11 +71,13 @@ def load_config(
 ) -> Loaded:
     """The configuration that ``sllmd start`` would run with.
 
-    ``flags`` are (path, value, name of the flag). With ``dev`` no file is read unless it is named.
+    ``flags`` are (path, value, name of the flag). With ``dev`` no file is read unless it is named, by
+    ``config_file`` or by SLLMD_CONFIG.
     Raises ConfigError; one message names every key that is wrong, where it stands and what was meant.
     """
     environ = os.environ if environ is None else environ
-    file = config_file or (None if dev else paths.default_config_file())
+    named = config_file or (Path(environ[FILE_VARIABLE]) if environ.get(FILE_VARIABLE) else None)
+    file = named or (None if dev else paths.default_config_file())
     layers = [machine_defaults()]
     if dev:
         layers.append(layer_of([(path, value, "--dev") for path, value in DEV_VALUES]))
@@ -81,7 +92,7 @@ def load_config(
     except ValidationError as error:
         raise ConfigError(_describe(error, merged), hint="`sllmd config schema` lists every key") from None
     check(config)
-    return Loaded(config, merged.origins)
+    return Loaded(config, merged.origins, file)
 
 
 def machine_defaults() -> Layer:

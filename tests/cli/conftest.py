@@ -104,3 +104,5 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path / "etc"))
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    # Said, so that no daemon of this machine is found by its port.
+    monkeypatch.setenv("SLLMD_API__UDS", str(tmp_path / "run" / "sllmd.sock"))

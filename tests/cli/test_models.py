@@ -89,4 +89,17 @@ def test_without_a_daemon_the_configured_store_is_used(sllmd: RunCommand, tmp_pa
 
 
 def test_a_named_daemon_must_answer(sllmd: RunCommand, tmp_path: Path) -> None:
-    assert sllmd("list", "--addr", f"unix:{tmp_path}/none.sock").code == 3
+    outcome = sllmd("list", "--addr", f"unix:{tmp_path}/none.sock")
+    assert outcome.code == 3
+    assert "--store" in outcome.err
+
+
+def test_every_command_reads_the_file_that_the_environment_names(
+    sllmd: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text(f'[node]\ndata_dir = "{tmp_path}/other"\n')
+    monkeypatch.setenv("SLLMD_CONFIG", str(file))
+    assert sllmd("import", "builtin:tiny").code == 0
+    assert (tmp_path / "other" / "store" / "names" / "tiny.json").exists()
+    assert str(file) in sllmd("config", "check").out

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,22 @@ def test_store_commands_use_the_daemon_s_store(sllmd: RunCommand, at_daemon: Run
     assert sllmd("run", "small", "x", "--max-tokens", "1").code == 0
     assert sllmd("rm", "small").code == 0
     assert sllmd("run", "small", "x").code == 4
+
+
+def test_the_store_is_the_configured_daemon_s_unless_one_is_configured(
+    sllmd: RunCommand, daemon: RunningDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLLMD_API__UDS", daemon.address.removeprefix("unix:"))
+    listed = sllmd("list")
+    assert "tiny" in listed.out
+    assert f"store: {daemon.directory}/store (of the daemon at {daemon.address})" in listed.err
+    assert sllmd("-q", "list").err == ""
+    monkeypatch.setenv("SLLMD_NODE__DATA_DIR", str(tmp_path / "own"))
+    listed = sllmd("list")
+    assert listed.out == ""
+    assert f"store: {tmp_path}/own/store (configured; the daemon at" in listed.err
+    monkeypatch.setenv("SLLMD_NODE__DATA_DIR", str(daemon.directory))
+    assert sllmd("list").err == ""
 
 
 @pytest.mark.parametrize(

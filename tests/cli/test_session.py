@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sllmd.cli.client import Address, DaemonUnreachable, daemon_address, error_of, parse_address
+from sllmd.cli.client import Address, DaemonUnreachable, error_of, parse_address
+from sllmd.cli.place import configured_address
 from sllmd.cli.session import exit_code
 from sllmd.cli.tables import Column, as_json, fields, table
+from sllmd.config.loading import load_config
 from sllmd.core.errors import (
     ChecksumMismatch,
     ConfigError,
@@ -49,13 +51,28 @@ def test_no_addresses(text: str) -> None:
         parse_address(text)
 
 
+def address_with(**variables: str) -> Address:
+    return configured_address(load_config(environ=variables))
+
+
+def test_the_configuration_says_where_the_daemon_is(tmp_path: Path) -> None:
+    assert address_with(SLLMD_API__UDS="/a.sock", SLLMD_API__LISTEN="box:1").socket_path == "/a.sock"
+    assert address_with(SLLMD_API__LISTEN="box:1,box:2") == Address(host="box", port=1)
+    assert address_with(SLLMD_API__LISTEN="0.0.0.0:1") == Address(port=1)
+    assert address_with(SLLMD_API__LISTEN='["[::]:1"]') == Address(host="::1", port=1)
+    assert address_with(SLLMD_API__LISTEN="[]").socket_path == str(tmp_path / "run" / "sllmd.sock")
+    assert address_with() in (Address(), Address(socket_path="/run/sllmd/sllmd.sock"))
+    file = tmp_path / "other.toml"
+    file.write_text('[api]\nuds = "/b.sock"\n')
+    assert address_with(SLLMD_CONFIG=str(file)).socket_path == "/b.sock"
+
+
 def test_the_socket_of_this_user_comes_before_the_port(tmp_path: Path) -> None:
-    assert daemon_address(None).socket_path in (None, "/run/sllmd/sllmd.sock")
     run = tmp_path / "run"
     run.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(run / "sllmd.sock"))
-        assert daemon_address(None) == Address(socket_path=str(run / "sllmd.sock"))
+        assert address_with() == Address(socket_path=str(run / "sllmd.sock"))
 
 
 @pytest.mark.parametrize(
