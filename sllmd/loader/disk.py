@@ -12,10 +12,10 @@ import xxhash
 
 from sllmd.core.errors import ChecksumMismatch, MalformedCheckpoint, SllmdError, StoreError
 from sllmd.loader.files import DataFileHandle
-from sllmd.loader.plan import Chunk, align_down, align_up
+from sllmd.loader.plan import Chunk
 from sllmd.loader.status import Stage
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.manifest import DataFile
+from sllmd.store.manifest import DataFile, align_down, align_up
 
 _log = structlog.get_logger(__name__)
 

@@ -143,7 +143,6 @@ class Load:
             stage=transfer.source.stage,
             size_bytes=transfer.bytes_total,
             seconds=transfer.ended_at - began_at,
-            queued_seconds=began_at - transfer.submitted_at,
             direct_io=transfer.source.direct_io,
             verified=self._verified,
             stored=transfer.source.stored,

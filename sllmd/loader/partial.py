@@ -75,6 +75,13 @@ class Partial:
         manifest = self._checkpoint.manifest
         return {"digest": manifest.digest, "url": self._checkpoint.remote_url, "chunk": manifest.chunk_bytes}
 
+    def _note(self, entry: dict[str, Any]) -> None:
+        try:
+            if self.writable:
+                self._append(entry)
+        except OSError as error:
+            self._give_up(error)
+
     def _append(self, entry: dict[str, Any]) -> None:
         os.write(self._journal, json.dumps(entry).encode() + b"\n")
 
@@ -91,9 +98,9 @@ class Partial:
         """Keep ``validator`` unless there is one already; the one that counts."""
         with self._lock:
             known = self._validators.setdefault(file, validator)
-            if known is validator and self.writable:
-                self._append({"file": file, "validator": validator})
-            return known
+        if known is validator:
+            self._note({"file": file, "validator": validator})
+        return known
 
     def read(self, chunk: Chunk, views: Sequence[memoryview]) -> bool:
         """Fill ``views`` with a chunk that an earlier load wrote; False: it is not there, or not whole."""
@@ -121,10 +128,8 @@ class Partial:
                     done += handle.write(skip(views, done), chunk.offset_bytes + done)
         except OSError as error:
             self._give_up(error)
-        with self._lock:
-            self._digests[chunk.file.path, chunk.index] = digest
-            if self.writable:
-                self._append({"file": chunk.file.path, "chunk": chunk.index, "digest": digest})
+        self._digests[chunk.file.path, chunk.index] = digest
+        self._note({"file": chunk.file.path, "chunk": chunk.index, "digest": digest})
 
     def _open(self, file: str) -> DataFileHandle:
         with self._lock:
@@ -184,6 +189,6 @@ class Partial:
 def _parse(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
-        # The last line of a process that was killed while it wrote.
+    except (ValueError, RecursionError):
+        # For one, the last line of a process that was killed while it wrote.
         return None

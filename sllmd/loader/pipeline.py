@@ -18,11 +18,12 @@ import structlog
 from sllmd.core.errors import LoadError, SllmdError
 from sllmd.loader.disk import Advance
 from sllmd.loader.gauge import Gauge, Throttle
-from sllmd.loader.plan import Chunk, Plan, align_up, extents
+from sllmd.loader.plan import Chunk, Plan, extents
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import Stage
 from sllmd.loader.watermarks import Watermarks
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.manifest import align_up
 
 _log = structlog.get_logger(__name__)
 
@@ -283,12 +284,14 @@ class Lane:
             self.moved_at = self._marked_at = now
             self._carrying -= 1
 
-    def close(self, timeout_seconds: float) -> bool:
-        """Have the threads leave and wait for them; False: some are stuck. Blocks."""
+    def stop(self) -> None:
+        """Have the threads leave once nothing is queued."""
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        deadline = time.monotonic() + timeout_seconds
+
+    def join(self, deadline: float) -> bool:
+        """Wait for the threads until ``deadline`` (monotonic); False: some are stuck. Blocks."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)

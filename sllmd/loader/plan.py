@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from sllmd.core.errors import MalformedCheckpoint
-from sllmd.store.manifest import ALIGNMENT_BYTES, DataFile, Manifest, Partition
+from sllmd.store.manifest import DataFile, Manifest, Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +52,8 @@ class Plan:
 def plan_load(manifest: Manifest, slab_bytes: int) -> Plan:
     """The chunks of all partitions, taken in turns so that all fill at the same pace.
 
-    Raises MalformedCheckpoint when a file does not lie in its partition or has a wrong number of checksums.
+    The store has checked the manifest: files lie aligned in their partitions, checksums cover them.
     """
-    if manifest.chunk_bytes <= 0 or manifest.chunk_bytes % ALIGNMENT_BYTES:
-        raise MalformedCheckpoint(f"chunk size {manifest.chunk_bytes} is no multiple of {ALIGNMENT_BYTES}")
     columns = [
         list(_partition_chunks(index, partition, manifest.chunk_bytes))
         for index, partition in enumerate(manifest.partitions)
@@ -71,13 +68,7 @@ def plan_load(manifest: Manifest, slab_bytes: int) -> Plan:
 
 def _partition_chunks(number: int, partition: Partition, chunk_bytes: int) -> Iterator[Chunk]:
     for file in partition.files:
-        _check_place(file, partition)
         count = -(-file.size_bytes // chunk_bytes)
-        if file.chunk_digests and len(file.chunk_digests) != count:
-            raise MalformedCheckpoint(
-                f"{file.path} has {count} chunks and {len(file.chunk_digests)} checksums",
-                hint="import the model again",
-            )
         for index in range(count):
             offset = index * chunk_bytes
             yield Chunk(
@@ -89,27 +80,6 @@ def _partition_chunks(number: int, partition: Partition, chunk_bytes: int) -> It
                 address_bytes=file.base_bytes + offset,
                 digest=file.chunk_digests[index] if file.chunk_digests else None,
             )
-
-
-def _check_place(file: DataFile, partition: Partition) -> None:
-    aligned = file.base_bytes % ALIGNMENT_BYTES == 0
-    inside = file.base_bytes >= 0 and file.base_bytes + file.size_bytes <= partition.span_bytes
-    if not (aligned and inside):
-        raise MalformedCheckpoint(
-            f"{file.path} at {file.base_bytes} + {file.size_bytes} does not lie aligned in its partition "
-            f"of {partition.span_bytes} bytes",
-            hint="import the model again",
-        )
-
-
-def align_up(count: int) -> int:
-    """``count`` rounded up to the alignment: what O_DIRECT transfers for a tail."""
-    return -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def align_down(count: int) -> int:
-    """``count`` rounded down to the alignment."""
-    return count // ALIGNMENT_BYTES * ALIGNMENT_BYTES
 
 
 def extents(address_bytes: int, size_bytes: int, slab_bytes: int) -> Iterator[Extent]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from sllmd.core.errors import InsufficientCapacity
 from sllmd.core.units import format_bytes
 from sllmd.loader.huge_pages import page_state
 from sllmd.loader.slab import Slab
@@ -65,9 +66,21 @@ class Pool:
         return (available_memory_bytes() - untouched - self._headroom_bytes) // self.slab_bytes
 
     def take(self, count: int) -> list[Slab]:
-        """``count`` slabs, at most ``room()``; used memory first, since it costs no first touch."""
+        """``count`` slabs, at most ``room()``; used memory first, since it costs no first touch.
+
+        Raises InsufficientCapacity when the system gives no more; then none is taken.
+        """
         taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
-        return taken + [self._make() for _ in range(count - len(taken))]
+        try:
+            while len(taken) < count:
+                taken.append(self._make())
+        except OSError as error:
+            self._free += taken
+            raise InsufficientCapacity(
+                f"the system gives no more memory in slabs: {error.strerror}",
+                hint="each slab is an open file: raise LimitNOFILE in the unit, or `ulimit -n`",
+            ) from None
+        return taken
 
     def _make(self) -> Slab:
         slab = Slab(self.slab_bytes)

@@ -33,7 +33,6 @@ class LoadReport:
     size_bytes: int
     seconds: float
     """From the first chunk's start to the last one's end."""
-    queued_seconds: float
     direct_io: bool
     """False: the filesystem refused O_DIRECT, and bytes went through the page cache."""
     verified: bool
@@ -58,18 +57,10 @@ class CopyStats:
     """Of whole slabs."""
     leases: int
     loaded: bool
+    direct_io: bool
+    """False: the filesystem refused O_DIRECT, and bytes went through the page cache."""
     idle_seconds: float
     """Since the last lease began or ended; 0 while leased."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadStats:
-    """A load in progress."""
-
-    digest: Digest
-    name: ModelName
-    waiters: int
-    progress: LoadProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +81,5 @@ class DramStats:
     page_state: str
     """``huge``, or ``small: `` and why."""
     copies: tuple[CopyStats, ...]
-    loads: tuple[LoadStats, ...]
     bytes_per_second: dict[str, float]
     """Measured bandwidth of every hop that was used."""

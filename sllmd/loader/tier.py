@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import structlog
@@ -23,24 +23,26 @@ from sllmd.loader.load import Load
 from sllmd.loader.pipeline import Cancelled, Lane, Source
 from sllmd.loader.plan import Plan, plan_load
 from sllmd.loader.pool import Pool, total_memory_bytes
-from sllmd.loader.remote import RemoteSource, server_of
+from sllmd.loader.remote import CompleteRemote, RemoteSource, server_of
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.slab import Slab
-from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport, LoadStats
+from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport
 from sllmd.loader.tiers import Copy, Shortage, make_room
 from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
 
 Quarantine = Callable[[Checkpoint, str, int], str]
-CompleteRemote = Callable[[Checkpoint, Mapping[str, Sequence[str]]], Checkpoint]
 
 
 class _Copy:
     """A checkpoint's slabs and its load."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: Plan, slabs: list[Slab], slab_bytes: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, plan: Plan, lane: Lane, slabs: list[Slab], slab_bytes: int
+    ) -> None:
         self.checkpoint = checkpoint
+        self.lane = lane
         self.slabs = slabs
         self.leases: set[Lease] = set()
         self.donors: set[_Copy] = set()
@@ -62,6 +64,10 @@ class _Copy:
     @property
     def digest(self) -> Digest:
         return self.checkpoint.manifest.digest
+
+    @property
+    def size_bytes(self) -> int:
+        return self.checkpoint.manifest.size_bytes
 
     @property
     def quiet(self) -> bool:
@@ -114,7 +120,7 @@ class DramTier:
         """Join or begin the load of ``checkpoint``; its memory is allocated when this returns.
 
         Raises InsufficientCapacity when evicting every unleased copy does not make enough room,
-        MalformedCheckpoint when its manifest cannot be laid out, StoreError when its directory is gone.
+        StoreError when its directory is gone.
         """
         if self._closed:
             raise NodeDraining("the loader is stopping", retry_after_seconds=5.0)
@@ -125,15 +131,17 @@ class DramTier:
 
     def _begin(self, checkpoint: Checkpoint) -> _Copy:
         plan = plan_load(checkpoint.manifest, self._pool.slab_bytes)
+        source = self._source(checkpoint)
         lane = self._lane(checkpoint)
+        # Whatever raises does so above: slabs without a copy that owns them would be lost.
         slabs, donors = self._allocate(checkpoint, sum(plan.slabs))
-        copy = _Copy(checkpoint, plan, slabs, self._pool.slab_bytes)
+        copy = _Copy(checkpoint, plan, lane, slabs, self._pool.slab_bytes)
         # One that was just given up may still be writing the same files on SSD.
         copy.donors = donors | {other for other in self._leaving if _same_and_busy(other, checkpoint)}
         copy.load = Load(
             plan,
             copy.partitions,
-            self._source(checkpoint),
+            source,
             lane,
             self._settings,
             verified=self._settings.verify == "always" and all(chunk.digest for chunk in plan.chunks),
@@ -152,7 +160,7 @@ class DramTier:
 
     def _lane(self, checkpoint: Checkpoint) -> Lane:
         url = checkpoint.remote_url
-        name = disk_of(checkpoint.data_directory) if url is None else server_of(url)
+        name = _lane_name(checkpoint)
         settings = self._settings
         if name not in self._lanes:
             self._lanes[name] = Lane(
@@ -200,7 +208,8 @@ class DramTier:
                 slabs=len(copy.slabs),
                 leased=bool(copy.leases) or not copy.quiet,
                 idle_seconds=copy.idle_seconds(now),
-                reload_seconds=copy.checkpoint.manifest.size_bytes / self._bandwidth(copy.checkpoint),
+                reload_seconds=copy.checkpoint.manifest.size_bytes
+                / self._bandwidth(copy.checkpoint, copy.lane),
             )
             for copy in self._copies.values()
         ]
@@ -295,17 +304,18 @@ class DramTier:
         copy = self._copies.get(checkpoint.manifest.digest)
         if copy is not None and copy.loaded:
             return 0.0
-        lane = self._lane(checkpoint)
+        lane = self._lanes.get(_lane_name(checkpoint))
+        queued = lane.queued_bytes() if lane else 0
         if copy is None:
-            waiting = lane.queued_bytes() + checkpoint.manifest.size_bytes
+            waiting = queued + checkpoint.manifest.size_bytes
         elif copy.load.transfer.began_at is None:
-            waiting = lane.queued_bytes()
+            waiting = queued
         else:
             waiting = copy.load.transfer.bytes_total - copy.load.transfer.bytes_done
-        return waiting / self._bandwidth(checkpoint)
+        return waiting / self._bandwidth(checkpoint, lane)
 
-    def _bandwidth(self, checkpoint: Checkpoint) -> float:
-        measured = self._lane(checkpoint).gauge.bytes_per_second
+    def _bandwidth(self, checkpoint: Checkpoint, lane: Lane | None) -> float:
+        measured = lane.gauge.bytes_per_second if lane else None
         if measured is not None:
             return measured
         if checkpoint.remote_url is not None:
@@ -337,11 +347,6 @@ class DramTier:
             pin_state=self._pool.pin_state,
             page_state=self._pool.page_state,
             copies=tuple(self._copy_stats(copy, now) for copy in copies),
-            loads=tuple(
-                LoadStats(copy.digest, copy.checkpoint.name, len(copy.leases), copy.load.progress())
-                for copy in self._copies.values()
-                if not copy.loaded
-            ),
             bytes_per_second={
                 lane.name: rate for lane in self._lanes.values() if (rate := lane.gauge.bytes_per_second)
             },
@@ -351,10 +356,11 @@ class DramTier:
         return CopyStats(
             digest=copy.digest,
             name=copy.checkpoint.name,
-            size_bytes=copy.checkpoint.manifest.size_bytes,
+            size_bytes=copy.size_bytes,
             memory_bytes=len(copy.slabs) * self._pool.slab_bytes,
             leases=len(copy.leases),
             loaded=copy.loaded,
+            direct_io=copy.load.transfer.source.direct_io,
             idle_seconds=copy.idle_seconds(now),
         )
 
@@ -375,9 +381,16 @@ class DramTier:
         await asyncio.to_thread(self._pool.close)
 
     def _close_lanes(self) -> bool:
-        timeout = self._settings.close_timeout_seconds
-        left = [lane.close(timeout) for lane in self._lanes.values()]
+        for lane in self._lanes.values():
+            lane.stop()
+        deadline = time.monotonic() + self._settings.close_timeout_seconds
+        left = [lane.join(deadline) for lane in self._lanes.values()]
         return all(left)
+
+
+def _lane_name(checkpoint: Checkpoint) -> str:
+    url = checkpoint.remote_url
+    return disk_of(checkpoint.data_directory) if url is None else server_of(url)
 
 
 def _same_and_busy(copy: _Copy, checkpoint: Checkpoint) -> bool:

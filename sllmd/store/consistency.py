@@ -10,8 +10,8 @@ import math
 
 from sllmd.core.errors import MalformedCheckpoint
 from sllmd.store.header import ITEM_BYTES
-from sllmd.store.manifest import ALIGNMENT_BYTES, DataFile, Manifest, Partition, Tensor
-from sllmd.store.source import SMALL_FILES, check_relative
+from sllmd.store.manifest import ALIGNMENT_BYTES, DataFile, Manifest, Partition, Source, Tensor
+from sllmd.store.source import SMALL_FILES, check_relative, parse_json_object
 
 
 def check_manifest(manifest: Manifest, file: str) -> None:
@@ -32,10 +32,19 @@ def check_manifest(manifest: Manifest, file: str) -> None:
         raise MalformedCheckpoint(f"{file} lists a tensor twice")
     if not names.issuperset(manifest.ties.values()):
         raise MalformedCheckpoint(f"{file} ties a tensor to one that is not there")
+    _check_versions(manifest.source, file)
     for name in manifest.small_files:
         check_relative(name, file)
         if name not in SMALL_FILES:
             raise MalformedCheckpoint(f"{file} lists {name}, which is no small file")
+
+
+def _check_versions(source: Source, file: str) -> None:
+    if source.kind != "http":
+        return
+    versions = parse_json_object(source.fingerprint.encode(), f"{file}: source.fingerprint")
+    if not all(isinstance(version, str) for version in versions.values()):
+        raise MalformedCheckpoint(f"{file}: source.fingerprint names a version that is not a text")
 
 
 def _check_partition(partition: Partition, chunk_bytes: int, file: str) -> None:

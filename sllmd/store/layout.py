@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sllmd.core.errors import StoreError, UnsupportedCheckpoint
 from sllmd.store.header import ITEM_BYTES
-from sllmd.store.manifest import ALIGNMENT_BYTES, Tensor
+from sllmd.store.manifest import Tensor, align_up
 from sllmd.store.source import SourceTensor
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)(?:\.|$)")
@@ -65,11 +65,6 @@ class Layout:
         return tuple(placed for placed in self.placements if placed.tensor.partition == index)
 
 
-def align(offset_bytes: int) -> int:
-    """The next multiple of the alignment."""
-    return -(-offset_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
 def execution_key(name: str) -> tuple[int, int, int, tuple[tuple[int, int, str], ...]]:
     """Sorts tensor names into the order in which a forward pass needs them."""
     layer = _LAYER.search(name)
@@ -105,7 +100,7 @@ def lay_out(tensors: Sequence[SourceTensor], *, partitions: int) -> Layout:
         raise StoreError(
             f"the model cannot be spread over {partitions} partitions: it has {len(units)} indivisible parts"
         )
-    starts = split_evenly([sum(align(tensor.size_bytes) for tensor in unit) for unit in units], partitions)
+    starts = split_evenly([sum(align_up(tensor.size_bytes) for tensor in unit) for unit in units], partitions)
     ends = [*starts[1:], len(units)]
     placements: list[Placement] = []
     spans: list[int] = []
@@ -113,7 +108,7 @@ def lay_out(tensors: Sequence[SourceTensor], *, partitions: int) -> Layout:
         offset = 0
         for tensor in (tensor for unit in units[start:end] for tensor in unit):
             placements.append(Placement(tensor, _placed(tensor, index, offset)))
-            offset = align(offset + tensor.size_bytes)
+            offset = align_up(offset + tensor.size_bytes)
         spans.append(offset)
     return Layout(tuple(placements), tuple(spans))
 
@@ -164,7 +159,7 @@ def lay_out_in_place(
     span = 0
     for file, size in file_bytes.items():
         bases[file] = span
-        span = align(span + size)
+        span = align_up(span + size)
     ordered = sorted(tensors, key=lambda tensor: execution_key(tensor.name))
     for tensor in ordered:
         if tensor.offset_bytes % ITEM_BYTES[tensor.dtype]:

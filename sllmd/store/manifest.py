@@ -20,6 +20,17 @@ ALIGNMENT_BYTES = 4096
 CHUNK_BYTES = 16 * 1024 * 1024
 """Unit of reading, checking and copying; a multiple of the alignment."""
 
+
+def align_up(count: int) -> int:
+    """``count`` rounded up to the alignment."""
+    return -(-count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def align_down(count: int) -> int:
+    """``count`` rounded down to the alignment."""
+    return count // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+
+
 Dtype = Literal[
     "BOOL",
     "U8",

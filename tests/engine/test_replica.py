@@ -230,7 +230,10 @@ class TestHang:
         replica = await serve(supervisor)
         slow = replica.generate(state(max_tokens=50))
         await anext(slow)
-        await asyncio.sleep(0.6)  # three times the limit, in which nothing happens
+        hung = await serve(supervisor)
+        os.kill(hung.worker.process.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerLost):
+            await hung.stats()  # the limit has passed, and nothing happened at the first one
         assert len([event async for event in slow]) == 50
         assert len(await collect(replica, state("next"))) == 6
 
@@ -367,7 +370,7 @@ async def test_giving_up_a_start_reaps_its_worker(
             os.kill(pid, signal.SIGSTOP)
     if stage == "attach":
         task = asyncio.create_task(attach(supervisor, slabs))
-        await asyncio.sleep(0.02)
+        await until(lambda: supervisor.stats().waiting_workers == 1, "a worker is taken")
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
@@ -377,7 +380,7 @@ async def test_giving_up_a_start_reaps_its_worker(
     else:
         replica = await attach(supervisor, slabs, build_seconds=100)
         begin = asyncio.create_task(replica.begin())
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)  # it has asked, and waits
         begin.cancel()
         await asyncio.wait([begin])
         await replica.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -162,6 +163,22 @@ async def test_closing_leaves_behind_what_a_dead_disk_holds(first):
     assert old.closed == 0
     old.gate.release(100)
     await until(lambda: old.closed == 1)
+
+
+async def test_closing_waits_for_all_dead_disks_at_once(tmp_path):
+    tier = GatedTier(dram_budget=str(16 * SLAB_BYTES), http_connections=8, close_timeout_seconds=0.5)
+    sources = []
+    for number in range(4):
+        url = f"http://127.0.0.{number + 1}"
+        checkpoint = make_checkpoint(tmp_path, f"m{number}", [[4 * SLAB_BYTES]], remote_url=url)
+        _, source = await begin(tier, checkpoint)
+        sources.append(source)
+    began_at = time.monotonic()
+    await tier.close()
+    assert 0.5 <= time.monotonic() - began_at < 1.5
+    for source in sources:
+        source.gate.release(100)
+    await until(lambda: all(source.closed for source in sources))
 
 
 async def test_estimates_count_what_is_queued(tmp_path, tier, first, third):

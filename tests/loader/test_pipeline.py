@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -39,7 +40,9 @@ def make_lane():
         return lanes[-1]
 
     yield make
-    assert all([lane.close(5.0) for lane in lanes])  # noqa: C419  close all of them
+    for lane in lanes:
+        lane.stop()
+    assert all(lane.join(time.monotonic() + 5) for lane in lanes)
 
 
 def submit(lane: Lane, plan: Plan, slabs: list[Slab], source: GateSource) -> tuple[Transfer, threading.Event]:
@@ -192,24 +195,30 @@ async def test_a_disk_that_does_not_answer_is_a_stall(plan, slabs, make_lane):
 
 async def test_slow_progress_is_no_stall(plan, slabs, make_lane):
     source = GateSource()
-    load, _ = start_load(plan, slabs, source, make_lane(1), stall_timeout_seconds=0.2)
-    for _ in range(8):
-        await asyncio.sleep(0.05)
+    load, _ = start_load(plan, slabs, source, make_lane(1), stall_timeout_seconds=60)
+    for taken in range(1, 9):
+        await until(lambda taken=taken: len(source.order) == taken)
+        load.transfer.began_at -= 50
+        load.transfer.moved_at -= 50
+        load._check_stall()
         source.gate.release()
-    assert (await load.result()).seconds > 0.3
+    assert (await load.result()).seconds > 400
 
 
 async def test_waiting_behind_a_load_that_moves_is_no_stall(plan, slabs, make_lane):
     lane = make_lane(1)
     ahead, behind = GateSource(), GateSource()
-    first, _ = start_load(plan, slabs, ahead, lane, stall_timeout_seconds=0.2)
-    second, _ = start_load(plan, slabs, behind, lane, stall_timeout_seconds=0.2)
+    first, _ = start_load(plan, slabs, ahead, lane, stall_timeout_seconds=60)
+    second, _ = start_load(plan, slabs, behind, lane, stall_timeout_seconds=60)
     behind.gate.release(8)
-    for _ in range(8):
-        await asyncio.sleep(0.05)
+    for taken in range(1, 9):
+        await until(lambda taken=taken: len(ahead.order) == taken)
+        second.transfer.moved_at -= 50
+        lane.moved_at -= 50 if taken > 1 else 0  # until then no chunk has moved
+        second._check_stall()
         ahead.gate.release()
     await first.result()
-    assert (await second.result()).queued_seconds > 0.3
+    await second.result()
 
 
 async def test_waiting_behind_a_dead_disk_is_a_stall_too(plan, slabs, make_lane):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from sllmd.core.errors import InsufficientCapacity
 from sllmd.core.units import KIB, MIB
 from sllmd.loader.pool import Pool, available_memory_bytes, total_memory_bytes
 from tests.loader.conftest import open_descriptors, status_bytes
@@ -54,6 +57,24 @@ def test_free_slabs_beyond_the_reserve_are_closed(make_pool):
     pool.close()
     assert pool.made == 0
     assert open_descriptors() == descriptors
+
+
+def test_a_slab_that_cannot_be_made_costs_none(make_pool):
+    pool = make_pool(budget_bytes=1000 * SLAB)
+    pool.put(pool.take(2))
+    descriptors = open_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 4, hard))
+    try:
+        with pytest.raises(InsufficientCapacity, match=r"Too many open files .*LimitNOFILE"):
+            pool.take(1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert pool.made == pool.free < 1000
+    pool.trim()
+    pool.close()
+    assert open_descriptors() == descriptors - 4
 
 
 def test_the_machine_limits_growth_too(make_pool):

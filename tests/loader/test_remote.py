@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -493,6 +494,33 @@ async def test_a_full_disk_leaves_nothing_behind(make_tier, checkpoint, origin, 
     await load_into_dram_only(tier, checkpoint, origin, publisher, capsys)
     assert publisher.calls == []
     assert list(checkpoint.data_directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("etag", [True, False])
+async def test_a_disk_that_fills_up_between_bytes_and_their_note(
+    make_tier, checkpoint, origin, publisher, server, capsys, etag
+):
+    """The journal has reached the largest size of a file, the data files have not."""
+    limit = 1024 * 1024
+    checkpoint.data_directory.mkdir()
+    heading = {"digest": checkpoint.manifest.digest, "url": server.url, "chunk": CHUNK_BYTES}
+    journal = json.dumps(heading).ljust(limit - 1) + "\n"
+    (checkpoint.data_directory / JOURNAL_NAME).write_text(journal)
+    if not etag:
+        server.misbehave = lambda _, answer: dataclasses.replace(answer, headers=without_etag(answer))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        tier = make_tier(complete_remote=publisher)
+        await load_into_dram_only(tier, checkpoint, origin, publisher, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(server.requests) == CHUNKS
+    assert list(checkpoint.data_directory.iterdir()) == []
+
+
+def without_etag(answer: Answer) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name != "ETag"}
 
 
 async def test_a_place_that_cannot_be_written(make_tier, checkpoint, origin, publisher, capsys):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import random
+import shutil
+import threading
 
 import pytest
 
 from sllmd.core.errors import InsufficientCapacity, LoadError, MalformedCheckpoint, NodeDraining, StoreError
 from sllmd.loader.pipeline import Cancelled
 from sllmd.loader.tier import DramTier
+from sllmd.store.manifest import Source
 from tests.loader.conftest import (
     CHUNK_BYTES,
     SLAB_BYTES,
@@ -18,6 +22,7 @@ from tests.loader.conftest import (
     make_checkpoint,
     open_descriptors,
     read_memory,
+    small_settings,
     until,
 )
 
@@ -105,8 +110,8 @@ async def test_one_load_serves_many_waiters(tmp_path, make_tier):
     checkpoint = make_checkpoint(tmp_path, "m", [[4 * SLAB_BYTES]])
     tier = make_tier()
     leases = [tier.acquire(checkpoint) for _ in range(50)]
-    assert len(tier.stats().loads) == 1
-    assert tier.stats().loads[0].waiters == 50
+    (copy,) = tier.stats().copies
+    assert (copy.loaded, copy.leases) == (False, 50)
     reports = await asyncio.gather(*(lease.loaded() for lease in leases))
     assert len({id(report) for report in reports}) == 1
     assert tier.stats().used_bytes == 4 * SLAB_BYTES
@@ -140,7 +145,7 @@ async def test_a_load_that_nobody_waits_for_is_given_up_at_once(tmp_path, make_t
         lease.release()
     await until(lambda: not tier.stats().draining_bytes, seconds=2)
     stats = tier.stats()
-    assert (stats.used_bytes, stats.loads) == (0, ())
+    assert (stats.used_bytes, stats.copies) == (0, ())
     assert stats.free_bytes == 4 * SLAB_BYTES
     check_books(tier)
     with pytest.raises(Cancelled):
@@ -297,9 +302,38 @@ async def test_a_crowd_of_waiters_keeps_the_books_straight(tmp_path, make_tier):
             check_books(tier)
 
     await asyncio.gather(*(client() for _ in range(12)))
-    await until(lambda: not tier.stats().loads and not tier.stats().draining_bytes)
+    await until(lambda: all(copy.loaded for copy in tier.stats().copies) and not tier.stats().draining_bytes)
     check_books(tier)
     assert served > 50
+
+
+async def test_a_source_that_cannot_be_made_costs_no_slab(tmp_path, make_tier):
+    checkpoint = make_checkpoint(tmp_path, "m", [[SLAB_BYTES]], remote_url="http://127.0.0.1:1")
+    liar = Source(kind="http", location="", fingerprint="no JSON")
+    manifest = checkpoint.manifest.model_copy(update={"source": liar})
+    tier = make_tier()
+    with pytest.raises(ValueError, match="Expecting value"):
+        tier.acquire(dataclasses.replace(checkpoint, manifest=manifest))
+    check_books(tier)
+
+
+async def test_a_copy_whose_directory_vanished_makes_room_all_the_same(tmp_path, make_tier):
+    tier = make_tier(dram_budget=str(SLAB_BYTES))
+    gone = make_checkpoint(tmp_path, "gone", [[SLAB_BYTES]])
+    await load(tier, gone)
+    shutil.rmtree(gone.data_directory)
+    await load(tier, make_checkpoint(tmp_path, "other", [[SLAB_BYTES]]))
+    check_books(tier)
+
+
+async def test_estimates_start_no_threads(tmp_path, make_tier):
+    tier = make_tier()
+    before = threading.active_count()
+    for number in range(5):
+        url = f"http://127.0.0.{number + 1}:1"
+        checkpoint = make_checkpoint(tmp_path, f"m{number}", [[1000]], remote_url=url)
+        assert tier.estimate_seconds(checkpoint) == 1000 / small_settings().remote_bandwidth_guess_bytes
+    assert threading.active_count() == before
 
 
 # --- bad files ---

@@ -4,7 +4,7 @@ import pytest
 
 from sllmd.core.errors import MalformedCheckpoint
 from sllmd.store.consistency import check_manifest
-from sllmd.store.manifest import Manifest
+from sllmd.store.manifest import Manifest, Source
 from sllmd.store.store import Store
 from tests.store.models import CHUNK_BYTES, run_import, write_model
 
@@ -81,6 +81,18 @@ def test_a_file_that_cannot_be(manifest: Manifest, changes: dict, fault: str) ->
 def test_a_manifest_that_cannot_be(manifest: Manifest, changes: dict, fault: str) -> None:
     with pytest.raises(MalformedCheckpoint, match=fault):
         check_manifest(manifest.model_copy(update=changes), "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "fault"),
+    [("junk", "is not valid JSON"), ("[1]", "is not a JSON object"), ('{"f": 1}', "that is not a text")],
+)
+def test_versions_of_remote_files_that_cannot_be_read(
+    manifest: Manifest, fingerprint: str, fault: str
+) -> None:
+    source = Source(kind="http", location="http://h/m", fingerprint=fingerprint)
+    with pytest.raises(MalformedCheckpoint, match=fault):
+        check_manifest(manifest.model_copy(update={"source": source}), "manifest.json")
 
 
 def test_files_that_overlap(manifest: Manifest) -> None:
