@@ -104,7 +104,7 @@ class Decoder:
         self._descriptors: deque[int] = deque()
 
     def feed(self, data: memoryview, descriptors: Sequence[int] = ()) -> list[Frame]:
-        """Frames that ``data`` completes; ProtocolError on anything that is none."""
+        """Frames that ``data`` completes; ProtocolError on anything that is none, and then no frame at all."""
         self._descriptors.extend(descriptors)
         if not self._buffer:
             frames, consumed = self._frames(data)
@@ -125,6 +125,15 @@ class Decoder:
 
     def _frames(self, data: memoryview) -> tuple[list[Frame], int]:
         frames: list[Frame] = []
+        try:
+            return frames, self._parse(data, frames)
+        except ProtocolError:
+            for _, descriptors in frames:
+                close_descriptors(descriptors)
+            raise
+
+    def _parse(self, data: memoryview, frames: list[Frame]) -> int:
+        """Add the whole frames in ``data`` to ``frames``; how many bytes they take."""
         start = 0
         self._needed_bytes = _HEADER.size
         while len(data) - start >= _HEADER.size:
@@ -136,7 +145,7 @@ class Decoder:
             message = unpack_payload(data[payload_start : payload_start + length])
             frames.append((message, self._take(count)))
             start = payload_start + length
-        return frames, start
+        return start
 
     def _take(self, count: int) -> list[int]:
         if count > len(self._descriptors):
@@ -171,6 +180,14 @@ class BlockingChannel:
         """The next frame; EOFError when the other side is gone, ProtocolError when it sends no frames."""
         count, length = _unpack_header(self._exactly(_HEADER.size), self._frame_bytes_max)
         descriptors: list[int] = []
+        try:
+            self._receive_descriptors(count, descriptors)
+            return unpack_payload(self._exactly(length)), descriptors
+        except BaseException:
+            close_descriptors(descriptors)
+            raise
+
+    def _receive_descriptors(self, count: int, descriptors: list[int]) -> None:
         for _ in range(_batch_count(count)):
             data, ancillary, flags, _address = self._connection.recvmsg(
                 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
@@ -180,7 +197,6 @@ class BlockingChannel:
             descriptors += _received_descriptors(ancillary, flags)
         if len(descriptors) != count:
             raise ProtocolError(f"a frame announces {count} descriptors and {len(descriptors)} came")
-        return unpack_payload(self._exactly(length)), descriptors
 
     def fileno(self) -> int:
         """The socket's descriptor."""

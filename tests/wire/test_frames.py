@@ -170,6 +170,30 @@ async def test_descriptors_of_an_unfinished_frame_are_closed() -> None:
     assert open_descriptors() == before
 
 
+def test_a_bad_frame_behind_a_good_one_costs_no_descriptor() -> None:
+    before = open_descriptors()
+    header, payload = pack("good", 1, LIMIT)
+    decoder = Decoder(LIMIT)
+    with pytest.raises(ProtocolError, match="does not speak"):
+        decoder.feed(memoryview(header + b"\0" + payload + b"no frame at all"), [os.memfd_create("good")])
+    decoder.close()
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("end", [b"\xc1", b""], ids=["no msgpack", "cut off"])
+def test_a_bad_frame_with_descriptors_costs_none(end: bytes) -> None:
+    before = open_descriptors()
+    left, right = socket.socketpair()
+    left.sendall(pack(0, 1, LIMIT)[0])
+    with tempfile.TemporaryFile() as file:
+        socket.send_fds(left, [b"\0"], [file.fileno()])
+    left.sendall(end)
+    left.close()
+    with right, pytest.raises((ProtocolError, EOFError)):
+        BlockingChannel(right, frame_bytes_max=LIMIT).receive()
+    assert open_descriptors() == before
+
+
 def test_threads_send_whole_frames() -> None:
     left, right = socket.socketpair()
     sender = BlockingChannel(left, frame_bytes_max=LIMIT)
