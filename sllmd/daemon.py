@@ -10,7 +10,9 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 import uvloop
@@ -36,16 +38,19 @@ LAG_PROBE_SECONDS = 0.05
 """How often the event loop is asked how late it is."""
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError, StoreError and OSError when it cannot start."""
-    uvloop.run(serve(config))
+def run(config: Config) -> bool:
+    """Serve until SIGTERM or SIGINT; whether a second signal cut short what was still running.
+
+    Raises ConfigError, StoreError and OSError when it cannot start.
+    """
+    return uvloop.run(serve(config))
 
 
-async def serve(config: Config) -> None:
-    """The daemon's whole life."""
+async def serve(config: Config) -> bool:
+    """The daemon's whole life; see ``run``."""
     configure_logs(config.log)
     began_seconds = time.monotonic()
-    stop = _stop_event()
+    stop, stop_at_once = _stop_events()
     async with AsyncExitStack() as rooms:
         daemon = await Daemon.start(config, rooms)
         manager = ServiceManager.from_environment()
@@ -54,9 +59,10 @@ async def serve(config: Config) -> None:
         daemon.announce(time.monotonic() - began_seconds)
         await stop.wait()
         manager.stopping(config.serving.drain_timeout)
-        await daemon.agent.drain(config.serving.drain_timeout)
+        await _unless(stop_at_once, daemon.agent.drain(config.serving.drain_timeout))
         # Ends what outlasted the drain while the API can still tell its clients so.
         await daemon.agent.close()
+    return stop_at_once.is_set()
 
 
 class Daemon:
@@ -136,19 +142,34 @@ class Daemon:
         sys.stderr.write("\n".join(lines) + "\n")
 
 
-def _stop_event() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT; a second one ends the process the hard way."""
-    stop = asyncio.Event()
+def _stop_events() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first and by the second SIGTERM or SIGINT; a third one ends the process as it is."""
+    stop, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
 
     def on_signal(number: signal.Signals) -> None:
-        _log.info("stopping", signal=number.name)
-        loop.remove_signal_handler(number)
-        stop.set()
+        if not stop.is_set():
+            _log.info("stopping", signal=number.name)
+            stop.set()
+            return
+        at_once.set()
+        for each in numbers:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         loop.add_signal_handler(number, on_signal, number)
-    return stop
+    return stop, at_once
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[None, None, Any]) -> None:
+    """Do ``work`` until it is done or the event is set."""
+    tasks = [asyncio.create_task(work), asyncio.create_task(event.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def _watch_loop(manager: ServiceManager, daemon: Daemon) -> None:

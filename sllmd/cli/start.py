@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.api.exposure import check_exposure
-from sllmd.cli.session import Session, command
+from sllmd.cli.session import EXIT_INTERRUPTED, Session, command
 from sllmd.config.layers import KeyPath
 from sllmd.config.loading import load_config
 from sllmd.core.errors import InvalidRequest, SllmdError
@@ -43,10 +43,12 @@ def start(
     check_exposure(loaded.config.api)
     _allow_many_descriptors()
     try:
-        run(loaded.config)
+        cut_short = run(loaded.config)
     except OSError as error:
         raise startup_error(error) from error
-    session.note("stopped")
+    session.note("stopped at once" if cut_short else "stopped")
+    if cut_short:
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _allow_many_descriptors() -> None:

@@ -137,7 +137,11 @@ async def test_headers_that_drip_are_cut_off(serve):
                 await asyncio.sleep(0.05)
 
         dripping = asyncio.create_task(drip())
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        try:
+            answer = await asyncio.wait_for(reader.read(), 5)
+        except ConnectionResetError:  # closed while a line of ours was still on its way
+            answer = b""
+        assert answer == b""
         dripping.cancel()
         writer.close()
 

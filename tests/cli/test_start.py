@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sllmd.cli.client import Address, Client
 from sllmd.cli.start import flag_values
-from sllmd.core.errors import InvalidRequest
+from sllmd.core.errors import InvalidRequest, SllmdError
 from tests.cli.conftest import FAKE_ENGINE, RunCommand, command, environment
 
 
@@ -43,6 +44,36 @@ def test_a_life_under_systemd(tmp_path: Path) -> None:
             daemon.wait()
     assert daemon.returncode == 0, said
     assert not (tmp_path / "s.sock").exists()
+
+
+def test_ctrl_c_twice_ends_what_runs_with_a_word(tmp_path: Path) -> None:
+    """The stream that would outlast the drain is told, the process says one line and exits with 130."""
+    socket_path = tmp_path / "s.sock"
+    daemon = subprocess.Popen(
+        command("start", "--dev", "--data-dir", tmp_path, "--listen", "127.0.0.1:0", "--uds", socket_path,
+                "--set", "serving.drain_timeout=5m", "--set", "workers.fake.token_seconds=0.2", *FAKE_ENGINE),
+        env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        client = Client(Address(socket_path=str(socket_path)))
+        while not client.answers():
+            assert daemon.poll() is None
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        stream = client.stream("/v1/completions", body)
+        next(stream)
+        daemon.send_signal(signal.SIGINT)
+        while client.get("/sllmd/v1/status")["state"] != "draining":
+            pass
+        daemon.send_signal(signal.SIGINT)
+        with pytest.raises(SllmdError, match="is gone"):
+            list(stream)
+        _, said = daemon.communicate(timeout=30)
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert daemon.returncode == 130, said
+    assert said.splitlines()[-1] == "stopped at once"
+    assert "Traceback" not in said
 
 
 def start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
