@@ -13,17 +13,24 @@ from urllib.parse import quote, urlsplit
 
 from sllmd.core.errors import (
     BusyError,
+    InsufficientCapacity,
     InvalidApiKey,
     InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
     SllmdError,
+    WorkerLost,
 )
 
 DEFAULT_PORT = 8343
 CONNECT_TIMEOUT_SECONDS = 5.0
 ANSWER_TIMEOUT_SECONDS = 900.0
 """Longer than any queue time-out of a daemon: it, not we, knows when waiting is in vain."""
+
+
+_TRY_AGAIN = frozenset({WorkerLost.code, *(kind.code for kind in BusyError.__subclasses__())})
+"""Codes of errors that pass; within a stream they are all there is to go by."""
+_LOAD_FAILED = frozenset({ModelLoadFailed.code, InsufficientCapacity.code})
 
 
 class DaemonUnreachable(SllmdError):
@@ -170,21 +177,22 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
-    """The error that an answer of ``status`` with OpenAI's envelope stands for."""
+    """The error that an answer of ``status``, or an event (500), with OpenAI's envelope stands for."""
     envelope = body.get("error") if isinstance(body, dict) else None
     told = envelope if isinstance(envelope, dict) else {}
     message = str(told.get("message") or f"the daemon answered with HTTP status {status}")
     code = told.get("code")
     if status == 401:
         return InvalidApiKey(message, hint="give a key with --api-key or SLLMD_API_KEY")
-    if status == 404:
+    if status == 404 or code == ModelNotFound.code:
         return ModelNotFound(message, code=code)
-    if status in (429, 503) and code not in ("model_load_failed", "insufficient_capacity"):
-        seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
-        return BusyError(message, retry_after_seconds=seconds, hint=f"try again in {seconds:.0f} s")
+    if code in _TRY_AGAIN or (status in (429, 503) and code not in _LOAD_FAILED):
+        told_seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+        hint = "try again later" if told_seconds is None else f"try again in {told_seconds:.0f} s"
+        return BusyError(message, retry_after_seconds=told_seconds or 1.0, hint=hint)
     if status == 503:
         return ModelLoadFailed(message)
-    if status < 500:
+    if status < 500 or told.get("type") == "invalid_request_error":
         return InvalidRequest(message, code=code, param=told.get("param"))
     return SllmdError(message)
 

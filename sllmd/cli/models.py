@@ -12,7 +12,7 @@ import typer
 
 from sllmd.cli.client import DaemonUnreachable
 from sllmd.cli.progress import byte_bar
-from sllmd.cli.session import Session, command
+from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column, fields
 from sllmd.core.errors import SllmdError, StoreError
 from sllmd.core.units import format_bytes, format_seconds
@@ -21,7 +21,6 @@ from sllmd.store.store import Store, StoredModel
 
 app = typer.Typer()
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 StoreOption = Annotated[
     Path | None,
     typer.Option("--store", help="The store's directory. [default: the configured, or the daemon's]"),

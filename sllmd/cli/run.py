@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.serving import ModelArgument, TargetTier, follow_load
-from sllmd.cli.session import Session, command
+from sllmd.cli.serving import TargetTier, follow_load
+from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.waterfall import waterfall
 from sllmd.core.errors import InvalidRequest
 

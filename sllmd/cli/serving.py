@@ -9,18 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sllmd.cli.client import DaemonUnreachable, segment
+from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
-from sllmd.cli.session import Session, command
+from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column, fields, table
 from sllmd.cli.waterfall import waterfall
-from sllmd.core.errors import ModelLoadFailed
 from sllmd.core.units import format_bytes, format_seconds, parse_duration_seconds
 
 app = typer.Typer()
 
 _WAIT_INTERVAL_SECONDS = 0.1
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 
 
 class TargetTier(StrEnum):
@@ -101,17 +99,18 @@ def load(
 
 
 def follow_load(session: Session, model: str, tier: TargetTier) -> dict[str, Any]:
-    """Load with a bar; the last status. Raises ModelLoadFailed with the daemon's reason."""
+    """Load with a bar; the last status. Raises what kept the model from being loaded."""
     last: dict[str, Any] = {}
     steps = session.client.stream(f"/sllmd/v1/models/{segment(model)}/load", {"tier": tier.value})
     with byte_bar(model, shown=session.shows_progress) as update:
         for last in steps:
             update(last["stage"], last["current_bytes"], last["total_bytes"])
     if last.get("status") != "ready":
-        raise ModelLoadFailed(
-            f"{model}: {last.get('message') or 'the daemon ended the load without a word'}",
-            hint="the daemon's log has the details",
-        )
+        reason = last.get("message") or "the daemon ended the load without a word"
+        told = {"message": f"{model}: {reason}", "code": last.get("code")}
+        error = error_of(500, {"error": told}, None)
+        error.hint = error.hint or "the daemon's log has the details"
+        raise error
     return last
 
 
@@ -131,6 +130,7 @@ _COPY_COLUMNS = (
     Column("SIZE", lambda row: format_bytes(row["size_bytes"]), right=True),
     Column("STATE", lambda row: "loaded" if row["loaded"] else "loading"),
     Column("USED BY", lambda row: str(row["leases"]), right=True),
+    Column("READ", lambda row: "direct" if row["direct_io"] else "page cache"),
     Column("IDLE", lambda row: "-" if row["leases"] else format_seconds(row["idle_seconds"]), right=True),
     Column("DIGEST", lambda row: row["digest"], wide=True),
 )
@@ -153,6 +153,8 @@ def cache(
         ("memory", books["pinned"]),
         ("pages", books["pages"]),
     ]
+    if books["draining_bytes"]:
+        head.append(("draining", f"{format_bytes(books['draining_bytes'])} of loads that were given up"))
     speeds = books["bandwidth_bytes_per_second"]
     head += [(f"{hop} measured", f"{format_bytes(speed)}/s") for hop, speed in speeds.items()]
     copies = table(books["copies"], _COPY_COLUMNS, wide=session.output.value == "wide")

@@ -127,6 +127,7 @@ def exit_code(error: SllmdError) -> int:
     return EXIT_FAILED
 
 
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 OutputOption = Annotated[
     OutputFormat | None,
     typer.Option("-o", "--output", help="How results are printed.", show_default="table"),

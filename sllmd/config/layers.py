@@ -33,12 +33,14 @@ class Layer:
 
 
 def layer_of(pairs: Sequence[tuple[KeyPath, Any, str]]) -> Layer:
-    """A layer from single keys with their values and origins."""
+    """A layer from single keys with their values and origins. Raises ConfigError."""
     values: dict[str, Any] = {}
-    for path, value, _ in pairs:
+    for path, value, origin in pairs:
         table = values
-        for part in path[:-1]:
+        for depth, part in enumerate(path[:-1], start=1):
             table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{origin}: `{'.'.join(path[:depth])}` has a value, and so no keys")
         table[path[-1]] = value
     return Layer(values, {path: origin for path, _, origin in pairs})
 

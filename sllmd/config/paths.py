@@ -14,11 +14,6 @@ def data_directory() -> Path:
     return _choose("STATE_DIRECTORY", Path("/var/lib/sllmd"), "XDG_DATA_HOME", ".local/share")
 
 
-def cache_directory() -> Path:
-    """What can be made again."""
-    return _choose("CACHE_DIRECTORY", Path("/var/cache/sllmd"), "XDG_CACHE_HOME", ".cache")
-
-
 def configuration_directory() -> Path:
     """Where keys and ``sllmd.toml`` are looked for."""
     return _choose("CONFIGURATION_DIRECTORY", SYSTEM_CONFIG_FILE.parent, "XDG_CONFIG_HOME", ".config")

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from sllmd.core.errors import ConfigError
 
@@ -38,8 +38,12 @@ def parse_duration_seconds(given: str | int | float) -> float:
     return seconds
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
-"""A setting that may be for ever."""
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_duration_seconds),
+    PlainSerializer(lambda seconds: -1 if seconds == math.inf else seconds, when_used="json"),
+]
+"""A setting that may be for ever: -1 in JSON, which has no infinity."""
 FiniteSeconds = Annotated[Seconds, Field(le=10 * 365 * 86400)]
 """A setting that ends: what sleeps or waits on a socket refuses infinity, and centuries."""
 PositiveSeconds = Annotated[FiniteSeconds, Field(gt=0)]

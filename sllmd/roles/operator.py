@@ -139,6 +139,7 @@ class Operator:
             budget_bytes=stats.budget_bytes,
             used_bytes=stats.used_bytes,
             free_bytes=stats.free_bytes,
+            draining_bytes=stats.draining_bytes,
             pinned=stats.pin_state,
             pages=stats.page_state,
             copies=tuple(
@@ -149,6 +150,7 @@ class Operator:
                     memory_bytes=copy.memory_bytes,
                     leases=copy.leases,
                     loaded=copy.loaded,
+                    direct_io=copy.direct_io,
                     idle_seconds=copy.idle_seconds,
                 )
                 for copy in stats.copies

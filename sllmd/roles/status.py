@@ -67,6 +67,8 @@ class CopyStatus(_Status):
     leases: int
     loaded: bool
     """False while its bytes are on their way."""
+    direct_io: bool
+    """False: the filesystem refused O_DIRECT, and bytes went through the page cache."""
     idle_seconds: float
 
 
@@ -77,6 +79,8 @@ class CacheStatus(_Status):
     used_bytes: int
     free_bytes: int
     """Slabs kept in reserve."""
+    draining_bytes: int
+    """Slabs of given-up loads whose last reads have not come back yet."""
     pinned: str
     """``pinned``, ``off``, or ``unpinned: `` and why."""
     pages: str

@@ -104,7 +104,7 @@ class Decoder:
         self._descriptors: deque[int] = deque()
 
     def feed(self, data: memoryview, descriptors: Sequence[int] = ()) -> list[Frame]:
-        """Frames that ``data`` completes; ProtocolError on anything that is none, and then no frame at all."""
+        """Frames that ``data`` completes; ProtocolError, and no frame at all, on any that is none."""
         self._descriptors.extend(descriptors)
         if not self._buffer:
             frames, consumed = self._frames(data)

@@ -38,6 +38,14 @@ def test_show(sllmd: RunCommand, tmp_path: Path) -> None:
     assert tomllib.loads(sllmd("config", "show", "--dev").out)["models"]["tiny"]["source"] == "builtin:tiny"
 
 
+def test_for_ever_is_minus_one_in_json(sllmd: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "sllmd.toml"
+    file.write_text("[serving]\nkeep_alive = -1\n[models.m]\nkeep_alive = -1\n")
+    shown = sllmd("config", "show", str(file), "-o", "json").out
+    values = json.loads(shown, parse_constant=lambda name: f"no JSON: {name}")
+    assert values["serving"]["keep_alive"] == values["models"]["m"]["keep_alive"] == -1
+
+
 def test_schema_is_json(sllmd: RunCommand) -> None:
     assert "serving" in json.loads(sllmd("config", "schema").out)["properties"]
 

@@ -6,6 +6,10 @@ import json
 import os
 import pty
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -37,7 +41,9 @@ def test_a_copy_in_dram_is_warm_until_it_is_evicted(sllmd: RunCommand, at_daemon
     assert (row["state"], row["tier"]) == ("warm", "dram")
     books = json.loads(sllmd("cache", "-o", "json").out)
     assert [copy["model"] for copy in books["copies"]] == ["tiny"]
-    assert "tiny" in sllmd("cache").out
+    head, line = sllmd("cache").out.splitlines()[-2:]
+    read = "direct" if books["copies"][0]["direct_io"] else "page cache"
+    assert ("READ" in head, line.startswith("tiny"), f" {read} " in line) == (True, True, True)
     assert "freed" in sllmd("cache", "--evict", "tiny").out
     assert sllmd("cache", "--evict", "tiny").out.startswith("nothing to free")
     assert json.loads(sllmd("cache", "-o", "json").out)["copies"] == []
@@ -125,6 +131,50 @@ def test_a_refused_value_is_2(sllmd: RunCommand, at_daemon: RunningDaemon) -> No
     outcome = sllmd("run", "tiny", "x", "--temperature", "99")
     assert outcome.code == 2
     assert "temperature" in outcome.err
+
+
+@contextmanager
+def daemon_that_says(*events: object) -> Iterator[str]:
+    """The address of one that answers every POST with these events."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events))
+
+        def log_message(self, *_: object) -> None:
+            """Silence."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("startup_timeout", 5), ("queue_full", 5), ("model_load_failed", 1), (None, 1)],
+)
+def test_a_load_that_fails_for_now_is_5(sllmd: RunCommand, code: str | None, expected: int) -> None:
+    step = {"model": "m", "stage": "waiting", "current_bytes": 0, "total_bytes": 9}
+    last = step | {"status": "error", "message": "the cause", "code": code}
+    with daemon_that_says(step | {"status": "loading"}, last) as address:
+        outcome = sllmd("--addr", address, "load", "m")
+    assert (outcome.code, outcome.out) == (expected, "")
+    assert "m: the cause" in outcome.err
+
+
+def test_a_stream_that_ends_busy_is_5(sllmd: RunCommand) -> None:
+    error = {"message": "the cause", "type": "server_error", "param": "model", "code": "startup_timeout"}
+    with daemon_that_says({"error": error}) as address:
+        outcome = sllmd("--addr", address, "run", "m", "Hello")
+    assert outcome.code == 5
+    assert "the cause" in outcome.err
 
 
 def test_tcp_works_like_the_socket(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:

@@ -104,6 +104,12 @@ def test_exit_codes(error: SllmdError, code: int) -> None:
         (503, "startup_timeout", 5),
         (503, "model_load_failed", 1),
         (503, "insufficient_capacity", 1),
+        (500, "startup_timeout", 5),
+        (500, "queue_full", 5),
+        (500, "memory_busy", 5),
+        (500, "worker_lost", 5),
+        (500, "model_not_found", 4),
+        (500, "model_load_failed", 1),
     ],
 )
 def test_answers_become_exit_codes(status: int, code: str, expected: int) -> None:

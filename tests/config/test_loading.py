@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
+from sllmd.api.exposure import check_exposure
 from sllmd.api.keys import is_loopback
 from sllmd.config import paths
-from sllmd.config.exposure import check_exposure
 from sllmd.config.layers import key_lines
 from sllmd.config.loading import Loaded, load_config
 from sllmd.core.errors import ConfigError
@@ -111,6 +111,12 @@ def test_variables_of_the_command_line_are_no_keys() -> None:
 )
 def test_lists_in_the_environment(text: str, expected: tuple[str, ...]) -> None:
     assert load(environ={"SLLMD_API__LISTEN": text}).config.api.listen == expected
+
+
+def test_a_value_has_no_keys() -> None:
+    environ = {"SLLMD_API__LISTEN": "127.0.0.1:1", "SLLMD_API__LISTEN__FIRST": "x"}
+    with pytest.raises(ConfigError, match=r"environment SLLMD_API__LISTEN__FIRST: `api.listen` has a value"):
+        load(environ=environ)
 
 
 def test_lists_that_may_be_absent() -> None:
