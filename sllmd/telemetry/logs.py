@@ -53,7 +53,9 @@ def redact_private(_logger: Any, _method: str, event: _Event) -> _Event:
 def _finish(*, as_json: bool, colors: bool) -> list[structlog.typing.Processor]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
-    return [structlog.dev.ConsoleRenderer(colors=colors)]
+    # Not rich's traceback: it shows local variables, which hold what people asked.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
 
 
 def _capture_standard_loggers(

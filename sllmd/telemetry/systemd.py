@@ -54,10 +54,6 @@ class ServiceManager:
         self._status = status
         self._send(READY=1, STATUS=status)
 
-    def reloading(self) -> None:
-        """The daemon reads its configuration again; ``ready`` ends it."""
-        self._send(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-
     def stopping(self, drain_seconds: float) -> None:
         """The daemon takes no new work and may need ``drain_seconds`` and a little to end."""
         self._stopping = True

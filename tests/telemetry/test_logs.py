@@ -64,3 +64,17 @@ def test_console_for_people(log_stream):
     structlog.get_logger().info("hello", model="tiny")
     assert "hello" in log_stream.getvalue()
     assert "\x1b" not in log_stream.getvalue()
+
+
+def test_a_crash_on_the_console_does_not_show_what_people_asked(log_stream):
+    configure_logs(LogSettings(format="console"), stream=log_stream)
+
+    def crash(prompt: str) -> None:
+        raise ValueError(f"boom {len(prompt)}")
+
+    try:
+        crash("my secret")
+    except ValueError:
+        structlog.get_logger().exception("request failed")
+    assert "ValueError: boom 9" in log_stream.getvalue()
+    assert "my secret" not in log_stream.getvalue().replace('crash("my secret")', "")
