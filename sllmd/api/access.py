@@ -3,7 +3,9 @@
 1. A Unix socket: its file permissions are the authentication.
 2. A key is needed (see ``key_needed``): it must be known, and have scope ``admin`` under /sllmd/.
 3. No key is needed (loopback): a web page of another origin is refused, since any page that somebody visits
-   can reach their loopback; and /sllmd/ answers only to a loopback name, which a rebound DNS name is not.
+   can reach their loopback; and so is a name that could be a rebound one: only loopback names, IP addresses
+   and ``[api] hosts`` are answered to, by /sllmd/ only loopback names.
+4. Pages of ``[api] cors_origins`` may use the models; /sllmd/ is never for pages of others.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from sllmd.api.errors import HttpRefusal
-from sllmd.api.keys import ApiKey, is_loopback, presented_secret
+from sllmd.api.exposure import key_needed
+from sllmd.api.keys import ApiKey, host_name, is_ip_address, is_loopback, presented_secret
 from sllmd.api.rooms import ROOMS, Rooms
 from sllmd.api.settings import ApiSettings
 from sllmd.core.errors import InvalidApiKey
@@ -25,13 +28,6 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/version"})
 ADMIN_PREFIX = "/sllmd/"
 
 
-def key_needed(settings: ApiSettings) -> bool:
-    """``auto``: as soon as any address is not loopback, on all of them: proxies come in through loopback."""
-    if settings.require_key == "auto":
-        return not all(is_loopback(address) for address in settings.listen)
-    return settings.require_key
-
-
 def authorize(request: web.Request) -> ApiKey | None:
     """The key that lets this request in; None where none is needed. Raises InvalidApiKey, HttpRefusal."""
     rooms = request.app[ROOMS]
@@ -39,6 +35,7 @@ def authorize(request: web.Request) -> ApiKey | None:
         return None
     if not key_needed(rooms.settings):
         _check_origin(request, rooms.settings)
+        _check_host(request, rooms.settings)
         return None
     if request.path in OPEN_PATHS or (request.path == "/metrics" and not rooms.settings.metrics_require_key):
         return None
@@ -46,9 +43,9 @@ def authorize(request: web.Request) -> ApiKey | None:
 
 
 def allowed_origin(request: web.Request, settings: ApiSettings) -> str | None:
-    """The page that asks, if it may."""
+    """The page of others that asks, if it may."""
     origin = request.headers.get("Origin")
-    if origin is None:
+    if origin is None or request.path.startswith(ADMIN_PREFIX):
         return None
     return origin if origin in settings.cors_origins or "*" in settings.cors_origins else None
 
@@ -61,7 +58,7 @@ def _checked_key(request: web.Request, rooms: Rooms) -> ApiKey:
         )
     key = rooms.keys.find(secret)
     if key is None:
-        raise InvalidApiKey("Incorrect API key provided.", hint=f"keys are in {rooms.settings.keys_file}")
+        raise InvalidApiKey("Incorrect API key provided.")
     scope = "admin" if request.path.startswith(ADMIN_PREFIX) else "inference"
     if scope not in key.scopes:
         raise HttpRefusal(
@@ -78,13 +75,27 @@ def _check_origin(request: web.Request, settings: ApiSettings) -> None:
         raise HttpRefusal(
             HTTPStatus.FORBIDDEN,
             "origin_not_allowed",
-            "Pages of this origin may not use this server; [api] cors_origins allows them.",
+            "Pages of this origin may not use this server; [api] cors_origins allows some.",
         )
-    if request.path.startswith(ADMIN_PREFIX) and not is_loopback(host):
+
+
+def _check_host(request: web.Request, settings: ApiSettings) -> None:
+    """A browser always says which name it asked for; who does not say is none."""
+    host = request.headers.get("Host", "")
+    if is_loopback(host):
+        return
+    if request.path.startswith(ADMIN_PREFIX):
         raise HttpRefusal(
             HTTPStatus.FORBIDDEN,
             "host_not_allowed",
             "Without a key, /sllmd/ is only served to loopback names such as 127.0.0.1 and localhost.",
+        )
+    name = host_name(host)
+    if name and not is_ip_address(name) and name not in settings.hosts and "*" not in settings.hosts:
+        raise HttpRefusal(
+            HTTPStatus.FORBIDDEN,
+            "host_not_allowed",
+            f"Without a key, this server does not answer to the name `{name[:64]}`; [api] hosts allows it.",
         )
 
 

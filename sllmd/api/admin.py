@@ -10,10 +10,10 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from sllmd.api.chunks import compact
-from sllmd.api.errors import HttpRefusal
+from sllmd.api.errors import HttpRefusal, reply_of
 from sllmd.api.events import EventStream
 from sllmd.api.parsing import parse_plain
-from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
+from sllmd.api.rooms import EXCHANGE, ROOMS, error_response, read_body
 
 
 class _Order(BaseModel):
@@ -72,6 +72,8 @@ async def load(request: web.Request) -> web.StreamResponse:
     ):
         if not order.stream:
             last = [step async for step in steps][-1]
+            if last.status == "error":
+                return error_response(reply_of(last.code, last.message or ""), request[EXCHANGE])
             return web.json_response(text=last.model_dump_json())
         await events.open({})
         async for step in steps:
@@ -128,8 +130,9 @@ async def one_request(request: web.Request) -> web.Response:
 
 async def _order(request: web.Request, kind: type[_AnyOrder]) -> _AnyOrder:
     """The order in the body; no body asks for the defaults."""
-    body = await read_json(request) if request.body_exists else {}
-    return parse_plain(kind, body)
+    if not request.body_exists:
+        return parse_plain(kind, {})
+    return await read_body(request, lambda body, _: parse_plain(kind, body))
 
 
 ROUTES = (

@@ -13,28 +13,30 @@ from sllmd.api.logprobs import chat_content
 from sllmd.api.openai import ChatRequest
 from sllmd.api.parsing import ignored_fields, parse_chat
 from sllmd.api.prompts import encode_chat
-from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
+from sllmd.api.rooms import EXCHANGE, ROOMS, read_body
 from sllmd.api.sampling import chat_sampling, choice_seed, drawn_seed, room_for
 from sllmd.api.stream import collect_choices, ignored_header, new_shape, stream_choices, whole_answer
 from sllmd.roles.generation import Delta, GenerationRequest
+from sllmd.roles.status import ModelCard
 from sllmd.text.tokenizer import Tokenizer
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Handler."""
     rooms, exchange = request.app[ROOMS], request[EXCHANGE]
-    wanted = parse_chat(await read_json(request), rooms.settings)
+    wanted = await read_body(request, parse_chat)
     card = rooms.router.model(wanted.model)
     exchange.model = card.name
     tokenizer = await rooms.router.tokenizer(wanted.model)
     prompt_ids = await encode_chat(
+        rooms.renderer,
         tokenizer,
         wanted.messages,
         context_tokens=card.context_tokens,
         add_generation_prompt=wanted.add_generation_prompt,
         template_values=wanted.chat_template_kwargs,
     )
-    requests = _generation_requests(request, wanted, tokenizer, prompt_ids, card.context_tokens)
+    requests = _generation_requests(request, wanted, card, tokenizer, prompt_ids)
     choices = Choices(rooms.router, requests)
     counts_prompt = [index == 0 for index in range(wanted.n)]
     shape = new_shape(wanted, "chatcmpl")
@@ -52,22 +54,22 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 def _generation_requests(
     request: web.Request,
     wanted: ChatRequest,
+    card: ModelCard,
     tokenizer: Tokenizer,
     prompt_ids: tuple[int, ...],
-    context_tokens: int,
 ) -> list[GenerationRequest]:
     max_tokens = room_for(
         len(prompt_ids),
         wanted.max_completion_tokens or wanted.max_tokens,
         None,
-        context_tokens=context_tokens,
+        context_tokens=card.context_tokens,
         param="messages",
     )
     seed = drawn_seed(wanted)
     return [
         GenerationRequest(
             request_id=request[EXCHANGE].request_id,
-            model=wanted.model,
+            model=card.name,
             prompt_ids=prompt_ids,
             sampling=chat_sampling(wanted, tokenizer, seed=choice_seed(seed, choice), max_tokens=max_tokens),
             stop=tuple(wanted.stop),

@@ -14,10 +14,11 @@ from sllmd.api.logprobs import LegacyLogprobs, joined, legacy_prompt
 from sllmd.api.openai import CompletionRequest
 from sllmd.api.parsing import ignored_fields, parse_completion
 from sllmd.api.prompts import encode_prompt
-from sllmd.api.rooms import EXCHANGE, ROOMS, read_json
+from sllmd.api.rooms import EXCHANGE, ROOMS, read_body
 from sllmd.api.sampling import choice_seed, completion_sampling, drawn_seed, room_for
 from sllmd.api.stream import collect_choices, ignored_header, new_shape, stream_choices, whole_answer
 from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob
+from sllmd.roles.status import ModelCard
 from sllmd.text.stream import TextStream
 from sllmd.text.tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ class EchoedPrompt:
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """Handler. Choice ``i * n + j`` is the j-th text for prompt i."""
     rooms, exchange = request.app[ROOMS], request[EXCHANGE]
-    wanted = parse_completion(await read_json(request), rooms.settings)
+    wanted = await read_body(request, parse_completion)
     card = rooms.router.model(wanted.model)
     exchange.model = card.name
     tokenizer = await rooms.router.tokenizer(wanted.model)
@@ -63,7 +64,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
         )
         for prompt in (wanted.prompt if wanted.prompt is not None else [""])
     ]
-    requests = _generation_requests(request, wanted, tokenizer, prompts, card.context_tokens)
+    requests = _generation_requests(request, wanted, card, tokenizer, prompts)
     echoes = _echoes(wanted, tokenizer, prompts)
     choices = Choices(rooms.router, requests)
     counts_prompt = [index % wanted.n == 0 for index in range(len(requests))]
@@ -86,16 +87,16 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 def _generation_requests(
     request: web.Request,
     wanted: CompletionRequest,
+    card: ModelCard,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[int, ...]],
-    context_tokens: int,
 ) -> list[GenerationRequest]:
     default = request.app[ROOMS].settings.default_max_tokens
     seed = drawn_seed(wanted)
     requests = []
     for prompt_ids in prompts:
         max_tokens = room_for(
-            len(prompt_ids), wanted.max_tokens, default, context_tokens=context_tokens, param="prompt"
+            len(prompt_ids), wanted.max_tokens, default, context_tokens=card.context_tokens, param="prompt"
         )
         for choice in range(wanted.n):
             sampling = completion_sampling(
@@ -104,7 +105,7 @@ def _generation_requests(
             requests.append(
                 GenerationRequest(
                     request_id=request[EXCHANGE].request_id,
-                    model=wanted.model,
+                    model=card.name,
                     prompt_ids=prompt_ids,
                     sampling=sampling,
                     stop=tuple(wanted.stop),

@@ -8,7 +8,7 @@ unless ``x-should-retry`` says otherwise, and wait as ``Retry-After`` says; Pyth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ class ErrorReply:
 
 def reply_to(error: SllmdError) -> ErrorReply:
     """What the client that caused or met ``error`` is told."""
-    row = next(_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE)
+    row = _row(type(error))
     headers = dict(row.headers)
     status, param = row.status, row.param
     if isinstance(error, CallerError):
@@ -108,10 +108,30 @@ def reply_to(error: SllmdError) -> ErrorReply:
     return ErrorReply(status, str(error), row.kind, error.code, param, headers)
 
 
+def reply_of(code: str | None, message: str) -> ErrorReply:
+    """What an error of this code was told as, when only its words are left."""
+    kind = next((kind for kind in _descendants(SllmdError) if kind.code == code), SllmdError)
+    row = _row(kind)
+    headers = dict(row.headers)
+    if issubclass(kind, BusyError):
+        headers["Retry-After"] = "1"
+    return ErrorReply(row.status, message, row.kind, kind.code, row.param, headers)
+
+
 def internal_reply(request_id: str) -> ErrorReply:
     """What a client is told of a defect of ours: where to look, nothing of our insides."""
     message = f"Something went wrong inside sllmd; its log tells more under request id {request_id}."
     return ErrorReply(500, message, _SERVER, SllmdError.code)
+
+
+def _row(kind: type[SllmdError]) -> _Row:
+    return next(_TABLE[ancestor] for ancestor in kind.__mro__ if ancestor in _TABLE)
+
+
+def _descendants(kind: type[SllmdError]) -> Iterator[type[SllmdError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _descendants(child)
 
 
 def _retry_after_seconds(error: BusyError) -> int:

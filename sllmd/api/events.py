@@ -16,10 +16,8 @@ from aiohttp.http import StreamWriter
 
 from sllmd.api.chunks import DONE, KEEPALIVE, event
 from sllmd.api.errors import ErrorReply
+from sllmd.api.sending import UNSENT_BYTES_MAX, taken_within
 from sllmd.api.settings import ApiSettings
-
-UNSENT_BYTES_MAX = 64 * 1024
-"""Bytes that may lie unsent before the sender waits; a stream's events of about a second."""
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -68,7 +66,8 @@ class EventStream:
         await self._writer.write(events, drain=False)
         transport = self._request.transport
         if transport is not None and transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
-            await self._wait_for_reader(transport)
+            async with taken_within(self._request, self._settings.stalled_client_timeout):
+                await self._writer.drain()
 
     async def end(self, events: bytes = b"") -> None:
         """The last events, ``[DONE]``, and nothing after it."""
@@ -79,15 +78,6 @@ class EventStream:
     async def fail(self, reply: ErrorReply) -> None:
         """An error after the headers: an event that official clients raise, then ``[DONE]``."""
         await self.end(event(reply.body()))
-
-    async def _wait_for_reader(self, transport: asyncio.Transport) -> None:
-        assert self._writer is not None
-        try:
-            async with asyncio.timeout(self._settings.stalled_client_timeout):
-                await self._writer.drain()
-        except TimeoutError:
-            transport.abort()
-            raise ConnectionResetError("the client stopped reading its stream") from None
 
     async def _keep_alive(self) -> None:
         """A comment after every so many seconds of silence."""

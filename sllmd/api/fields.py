@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
@@ -23,7 +24,11 @@ def wrong_value(reason: str) -> PydanticCustomError:
 
 def _integral(value: Any) -> Any:
     """JSON does not tell 16.0 from 16."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and abs(value) > INT_MAX:
+        raise wrong_value("is out of range")
+    return value
 
 
 def _stop_strings(value: Any) -> Any:
@@ -73,9 +78,12 @@ def _keep_alive_seconds(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise wrong_type('a duration such as "5m" or a number of seconds')
     try:
-        return parse_duration_seconds(value)
-    except ConfigError as error:
-        raise wrong_value(f"is not a duration: {error}") from error
+        seconds = parse_duration_seconds(value)
+    except (ConfigError, OverflowError) as error:
+        raise wrong_value(f"is not a duration: {str(error)[:200]}") from error
+    if KEEP_ALIVE_SECONDS_MAX < seconds < math.inf:
+        raise wrong_value("is longer than ten years; -1 is for ever")
+    return seconds
 
 
 def _logit_bias(value: Any) -> Any:
@@ -87,13 +95,18 @@ def _logit_bias(value: Any) -> Any:
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise wrong_type("an object of token ids and numbers")
         if not -LOGIT_BIAS_MAX <= bias <= LOGIT_BIAS_MAX:
-            raise wrong_value(f"has a bias outside of -{LOGIT_BIAS_MAX} to {LOGIT_BIAS_MAX}: {bias:g}")
+            raise wrong_value(
+                f"has a bias outside of -{LOGIT_BIAS_MAX} to {LOGIT_BIAS_MAX}: {str(bias)[:20]}"
+            )
     return {int(token_id): float(bias) for token_id, bias in value.items()}
 
 
 STOPS_MAX = 4
 """As in OpenAI's specification."""
 LOGIT_BIAS_MAX = 100
+KEEP_ALIVE_SECONDS_MAX = 10 * 365 * 86400.0
+INT_MAX = 10**100
+"""More is no number that anybody means, and Python refuses to write those of thousands of digits."""
 _PROMPT = "a string, an array of strings, an array of token ids or an array of arrays of token ids"
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -119,7 +132,7 @@ _BIAS_SCHEMA = {
     "additionalProperties": {"type": "number", "minimum": -LOGIT_BIAS_MAX, "maximum": LOGIT_BIAS_MAX},
 }
 _KEEP_ALIVE_SCHEMA = {
-    "anyOf": [{"type": "string", "pattern": r"^(\d+(\.\d+)?(ms|s|m|h|d))+$"}, {"type": "number"}]
+    "anyOf": [{"type": "string", "pattern": r"^(-1|(\d+(\.\d+)?(ms|s|m|h|d))+)$"}, {"type": "number"}]
 }
 
 Int = Annotated[int, BeforeValidator(_integral)]
@@ -128,13 +141,7 @@ Stops = Annotated[list[str], BeforeValidator(_stop_strings), WithJsonSchema(_STO
 Content = Annotated[str | list[dict[str, Any]] | None, BeforeValidator(_content)]
 Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias), WithJsonSchema(_BIAS_SCHEMA)]
-KeepAlive = Annotated[
-    float,
-    BeforeValidator(_keep_alive_seconds),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": r"^-?(\d+(\.\d+)?(ms|s|m|h|d))+$"}, {"type": "number"}]}
-    ),
-]
+KeepAlive = Annotated[float, BeforeValidator(_keep_alive_seconds), WithJsonSchema(_KEEP_ALIVE_SCHEMA)]
 
 _EXPECTED = {
     "int_type": "an integer",

@@ -11,6 +11,9 @@ from sllmd.api.rooms import ROOMS
 from sllmd.roles.status import NodeStatus
 from sllmd.telemetry.metrics import Metrics
 
+WAITING_STATES = ("queued", "loading")
+"""Of a generation that has no replica yet."""
+
 
 async def healthz(_request: web.Request) -> web.Response:
     """Handler: the process answers."""
@@ -33,6 +36,9 @@ async def metrics(request: web.Request) -> web.Response:
     """Handler: what is counted as it happens, and the node's state as of now."""
     rooms = request.app[ROOMS]
     _note_status(rooms.metrics, rooms.operator.status())
+    waiting = Counter(entry.model for entry in rooms.router.requests() if entry.state in WAITING_STATES)
+    for model, count in waiting.items():
+        rooms.metrics.requests_waiting.labels(model).set(count)
     return web.Response(body=rooms.metrics.exposition(), headers={"Content-Type": rooms.metrics.content_type})
 
 
@@ -42,7 +48,7 @@ def _note_status(metrics: Metrics, status: NodeStatus) -> None:
         gauge.clear()
     for replica in status.replicas:
         metrics.requests_running.labels(replica.model).set(replica.running)
-        metrics.requests_waiting.labels(replica.model).set(replica.waiting)
+        metrics.requests_waiting.labels(replica.model).set(0)
     for (model, state), count in Counter((r.model, r.state) for r in status.replicas).items():
         metrics.replicas.labels(model, state).set(count)
     metrics.loads_in_progress.set(sum(replica.state == "starting" for replica in status.replicas))

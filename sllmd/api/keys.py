@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,11 +126,20 @@ def presented_secret(headers: Mapping[str, str]) -> str | None:
 
 def is_loopback(address: str) -> bool:
     """Whether ``host:port`` or a host can only be reached from this machine."""
+    name = host_name(address)
+    return name == "localhost" or (is_ip_address(name) and ipaddress.ip_address(name).is_loopback)
+
+
+def host_name(address: str) -> str:
+    """The host of ``host:port``, ``[v6]:port`` or a host alone."""
     host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
-    host = host.strip("[]") or os.fspath(address).strip("[]")
-    if host == "localhost":
-        return True
+    return host.strip("[]") or address.strip("[]")
+
+
+def is_ip_address(name: str) -> bool:
+    """Whether ``name`` is an address already, which nobody's name server decides on."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(name)
     except ValueError:
         return False
+    return True

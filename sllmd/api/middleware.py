@@ -14,10 +14,10 @@ from aiohttp import web
 
 import sllmd
 from sllmd.api.access import OPEN_PATHS, allowed_origin, authorize
-from sllmd.api.chunks import compact
-from sllmd.api.errors import ErrorReply, HttpRefusal, internal_reply, reply_to
-from sllmd.api.rooms import EXCHANGE, ROOMS, UNKNOWN_MODEL, Exchange, Rooms
-from sllmd.core.errors import BusyError, CheckpointError, LoadError, SllmdError
+from sllmd.api.errors import HttpRefusal, internal_reply, reply_to
+from sllmd.api.rooms import EXCHANGE, ROOMS, UNKNOWN_MODEL, Exchange, Rooms, error_response
+from sllmd.api.sending import send_whole
+from sllmd.core.errors import SllmdError
 from sllmd.core.ids import RequestId
 
 _log = structlog.get_logger(__name__)
@@ -44,6 +44,8 @@ async def exchange_middleware(request: web.Request, handler: Handler) -> web.Str
     status = CLIENT_CLOSED
     try:
         response = await _answer(request, handler, exchange, rooms)
+        if isinstance(response, web.Response):
+            response = await send_whole(request, response, rooms.settings.stalled_client_timeout)
         status = response.status
     except (asyncio.CancelledError, ConnectionError):
         rooms.metrics.client_disconnects_total.labels(exchange.endpoint).inc()
@@ -82,15 +84,15 @@ async def _answer(
         exchange.key_id = key.id if key else None
         return await handler(request)
     except SllmdError as error:
-        _count_refusal(rooms, error)
-        return _error_response(reply_to(error), exchange)
+        rooms.count_refusal(error)
+        return error_response(reply_to(error), exchange)
     except web.HTTPException as error:
-        return _error_response(reply_to(_refusal(request, error)), exchange)
+        return error_response(reply_to(_refusal(request, error)), exchange)
     except ConnectionError:
         raise
     except Exception:  # noqa: BLE001 - a defect costs one request, not the daemon
         _log.exception("request failed", request_id=exchange.request_id, endpoint=exchange.endpoint)
-        return _error_response(internal_reply(exchange.request_id), exchange)
+        return error_response(internal_reply(exchange.request_id), exchange)
 
 
 def _request_id(request: web.Request) -> RequestId:
@@ -121,16 +123,6 @@ def _refusal(request: web.Request, error: web.HTTPException) -> HttpRefusal:
     return HttpRefusal(status, "invalid_request", error.reason)
 
 
-def _error_response(reply: ErrorReply, exchange: Exchange) -> web.Response:
-    exchange.error_code = reply.code
-    return web.Response(
-        status=reply.status,
-        text=compact(reply.body()),
-        content_type="application/json",
-        headers=reply.headers,
-    )
-
-
 def _preflight(request: web.Request, rooms: Rooms) -> web.Response | None:
     """The answer to a browser that asks whether a page may ask."""
     if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
@@ -146,14 +138,6 @@ def _preflight(request: web.Request, rooms: Rooms) -> web.Response | None:
             "Access-Control-Max-Age": "600",
         },
     )
-
-
-def _count_refusal(rooms: Rooms, error: SllmdError) -> None:
-    if isinstance(error, BusyError):
-        rooms.metrics.requests_rejected_total.labels(error.code).inc()
-    if isinstance(error, LoadError | CheckpointError):
-        rooms.metrics.load_failures_total.labels(error.code).inc()
-        _log.warning("model could not be served", reason=str(error))
 
 
 def _record(rooms: Rooms, exchange: Exchange, request: web.Request, status: int) -> None:

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sllmd.api.fields import Content, Int, KeepAlive, LogitBias, Number, Prompts, Stops
 
+MESSAGES_MAX = 10_000
+"""Most turns of a conversation: far more than any context has room for, and read in a few milliseconds."""
+
 FinishWord = Literal["stop", "length"]
 
 
@@ -89,7 +92,7 @@ class ChatMessage(_Request):
 class ChatRequest(_Generating):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES_MAX)
     logprobs: bool = False
     top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
     max_tokens: Annotated[Int, Field(ge=1)] | None = None
@@ -106,7 +109,7 @@ class TokenizeRequest(_Request):
 
     model: str = Field(min_length=1)
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Field(max_length=MESSAGES_MAX)] | None = None
     add_special_tokens: bool | None = None
     """Default: true for a prompt, false for messages, whose template writes them itself."""
     add_generation_prompt: bool = True

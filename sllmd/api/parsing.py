@@ -7,6 +7,7 @@ nothing. A field that nobody knows is ignored and named in a header, or refused 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -14,11 +15,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sllmd.api.fields import first_error
-from sllmd.api.openai import ChatRequest, CompletionRequest
+from sllmd.api.openai import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from sllmd.api.settings import ApiSettings
 from sllmd.core.errors import InvalidRequest, UnsupportedParameter
 
 _Request = TypeVar("_Request", bound=BaseModel)
+_SEPARATOR = re.compile(rb'[",\[{]')
+_STRING_PIECE = re.compile(rb'(?:[^"\\]++|\\.){1,16384}+', re.DOTALL)
 _TOO_DEEP = "it is nested too deeply"
 
 HINTS = frozenset(
@@ -80,8 +83,14 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
 
 def parse_json(raw: bytes, settings: ApiSettings) -> dict[str, Any]:
     """The JSON object in ``raw``. Raises InvalidRequest, also for what JSON leaves open: NaN, twice the same
-    key, half a surrogate pair, nesting without end.
+    key, half a surrogate pair, nesting without end, more values than anybody means.
     """
+    if _separators(raw, settings.json_elements_max) > settings.json_elements_max:
+        raise InvalidRequest(
+            f"The body holds more than {settings.json_elements_max} values.",
+            code="invalid_json",
+            hint="raise [api] json_elements_max to allow it",
+        )
     try:
         text = raw.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
@@ -127,14 +136,32 @@ def parse_chat(body: Mapping[str, Any], settings: ApiSettings) -> ChatRequest:
     return request
 
 
+def parse_tokenize(body: Mapping[str, Any], settings: ApiSettings) -> TokenizeRequest:
+    """A request for /tokenize. Raises InvalidRequest and UnsupportedParameter."""
+    request = _validated(TokenizeRequest, body)
+    _check_fields(request, body, settings)
+    return request
+
+
+def parse_detokenize(body: Mapping[str, Any], settings: ApiSettings) -> DetokenizeRequest:
+    """A request for /detokenize. Raises InvalidRequest and UnsupportedParameter."""
+    request = _validated(DetokenizeRequest, body)
+    _check_fields(request, body, settings)
+    return request
+
+
 def parse_plain(kind: type[_Request], body: Mapping[str, Any]) -> _Request:
-    """A request of one of the small endpoints."""
+    """An order of an operator."""
     return _validated(kind, body)
 
 
 def ignored_fields(request: BaseModel) -> list[str]:
     """Fields of a request that nobody knows."""
-    return sorted((request.model_extra or {}).keys() - HINTS - UNSERVED.keys())
+    names = {*(request.model_extra or {})}
+    options = getattr(request, "stream_options", None)
+    if options is not None:
+        names |= {f"stream_options.{name}" for name in (options.model_extra or {}).keys() - HINTS}
+    return sorted(names - HINTS - UNSERVED.keys())
 
 
 def _validated(kind: type[_Request], body: Mapping[str, Any]) -> _Request:
@@ -151,18 +178,23 @@ def _validated(kind: type[_Request], body: Mapping[str, Any]) -> _Request:
 def _check_generating(
     request: CompletionRequest | ChatRequest, body: Mapping[str, Any], settings: ApiSettings
 ) -> None:
-    """What both endpoints refuse."""
-    own_fields = type(request).model_fields
-    for name, neutral_values in UNSERVED.items():
-        value = body.get(name)
-        if name not in own_fields and value is not None and value not in neutral_values:
-            raise UnsupportedParameter(f"`{name}` is not supported by this server.", param=name)
+    """What both generating endpoints refuse."""
+    _check_fields(request, body, settings)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("`stream_options` needs `stream` to be true.", param="stream_options")
     if any(len(stop) > settings.stop_characters_max for stop in request.stop):
         raise InvalidRequest(
             f"`stop` holds a string of more than {settings.stop_characters_max} characters.", param="stop"
         )
+
+
+def _check_fields(request: BaseModel, body: Mapping[str, Any], settings: ApiSettings) -> None:
+    """Refuse fields that are not served, and unknown ones when they are not to be ignored."""
+    own_fields = type(request).model_fields
+    for name, neutral_values in UNSERVED.items():
+        value = body.get(name)
+        if name not in own_fields and value is not None and value not in neutral_values:
+            raise UnsupportedParameter(f"`{name}` is not supported by this server.", param=name)
     ignored = ignored_fields(request)
     if ignored and settings.strict_params:
         raise InvalidRequest(f"`{ignored[0]}` is not known.", param=ignored[0], code="unknown_parameter")
@@ -177,6 +209,27 @@ def _check_choices(prompts: int, n: int, settings: ApiSettings) -> None:
         param=param,
         hint="split the request",
     )
+
+
+def _separators(raw: bytes, enough: int) -> int:
+    """Commas and opening brackets outside of strings, which are at least the values; stops above ``enough``.
+
+    Counted before anything is made of them. Never more than a piece of a string at a time, so that in a
+    thread it does not hold up the others.
+    """
+    count = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    if count <= enough:
+        return count
+    count, place = 0, 0
+    while count <= enough and (found := _SEPARATOR.search(raw, place)):
+        place = found.end()
+        if found[0] != b'"':
+            count += 1
+            continue
+        while piece := _STRING_PIECE.match(raw, place):
+            place = piece.end()
+        place += 1  # the closing quote
+    return count
 
 
 def _check_depth(value: Any, depth_max: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from sllmd.api.openai import ChatMessage
 from sllmd.api.sampling import check_token_ids, context_overflow
 from sllmd.core.errors import InvalidRequest, UnsupportedParameter
+from sllmd.text.renderer import Renderer
 from sllmd.text.tokenizer import Tokenizer
 
 THREAD_CHARACTERS_MIN = 8192
@@ -21,6 +22,8 @@ async def encode_prompt(
 ) -> tuple[int, ...]:
     """Ids of one prompt; an empty text begins a document. Raises CallerError."""
     if isinstance(prompt, list):
+        if len(prompt) > context_tokens:
+            raise context_overflow(context_tokens, len(prompt), 0, "prompt")
         check_token_ids(prompt, tokenizer, "prompt")
         return tuple(prompt)
     ids = await encode_text(tokenizer, prompt, special=special, context_tokens=context_tokens, param="prompt")
@@ -33,6 +36,7 @@ async def encode_prompt(
 
 
 async def encode_chat(
+    renderer: Renderer,
     tokenizer: Tokenizer,
     messages: Sequence[ChatMessage],
     *,
@@ -42,7 +46,7 @@ async def encode_chat(
 ) -> tuple[int, ...]:
     """Ids of a conversation as the model's template writes it. Raises CallerError."""
     values = {**template_values, "add_generation_prompt": add_generation_prompt}
-    text = tokenizer.render_chat(template_messages(messages), **values)
+    text = await renderer.render(tokenizer.chat_template, template_messages(messages), values)
     ids = await encode_text(tokenizer, text, special=False, context_tokens=context_tokens, param="messages")
     if not ids:
         raise InvalidRequest("The model's chat template makes an empty prompt of these.", param="messages")

@@ -58,7 +58,7 @@ def _sampling(
         max_tokens=max_tokens,
         temperature=request.temperature,
         top_p=max(request.top_p, _TOP_P_MIN),
-        top_k=max(request.top_k, 0),
+        top_k=min(max(request.top_k, 0), tokenizer.vocabulary_size),
         min_p=request.min_p,
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,

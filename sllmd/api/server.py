@@ -17,10 +17,11 @@ import structlog
 from aiohttp import web
 
 from sllmd.api import admin, health, models
-from sllmd.api.access import key_needed
 from sllmd.api.chat import create_chat_completion
 from sllmd.api.completions import create_completion
-from sllmd.api.keys import KeyRing, is_loopback
+from sllmd.api.connection import Connection
+from sllmd.api.exposure import check_exposure, exposed_addresses, key_needed
+from sllmd.api.keys import KeyRing
 from sllmd.api.middleware import add_headers, exchange_middleware
 from sllmd.api.rooms import ROOMS, Rooms
 from sllmd.api.schema import openapi_json
@@ -30,6 +31,7 @@ from sllmd.core.errors import ConfigError
 from sllmd.roles.operator import Operator
 from sllmd.roles.router import Router
 from sllmd.telemetry.metrics import Metrics
+from sllmd.text.renderer import Renderer
 
 _log = structlog.get_logger(__name__)
 
@@ -48,7 +50,9 @@ def build_app(
 ) -> web.Application:
     """The application without a socket."""
     app = web.Application(client_max_size=int(settings.body_max_bytes), middlewares=[exchange_middleware])
-    app[ROOMS] = Rooms(router, operator, settings, metrics, keys or KeyRing(settings.keys_file))
+    renderer = Renderer()
+    app[ROOMS] = Rooms(router, operator, settings, metrics, keys or KeyRing(settings.keys_file), renderer)
+    app.on_cleanup.append(lambda _: renderer.close())
     app.on_response_prepare.append(add_headers)
     app.add_routes(
         [
@@ -77,6 +81,7 @@ class ApiServer:
         self._settings = settings
         self._keys = KeyRing(settings.keys_file)
         self._unix_path: Path | None = None
+        self._listeners: list[asyncio.Server] = []
         self._app = build_app(
             router=router, operator=operator, settings=settings, metrics=metrics, keys=self._keys
         )
@@ -85,7 +90,6 @@ class ApiServer:
             handle_signals=False,
             access_log=None,
             handler_cancellation=True,
-            keepalive_timeout=settings.idle_timeout,
             shutdown_timeout=settings.shutdown_timeout,
         )
 
@@ -95,11 +99,16 @@ class ApiServer:
         Raises ConfigError when an address is taken or cannot be had, and when other machines could reach the
         API without a key.
         """
-        _check_exposure(self._settings, self._keys)
+        check_exposure(self._settings)
+        exposed = exposed_addresses(self._settings)
+        if exposed and not key_needed(self._settings):
+            _log.warning(
+                "anybody who reaches this machine may use the API: require_key is off", listen=exposed
+            )
         sockets = _bound_all(self._settings.listen, self._settings.backlog)
         await self._runner.setup()
         for bound in sockets:
-            await web.SockSite(self._runner, bound, backlog=self._settings.backlog).start()
+            await self._serve(bound)
         addresses = [_url(bound) for bound in sockets]
         if self._settings.uds is not None:
             await self._listen_unix(self._settings.uds)
@@ -108,6 +117,8 @@ class ApiServer:
 
     async def close(self) -> None:
         """Stop listening; open requests get ``shutdown_timeout`` to finish. Harmless when not started."""
+        for listener in self._listeners:
+            listener.close()
         await self._runner.cleanup()
         if self._unix_path is not None:
             self._unix_path.unlink(missing_ok=True)
@@ -118,7 +129,20 @@ class ApiServer:
             raise ConfigError(f"another daemon listens on {path}", hint="stop it, or set [api] uds")
         bound = _bound_unix(path, self._settings.backlog)
         self._unix_path = path
-        await web.SockSite(self._runner, bound, backlog=self._settings.backlog).start()
+        await self._serve(bound)
+
+    async def _serve(self, bound: socket.socket) -> None:
+        """What aiohttp's ``SockSite`` does, with connections of our own kind."""
+        loop = asyncio.get_running_loop()
+        manager = self._runner.server
+        assert manager is not None, "the runner is set up first"
+
+        def connection() -> Connection:
+            idle_seconds = self._settings.idle_timeout
+            return Connection(manager, loop=loop, keepalive_timeout=idle_seconds, access_log=None)  # type: ignore[arg-type]
+
+        listener = await loop.create_server(connection, sock=bound, backlog=self._settings.backlog)
+        self._listeners.append(listener)
 
 
 def _openai_routes(prefix: str) -> list[web.RouteDef]:
@@ -133,19 +157,6 @@ def _openai_routes(prefix: str) -> list[web.RouteDef]:
 
 async def _openapi(_request: web.Request) -> web.Response:
     return web.json_response(text=openapi_json())
-
-
-def _check_exposure(settings: ApiSettings, keys: KeyRing) -> None:
-    exposed = [address for address in settings.listen if not is_loopback(address)]
-    if not exposed:
-        return
-    if not key_needed(settings):
-        _log.warning("anybody who reaches this machine may use the API: require_key is off", listen=exposed)
-    elif not len(keys):
-        raise ConfigError(
-            f"`[api] listen` has {exposed[0]}, which other machines can reach, and no API key exists",
-            hint=f"put a key into {settings.keys_file}, or listen on 127.0.0.1",
-        )
 
 
 def _bound_all(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
@@ -175,6 +186,8 @@ def _bound(address: str, backlog: int) -> socket.socket:
 
 def _bound_unix(path: Path, backlog: int) -> socket.socket:
     """A listening socket at ``path``, in place of one that a crash left. Raises ConfigError."""
+    if path.exists() and not path.is_socket():
+        raise ConfigError(f"cannot listen on {path}: there is a file that is no socket", hint="set [api] uds")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)

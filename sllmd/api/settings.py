@@ -27,6 +27,10 @@ class ApiSettings(Frozen):
     cors_origins: tuple[str, ...] = ()
     """Web pages that may call the API from a browser; ``*`` for all. None by default: a page that somebody
     visits must not use the models of their machine."""
+    hosts: tuple[str, ...] = ()
+    """Names in URLs that reach the API without a key, besides loopback ones and IP addresses; ``*`` for all.
+    Any name would let a page that somebody visits in, by pointing its own name at 127.0.0.1. For a proxy
+    that passes the name on."""
     body_max_bytes: ByteSize = ByteSize(32 * 1024 * 1024)
     """Longest request body; a long prompt as token ids takes some 8 bytes a token."""
     body_timeout: PositiveSeconds = 30.0
@@ -42,6 +46,8 @@ class ApiSettings(Frozen):
     """Connections that the kernel holds before they are accepted."""
     json_depth_max: int = Field(default=64, ge=4)
     """Deepest nesting in a body; deeper ones only serve to exhaust a parser."""
+    json_elements_max: int = Field(default=512 * 1024, ge=1)
+    """Most values in a body: all requests wait while it is read. A prompt as token ids has one per token."""
     choices_max: int = Field(default=128, ge=1)
     """Most choices of one request: prompts times ``n``."""
     stop_characters_max: int = Field(default=1024, ge=1)

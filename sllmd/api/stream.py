@@ -19,7 +19,7 @@ from sllmd.api.chunks import Chunks, StreamShape, compact, usage_of
 from sllmd.api.errors import ErrorReply, internal_reply, reply_to
 from sllmd.api.events import EventStream
 from sllmd.api.openai import ChatRequest, CompletionRequest
-from sllmd.api.rooms import EXCHANGE, ROOMS, Exchange
+from sllmd.api.rooms import EXCHANGE, ROOMS, Exchange, Rooms
 from sllmd.core.errors import SllmdError
 from sllmd.roles.generation import Delta, Timing
 
@@ -40,7 +40,7 @@ async def stream_choices(
 
     async def run() -> None:
         if not await choices.first_within(rooms.settings.hold_headers):
-            await events.open({**headers, **timing_headers(choices)}, chunks.opening())
+            await events.open(headers, chunks.opening())  # nobody knows yet where the time goes
         async for index, delta in choices:
             if not events.opened:
                 await events.open({**headers, **timing_headers(choices)}, chunks.opening())
@@ -55,15 +55,16 @@ async def stream_choices(
         except Exception as error:
             if not events.opened:
                 raise
-            await events.fail(_late_reply(error, exchange))
+            await events.fail(_late_reply(error, rooms, exchange))
         finally:
             choices.record(rooms.metrics, exchange.model, exchange.began_seconds)
     return events.response
 
 
-def _late_reply(error: Exception, exchange: Exchange) -> ErrorReply:
+def _late_reply(error: Exception, rooms: Rooms, exchange: Exchange) -> ErrorReply:
     """An error that comes after the status line."""
     if isinstance(error, SllmdError):
+        rooms.count_refusal(error)
         reply = reply_to(error)
     else:
         _log.error("request failed", request_id=exchange.request_id, exc_info=error)

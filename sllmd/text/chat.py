@@ -1,7 +1,8 @@
 """Chat templates: a conversation to one prompt, as Hugging Face's templates expect to be run.
 
 Templates come with checkpoints and are untrusted code: they run in jinja2's immutable sandbox, without any
-attribute that begins with an underscore. The helpers are those that published templates use.
+attribute that begins with an underscore, in a process whose time and memory are bounded (``renderer``).
+The helpers are those that published templates use.
 """
 
 from __future__ import annotations
@@ -20,34 +21,48 @@ import jinja2.sandbox
 
 from sllmd.core.errors import InvalidRequest, UnsupportedCheckpoint
 
+_MISTAKES = (jinja2.TemplateError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError)
+"""What a template raises that expects other messages."""
+
 
 class ChatTemplate:
     """One model's template, compiled at first use."""
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
         self.source = source
-        self._special_tokens = dict(special_tokens)
+        self.special_tokens = dict(special_tokens)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **extra: Any
     ) -> str:
-        """The prompt. Raises InvalidRequest when there is no template or it refuses ``messages``."""
+        """The prompt. Raises InvalidRequest when there is no template or it refuses ``messages``.
+
+        Takes as long and as much memory as the template likes: ``Renderer`` calls it where that is bounded.
+        """
+        self.require()
+        values = {"tools": None, "documents": None, **self.special_tokens, **extra}
+        values.update(messages=messages, add_generation_prompt=add_generation_prompt)
+        try:
+            return self._compiled.render(values)
+        except _Refused as error:
+            raise InvalidRequest(f"the model's chat template refuses: {error}", param="messages") from error
+        except (MemoryError, RecursionError) as error:
+            raise InvalidRequest(
+                "the model's chat template takes too much memory", param="messages"
+            ) from error
+        except _MISTAKES as error:
+            raise InvalidRequest(
+                f"the model's chat template cannot render these messages: {error}", param="messages"
+            ) from error
+
+    def require(self) -> None:
+        """Raise InvalidRequest when the model has no template."""
         if self.source is None:
             raise InvalidRequest(
                 "this model has no chat template, so it cannot be used for chat",
                 param="model",
                 hint="use /v1/completions, or import a checkpoint that has a chat template",
             )
-        values = {"tools": None, "documents": None, **self._special_tokens, **extra}
-        values.update(messages=messages, add_generation_prompt=add_generation_prompt)
-        try:
-            return self._compiled.render(values)
-        except _Refused as error:
-            raise InvalidRequest(f"the model's chat template refuses: {error}", param="messages") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise InvalidRequest(
-                f"the model's chat template cannot render these messages: {error}", param="messages"
-            ) from error
 
     @cached_property
     def _compiled(self) -> jinja2.Template:

@@ -27,6 +27,8 @@ class Pieces:
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
         self._known: dict[int, bytes] = {}
+        self.token_bytes_max = max((len(token.encode()) for token in inner.get_vocab()), default=1)
+        """Length of the longest token."""
         added = inner.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
@@ -48,11 +50,6 @@ class Pieces:
     def token_bytes(self, token_id: int) -> bytes:
         """A token's bytes in the middle of a text."""
         return self.added_bytes((self._anchor_id,), token_id)
-
-    @cached_property
-    def token_bytes_max(self) -> int:
-        """Length of the longest token."""
-        return max((len(token.encode()) for token in self._inner.get_vocab()), default=1)
 
     @cached_property
     def _anchor_id(self) -> int:

@@ -43,7 +43,7 @@ class Tokenizer:
         self._inner = inner
         self._facts = facts
         self._pieces = Pieces(inner)
-        self._chat = ChatTemplate(facts.chat_template, facts.special_tokens)
+        self.chat_template = ChatTemplate(facts.chat_template, facts.special_tokens)
         self.vocabulary_size = facts.vocabulary_size
         self.context_tokens = facts.context_tokens
         self.stop_token_ids = facts.stop_token_ids
@@ -66,11 +66,6 @@ class Tokenizer:
         return cls(inner, _read_facts(directory, inner))
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether ``render_chat`` can work at all."""
-        return self._chat.source is not None
-
-    @property
     def document_start_ids(self) -> tuple[int, ...]:
         """What an empty prompt becomes: the begin- or else the end-of-sequence token; may be empty."""
         ids = self.encode("")
@@ -88,15 +83,18 @@ class Tokenizer:
         return self._pieces.token_bytes_max
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of ``text``; ``special``: let the post-processor add its tokens. Raises InvalidRequest."""
+        """Ids of ``text``; ``special``: let the post-processor add its tokens. Raises InvalidRequest.
+
+        A batch of one: unlike ``encode`` it lets go of the interpreter, so that in a thread nobody waits.
+        """
         try:
-            return self._inner.encode(text, add_special_tokens=special).ids
+            return self._inner.encode_batch([text], add_special_tokens=special)[0].ids
         except (TypeError, UnicodeEncodeError) as error:
             raise InvalidRequest("the text holds a lone surrogate, which is not valid Unicode") from error
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of ``ids``, as ``tokenizers`` decodes the whole of it."""
-        return self._inner.decode(ids, skip_special_tokens=skip_special)
+        """Text of ``ids``, as ``tokenizers`` decodes the whole of it; a batch of one, as in ``encode``."""
+        return self._inner.decode_batch([ids], skip_special_tokens=skip_special)[0]
 
     def is_special(self, token_id: int) -> bool:
         """Whether ``token_id`` is a control token that has no text of its own."""
@@ -120,30 +118,23 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], /, *, add_generation_prompt: bool = True, **extra: Any
-    ) -> str:
-        """The prompt that the model's chat template makes of ``messages``; encode it with ``special=False``.
-
-        Raises InvalidRequest when there is no template or it refuses the messages.
-        """
-        return self._chat.render(messages, add_generation_prompt=add_generation_prompt, **extra)
-
 
 def read_context_tokens(directory: Path) -> int:
     """Context of the model in ``directory``, without its tokenizer. Raises MalformedCheckpoint."""
-    config = _read_json(directory / "config.json")
-    return context_tokens(config.get("text_config") or config)
+    return context_tokens(_text_config(_read_json(directory / "config.json")))
 
 
 def _read_facts(directory: Path, inner: tokenizers.Tokenizer) -> TextFacts:
     config = _read_json(directory / "config.json")
-    text_config = config.get("text_config") or config
+    text_config = _text_config(config)
     tokenizer_config = _read_json(directory / "tokenizer_config.json")
     generation_config = _read_json(directory / "generation_config.json")
     special_tokens = _special_tokens(tokenizer_config)
+    vocabulary_size = text_config.get("vocab_size") or inner.get_vocab_size()
+    if type(vocabulary_size) is not int:
+        raise MalformedCheckpoint(f"vocab_size in config.json is no number: {vocabulary_size!r}")
     return TextFacts(
-        vocabulary_size=text_config.get("vocab_size") or inner.get_vocab_size(),
+        vocabulary_size=vocabulary_size,
         context_tokens=context_tokens(text_config),
         stop_token_ids=_stop_token_ids(
             (generation_config, config, text_config), inner.token_to_id(special_tokens.get("eos_token", ""))
@@ -165,6 +156,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about text; models that also see or hear have it apart. Raises MalformedCheckpoint."""
+    text_config = config.get("text_config") or config
+    if not isinstance(text_config, Mapping):
+        raise MalformedCheckpoint("text_config in config.json is no JSON object")
+    return text_config
+
+
 def _stop_token_ids(configs: Sequence[Mapping[str, Any]], eos_token_id: int | None) -> tuple[int, ...]:
     """As transformers' generate: generation_config.json wins over config.json; else the tokenizer's."""
     for config in configs:
@@ -172,7 +171,9 @@ def _stop_token_ids(configs: Sequence[Mapping[str, Any]], eos_token_id: int | No
         if isinstance(said, int):
             return (said,)
         if isinstance(said, list) and said:
-            return tuple(int(token_id) for token_id in said)
+            if not all(type(token_id) is int for token_id in said):
+                raise MalformedCheckpoint(f"eos_token_id holds what is no token id: {said}")
+            return tuple(said)
     return () if eos_token_id is None else (eos_token_id,)
 
 
@@ -190,7 +191,10 @@ def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
 def _chat_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise MalformedCheckpoint(f"{path.name} is not UTF-8: {error}") from error
     said = tokenizer_config.get("chat_template")
     if isinstance(said, list):
         by_name = {entry.get("name"): entry.get("template") for entry in said if isinstance(entry, dict)}

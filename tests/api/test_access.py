@@ -29,6 +29,7 @@ def bearer(secret):
     return {"Authorization": f"Bearer {secret}"}
 
 
+BODY = {"model": "letters", "prompt": "x", "max_tokens": 1}
 NO_KEY = "You didn't provide an API key"
 CASES = [
     ("/v1/models", {}, 401),
@@ -128,10 +129,44 @@ async def test_a_preflight_is_answered_for_allowed_pages_only(serve):
         assert bad.status == 403
 
 
-async def test_a_rebound_name_does_not_reach_the_operators_endpoints(live):
-    assert (await live.get("/sllmd/v1/status", headers={"Host": "evil.example:80"})).status == 403
-    assert (await live.get("/sllmd/v1/status", headers={"Host": "localhost:80"})).status == 200
-    assert (await live.get("/v1/models", headers={"Host": "gateway.internal"})).status == 200
+@pytest.mark.parametrize(
+    ("host", "inference", "admin"),
+    [
+        ("evil.example:8343", 403, 403),
+        ("localhost.evil.example", 403, 403),
+        ("gateway.internal", 200, 403),
+        ("localhost:80", 200, 200),
+        ("[::1]:80", 200, 200),
+        ("10.1.2.3:8343", 200, 403),
+    ],
+)
+async def test_a_rebound_name_reaches_nothing(serve, host, inference, admin):
+    async with serve(api={"hosts": ["gateway.internal"]}) as live:
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        assert (await live.get("/v1/models", headers=headers)).status == inference
+        assert (await live.post("/v1/completions", BODY, headers=headers)).status == inference
+        assert (await live.get("/sllmd/v1/status", headers=headers)).status == admin
+        del headers["Origin"]
+        assert (await live.get("/v1/models", headers=headers)).status == inference
+
+
+async def test_with_a_key_any_name_will_do(serve, keys_file):
+    async with serve(api={"require_key": True}) as live:
+        headers = {**bearer("sk-team"), "Host": "gateway.internal"}
+        assert (await live.get("/v1/models", headers=headers)).status == 200
+
+
+@pytest.mark.parametrize("origins", [["https://chat.example"], ["*"]])
+async def test_pages_of_others_never_move_models(serve, origins):
+    async with serve(api={"cors_origins": origins}) as live:
+        headers = {"Origin": "https://chat.example"}
+        assert (await live.get("/v1/models", headers=headers)).status == 200
+        refused = await live.post("/sllmd/v1/models/letters/unload", headers=headers)
+        assert refused.status == 403
+        assert "Access-Control-Allow-Origin" not in refused.headers
+        asked = {**headers, "Access-Control-Request-Method": "POST"}
+        preflight = await live.client.options(live.url + "/sllmd/v1/cache/evict", headers=asked)
+        assert preflight.status == 403
 
 
 def test_keys_are_read_again_when_they_change(keys_file):

@@ -1,7 +1,10 @@
+import asyncio
 import subprocess
 import sys
+import time
 
 import pytest
+import tokenizers
 
 from sllmd.core.errors import InvalidRequest, MalformedCheckpoint
 from sllmd.text.tokenizer import Tokenizer
@@ -13,7 +16,7 @@ def test_facts_come_from_the_files(tmp_path):
     assert tokenizer.context_tokens == 128
     assert tokenizer.vocabulary_size == 322
     assert tokenizer.stop_token_ids == (2,)
-    assert tokenizer.has_chat_template
+    assert tokenizer.chat_template.source
 
 
 @pytest.mark.parametrize(
@@ -34,12 +37,44 @@ def test_stop_ids_are_those_of_generate(tmp_path, generation, config, expected):
     ("changes", "said"),
     [
         ({"config": [1]}, "config.json does not hold a JSON object"),
+        ({"config": {"text_config": "x"}}, "text_config"),
+        ({"config": {"vocab_size": "x"}}, "vocab_size"),
+        ({"generation_config": {"eos_token_id": ["a"]}}, "eos_token_id holds what is no token id"),
     ],
 )
 def test_files_that_do_not_do_are_named(tmp_path, changes, said):
     directory = write_model_directory(tmp_path, byte_level(), **changes)
     with pytest.raises(MalformedCheckpoint, match=said):
         Tokenizer.load(directory)
+
+
+def test_a_chat_template_that_is_not_utf8_is_named(tmp_path):
+    directory = write_model_directory(tmp_path, byte_level())
+    (directory / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(MalformedCheckpoint, match=r"chat_template\.jinja is not UTF-8"):
+        Tokenizer.load(directory)
+
+
+async def test_others_go_on_while_a_thread_encodes_and_decodes(tmp_path):
+    tokenizer = Tokenizer.load(write_model_directory(tmp_path, byte_level()))
+    text = "the quick 🙂 " * 100_000
+    ids = tokenizer.encode(text)
+    for work in (lambda: tokenizer.encode(text), lambda: tokenizer.decode(ids)):
+        working = asyncio.create_task(asyncio.to_thread(work))
+        turns = 0
+        while not working.done():
+            await asyncio.sleep(0.002)
+            turns += 1
+        assert turns > 4
+
+
+def test_the_longest_token_is_known_once_the_tokenizer_is_loaded(tmp_path):
+    words = {f"word{number}": number for number in range(100_000)} | {"<unk>": 100_000, "漢字" * 20: 100_001}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer = Tokenizer.load(write_model_directory(tmp_path, inner))
+    began = time.perf_counter()
+    assert tokenizer.token_bytes_max == 120
+    assert time.perf_counter() - began < 0.005
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff", b'{"version": "1.0"'])
