@@ -43,6 +43,8 @@ class LoaderSettings(Frozen):
     """Redirects followed for one answer; hubs answer with one to their storage."""
     http_retry_seconds: FiniteSeconds = 0.25
     """Pause before the second attempt; doubles with each further one."""
+    peer_connections: int = Field(default=4, ge=1, le=64)
+    """Chunks under way from other nodes at once, over all loads; each is a thread and a connection."""
     stall_timeout_seconds: PositiveSeconds = 30.0
     """A load that makes no progress for this long is given up. Total time is never limited."""
     progress_interval_seconds: FiniteSeconds = 0.1
@@ -53,8 +55,12 @@ class LoaderSettings(Frozen):
     """Bytes per second read from one disk; 0: no cap."""
     remote_bandwidth_max_bytes: ByteSize = ByteSize(0)
     """Bytes per second received from one remote server; 0: no cap."""
+    peer_bandwidth_max_bytes: ByteSize = ByteSize(0)
+    """Bytes per second received from other nodes; 0: no cap."""
     disk_bandwidth_guess_bytes: ByteSize = ByteSize(1_000_000_000)
     """Bytes per second assumed of a disk in estimates until it has been measured."""
+    peer_bandwidth_guess_bytes: ByteSize = ByteSize(1_000_000_000)
+    """Bytes per second assumed of other nodes in estimates until it has been measured: 10 Gbit/s."""
     remote_bandwidth_guess_bytes: ByteSize = ByteSize(100_000_000)
     """Bytes per second assumed of a remote server in estimates until it has been measured."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from sllmd.core.ids import Digest, ModelName
 
-Stage = Literal["ssd→dram", "remote→dram"]
+Stage = Literal["ssd→dram", "peer→dram", "remote→dram"]
 LoadState = Literal["queued", "loading", "publishing", "loaded", "failed"]
 
 

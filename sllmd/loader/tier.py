@@ -14,24 +14,32 @@ from typing import Literal
 
 import structlog
 
-from sllmd.core.errors import InsufficientCapacity, LoadError, NodeDraining
+from sllmd.core.errors import InsufficientCapacity, LoadError, NodeDraining, SourceUnavailable
 from sllmd.core.ids import Digest
 from sllmd.core.memory import PartitionMemory
 from sllmd.core.units import format_bytes
+from sllmd.loader.arriving import ArrivingSource, CompleteRemote
 from sllmd.loader.disk import DiskSource, disk_of
 from sllmd.loader.load import Load
+from sllmd.loader.partial import Partial
+from sllmd.loader.peer import PEERS_ONLY_URL, PeerAccess, PeerFetch
 from sllmd.loader.pipeline import Cancelled, Lane, Source
-from sllmd.loader.plan import Plan, plan_load
+from sllmd.loader.plan import Plan, extents, plan_load
 from sllmd.loader.pool import Pool, total_memory_bytes
-from sllmd.loader.remote import CompleteRemote, RemoteSource, server_of
+from sllmd.loader.remote import HttpFetch, server_of
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport
 from sllmd.loader.tiers import Copy, Shortage, make_room
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.manifest import Manifest
 
 _log = structlog.get_logger(__name__)
 
+_PEERS_LANE = "peers"
+"""All other nodes share a lane: what limits them is this node's network."""
+
+Way = Literal["ssd", "peer", "remote"]
 Quarantine = Callable[[Checkpoint, str, int], str]
 
 
@@ -86,9 +94,15 @@ class DramTier:
     """
 
     def __init__(
-        self, settings: LoaderSettings, *, quarantine: Quarantine, complete_remote: CompleteRemote
+        self,
+        settings: LoaderSettings,
+        *,
+        quarantine: Quarantine,
+        complete_remote: CompleteRemote,
+        peers: PeerAccess | None = None,
     ) -> None:
         self._settings = settings
+        self._peers = peers
         self._quarantine = quarantine
         self._complete_remote = complete_remote
         self._pool = Pool(
@@ -120,7 +134,7 @@ class DramTier:
         """Join or begin the load of ``checkpoint``; its memory is allocated when this returns.
 
         Raises InsufficientCapacity when evicting every unleased copy does not make enough room,
-        StoreError when its directory is gone.
+        StoreError when its directory is gone, SourceUnavailable when it is on other nodes and none is known.
         """
         if self._closed:
             raise NodeDraining("the loader is stopping", retry_after_seconds=5.0)
@@ -153,23 +167,50 @@ class DramTier:
         self._start_if_free(copy)
         return copy
 
+    def _way(self, checkpoint: Checkpoint) -> Way:
+        """1. the disk, if the bytes are there  2. another node  3. the checkpoint's own server."""
+        if checkpoint.remote_url is None:
+            return "ssd"
+        if self._peers is not None and self._peers.holders(checkpoint.manifest.digest):
+            return "peer"
+        return "remote"
+
     def _source(self, checkpoint: Checkpoint) -> Source:
-        if checkpoint.remote_url is not None:
-            return RemoteSource(checkpoint, self._settings, self._complete_remote)
-        return DiskSource(checkpoint, verify=self._settings.verify == "always", quarantine=self._quarantine)
+        way = self._way(checkpoint)
+        if way == "ssd":
+            return DiskSource(
+                checkpoint, verify=self._settings.verify == "always", quarantine=self._quarantine
+            )
+        partial, settings = Partial(checkpoint), self._settings
+        own_server = checkpoint.remote_url != PEERS_ONLY_URL
+        http = HttpFetch(checkpoint, settings, partial) if own_server else None
+        if http is not None and way == "remote":
+            return ArrivingSource(checkpoint, partial, http, "remote→dram", self._complete_remote)
+        if self._peers is None:
+            raise SourceUnavailable(f"{checkpoint.name} is on other nodes only, and this node knows none")
+        peer = PeerFetch(checkpoint, self._peers, http)
+        return ArrivingSource(checkpoint, partial, peer, "peer→dram", self._complete_remote)
+
+    def _lane_name(self, checkpoint: Checkpoint) -> str:
+        match self._way(checkpoint):
+            case "ssd":
+                return disk_of(checkpoint.data_directory)
+            case "peer":
+                return _PEERS_LANE
+        assert checkpoint.remote_url is not None
+        return _PEERS_LANE if checkpoint.remote_url == PEERS_ONLY_URL else server_of(checkpoint.remote_url)
 
     def _lane(self, checkpoint: Checkpoint) -> Lane:
-        url = checkpoint.remote_url
-        name = _lane_name(checkpoint)
         settings = self._settings
+        name = self._lane_name(checkpoint)
         if name not in self._lanes:
-            self._lanes[name] = Lane(
-                name,
-                threads=settings.disk_threads if url is None else settings.http_connections,
-                bandwidth_max_bytes=(
-                    settings.disk_bandwidth_max_bytes if url is None else settings.remote_bandwidth_max_bytes
-                ),
-            )
+            if name == _PEERS_LANE:
+                threads, bandwidth_max = settings.peer_connections, settings.peer_bandwidth_max_bytes
+            elif checkpoint.remote_url is None:
+                threads, bandwidth_max = settings.disk_threads, settings.disk_bandwidth_max_bytes
+            else:
+                threads, bandwidth_max = settings.http_connections, settings.remote_bandwidth_max_bytes
+            self._lanes[name] = Lane(name, threads=threads, bandwidth_max_bytes=bandwidth_max)
         return self._lanes[name]
 
     # --- room ---
@@ -292,19 +333,24 @@ class DramTier:
 
     # --- questions ---
 
-    def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "remote"]:
+    def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "peer", "remote"]:
         """The best tier that has all bytes."""
         copy = self._copies.get(checkpoint.manifest.digest)
         if copy is not None and copy.loaded:
             return "dram"
-        return "ssd" if checkpoint.remote_url is None else "remote"
+        return self._way(checkpoint)
+
+    def lend(self, digest: Digest) -> Lease | None:
+        """A lease on a copy that is in DRAM whole; None: it is not."""
+        copy = self._copies.get(digest)
+        return Lease(copy, self._released) if copy is not None and copy.loaded and not self._closed else None
 
     def estimate_seconds(self, checkpoint: Checkpoint) -> float:
         """How long ``acquire`` + ``loaded`` would take: what is queued before it, and its own bytes."""
         copy = self._copies.get(checkpoint.manifest.digest)
         if copy is not None and copy.loaded:
             return 0.0
-        lane = self._lanes.get(_lane_name(checkpoint))
+        lane = self._lanes.get(self._lane_name(checkpoint))
         queued = lane.queued_bytes() if lane else 0
         if copy is None:
             waiting = queued + checkpoint.manifest.size_bytes
@@ -318,9 +364,12 @@ class DramTier:
         measured = lane.gauge.bytes_per_second if lane else None
         if measured is not None:
             return measured
-        if checkpoint.remote_url is not None:
-            return self._settings.remote_bandwidth_guess_bytes
-        return self._settings.disk_bandwidth_guess_bytes
+        match self._way(checkpoint):
+            case "ssd":
+                return self._settings.disk_bandwidth_guess_bytes
+            case "peer":
+                return self._settings.peer_bandwidth_guess_bytes
+        return self._settings.remote_bandwidth_guess_bytes
 
     def evict(self, digest: Digest) -> int:
         """Drop an unleased copy; how many bytes that freed. 0: leased or not there."""
@@ -388,11 +437,6 @@ class DramTier:
         return all(left)
 
 
-def _lane_name(checkpoint: Checkpoint) -> str:
-    url = checkpoint.remote_url
-    return disk_of(checkpoint.data_directory) if url is None else server_of(url)
-
-
 def _same_and_busy(copy: _Copy, checkpoint: Checkpoint) -> bool:
     same = copy.digest == checkpoint.manifest.digest and checkpoint.remote_url is not None
     return same and not copy.load.transfer.ended
@@ -408,6 +452,17 @@ class Lease:
         self._copy = copy
         self._on_release = on_release
         copy.leases.add(self)
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the copy's checkpoint."""
+        return self._copy.checkpoint.manifest
+
+    def views(self, partition: int, address_bytes: int, size_bytes: int) -> list[memoryview]:
+        """Bytes of a partition, in pieces; release them before the lease. Threads may call it."""
+        slabs = self._copy.partitions[partition]
+        pieces = extents(address_bytes, size_bytes, slabs[0].size_bytes)
+        return [slabs[piece.slab].view(piece.start, piece.stop) for piece in pieces]
 
     def progress(self) -> LoadProgress:
         """Of the copy's load, now."""

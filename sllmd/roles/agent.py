@@ -138,7 +138,7 @@ class Agent:
         limits = (stated_tokens, options.context_tokens_max, options.cache_tokens)
         return min(limit for limit in limits if limit)
 
-    def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "remote"]:
+    def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "peer", "remote"]:
         """The fastest tier that holds the checkpoint."""
         return self._tier.where(checkpoint)
 

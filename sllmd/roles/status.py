@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Tier = Literal["device", "dram", "ssd", "remote"]
+Tier = Literal["device", "dram", "ssd", "peer", "remote"]
 
 
 class _Status(BaseModel):

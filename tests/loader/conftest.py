@@ -136,7 +136,8 @@ async def make_tier():
             "quarantine": changes.pop("quarantine", refuse),  # type: ignore[dict-item]
             "complete_remote": changes.pop("complete_remote", refuse),  # type: ignore[dict-item]
         }
-        tier = DramTier(small_settings(**changes), **callbacks)  # type: ignore[arg-type]
+        peers = changes.pop("peers", None)
+        tier = DramTier(small_settings(**changes), **callbacks, peers=peers)  # type: ignore[arg-type]
         tiers.append(tier)
         return tier
 

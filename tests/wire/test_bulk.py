@@ -17,7 +17,7 @@ from sllmd.core.errors import PeerRefused, PeerUnreachable, ProtocolError, Sllmd
 from sllmd.core.ids import NodeId
 from sllmd.wire.bulk.client import BulkAddress, BulkClient
 from sllmd.wire.bulk.messages import TAG_BYTES
-from sllmd.wire.bulk.pipe import PIECE_BYTES, Span
+from sllmd.wire.bulk.pipe import PIECE_BYTES, Piece, Span
 from sllmd.wire.bulk.server import BulkServer
 from sllmd.wire.bulk.settings import BulkSettings
 from sllmd.wire.identity import new_authority
@@ -36,13 +36,14 @@ class Held:
         self._directory = directory
         self._descriptors: dict[str, int] = {}
 
-    def spans(self, path: str, offset_bytes: int, size_bytes: int) -> Sequence[Span]:
+    def pieces(self, path: str, offset_bytes: int, size_bytes: int) -> Sequence[Piece]:
         if path not in self._descriptors:
             self._descriptors[path] = os.open(self._directory / path, os.O_RDONLY)
         half = size_bytes // 2
         return [
             Span(self._descriptors[path], offset_bytes, half),
-            Span(self._descriptors[path], offset_bytes + half, size_bytes - half),
+            Span(self._descriptors[path], offset_bytes + half, size_bytes - half - size_bytes // 4),
+            memoryview(CONTENT)[offset_bytes : offset_bytes + size_bytes][size_bytes - size_bytes // 4 :],
         ]
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ class Rig:
         held, rig = Held(self.directory), self
 
         class Counted:
-            spans = held.spans
+            pieces = held.pieces
 
             def close(self) -> None:
                 held.close()
@@ -242,7 +243,7 @@ def test_a_node_that_is_removed_while_it_holds_a_ticket(rig: Rig) -> None:
 
 
 def test_a_ticket_that_expired(rig: Rig) -> None:
-    port = rig.server("ticket", ticket_lifetime_seconds=0.0)
+    port = rig.server("ticket", ticket_lifetime_seconds=1e-9)
     with pytest.raises(PeerRefused, match="ticket for chunks is not known, or has expired"):
         fetch(rig.client(port, "ticket"))
 

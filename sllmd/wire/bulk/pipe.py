@@ -24,11 +24,15 @@ _TIMEOUT = struct.Struct("@ll")
 
 
 class Span(NamedTuple):
-    """Bytes to send: a piece of a file, or of memory that has a descriptor."""
+    """A piece of a file."""
 
     descriptor: int
     offset_bytes: int
     size_bytes: int
+
+
+Piece = memoryview | Span
+"""Bytes to send. Memory is the faster: nothing is copied but into the socket."""
 
 
 class Tagger:
@@ -122,41 +126,36 @@ class Pipe:
                     tag.authenticate_additional_data(piece)
                 advance(len(piece))
 
-    def send_chunk(self, spans: Sequence[Span], tag: AEADEncryptionContext | None) -> None:
-        """Send ``spans``; ``tag`` sees every byte. EOFError when a file turns out shorter."""
-        for span in spans:
-            if tag is None and not self._encrypted:
-                self._send_file(span)
+    def send_chunk(self, pieces: Sequence[Piece], tag: AEADEncryptionContext | None) -> None:
+        """Send ``pieces``; ``tag`` sees every byte. EOFError when a file turns out shorter."""
+        for piece in pieces:
+            if isinstance(piece, memoryview):
+                self._send_memory(piece, tag)
             else:
-                self._send_copy(span, tag)
+                self._send_file(piece, tag)
 
     def send_bytes(self, data: bytes) -> None:
         """Send bytes outside a frame."""
         self._send_all(memoryview(data), 0)
 
-    def _send_file(self, span: Span) -> None:
-        offset, left = span.offset_bytes, span.size_bytes
-        while left:
-            try:
-                count = os.sendfile(self.connection.fileno(), span.descriptor, offset, left)
-            except BlockingIOError:
-                raise TimeoutError("the other side takes no bytes") from None
-            if not count:
-                raise EOFError("a file ends too early")
-            offset, left = offset + count, left - count
-
-    def _send_copy(self, span: Span, tag: AEADEncryptionContext | None) -> None:
-        # Copied, not mapped: a mapping of a file that somebody truncates kills the process.
-        offset, left = span.offset_bytes, span.size_bytes
-        while left:
-            piece = self._buffer[: min(left, PIECE_BYTES)]
-            count = os.preadv(span.descriptor, [piece], offset)
-            if not count:
-                raise EOFError("a file ends too early")
-            piece = piece[:count]
+    def _send_memory(self, view: memoryview, tag: AEADEncryptionContext | None) -> None:
+        step = PIECE_BYTES if tag is not None or self._encrypted else max(1, len(view))
+        for start in range(0, len(view), step):
+            part = view[start : start + step]
             if tag is not None:
-                tag.authenticate_additional_data(piece)
-            self._send_all(piece, 0)
+                tag.authenticate_additional_data(part)
+            self._send_all(part, 0)
+
+    def _send_file(self, span: Span, tag: AEADEncryptionContext | None) -> None:
+        # Not sendfile: its page-sized fragments cost the receiver more than twice the time of the copy here
+        # (0.30 against 0.12 s per GB). Not mapped either: a mapping of a file that somebody truncates kills.
+        offset, left = span.offset_bytes, span.size_bytes
+        while left:
+            part = self._buffer[: min(left, PIECE_BYTES)]
+            count = os.preadv(span.descriptor, [part], offset)
+            if not count:
+                raise EOFError("a file ends too early")
+            self._send_memory(part[:count], tag)
             offset, left = offset + count, left - count
 
     def _send_all(self, data: memoryview, flags: int) -> None:

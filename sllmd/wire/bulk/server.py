@@ -26,7 +26,7 @@ from sllmd.wire.bulk.messages import (
     opening_proof,
     parse_read,
 )
-from sllmd.wire.bulk.pipe import Pipe, Span, Tagger, finish
+from sllmd.wire.bulk.pipe import Piece, Pipe, Tagger, finish
 from sllmd.wire.bulk.settings import BulkSettings
 from sllmd.wire.codec import pack_payload
 from sllmd.wire.rpc.faults import encode_fault
@@ -41,8 +41,8 @@ _CLOSE_SECONDS = 5.0
 class Holding(Protocol):
     """A checkpoint's bytes, kept readable until ``close``."""
 
-    def spans(self, path: str, offset_bytes: int, size_bytes: int) -> Sequence[Span]:
-        """Where the bytes are. Raises SllmdError: no such file, or not so long."""
+    def pieces(self, path: str, offset_bytes: int, size_bytes: int) -> Sequence[Piece]:
+        """Where the bytes are, until the next call. Raises SllmdError: no such file, or not so long."""
 
     def close(self) -> None:
         """They may go."""
@@ -107,6 +107,8 @@ class BulkServer:
         def run() -> None:
             try:
                 work()
+            except Exception:  # noqa: BLE001  a crash of one connection must not be silent, nor end the others
+                _log.exception("chunk connection crashed")
             finally:
                 with self._lock:
                     self._threads.discard(thread)
@@ -319,7 +321,7 @@ class _Session:
         try:
             if read.tagged and self._tagger is None:
                 raise PeerRefused("chunks are tagged on ticketed connections only")
-            spans = self._hold(read.checkpoint).spans(read.path, read.offset_bytes, read.size_bytes)
+            pieces = self._hold(read.checkpoint).pieces(read.path, read.offset_bytes, read.size_bytes)
         except SllmdError as error:
             self._pipe.send(Kind.FAULT, encode_fault(error))
             return
@@ -329,7 +331,7 @@ class _Session:
         settings = self._server.settings
         self._pipe.limit(settings.stall_timeout_seconds)
         self._pipe.send(Kind.DATA, read.size_bytes, more=True)
-        self._pipe.send_chunk(spans, tag)
+        self._pipe.send_chunk(pieces, tag)
         if tag is not None:
             self._pipe.send_bytes(finish(tag))
         self._pipe.limit(settings.idle_timeout_seconds)

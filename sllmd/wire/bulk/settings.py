@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import ByteSize, Field
 
-from sllmd.core.units import MIB, parse_duration_seconds
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import MIB, PositiveSeconds
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
 
-
-class BulkSettings(BaseModel):
+class BulkSettings(Frozen):
     """``[cluster.chunks]``: checkpoints from node to node."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     encryption: Literal["on", "off"] = "on"
     """``off``: weights travel readable for everybody on the network, tagged so that nobody can change them,
@@ -23,13 +20,13 @@ class BulkSettings(BaseModel):
     """Served at once; each is a thread."""
     strangers_max: int = Field(default=16, ge=1)
     """Connections that have not shown who they are; further ones are hung up on at once."""
-    handshake_timeout_seconds: Seconds = 5.0
+    handshake_timeout_seconds: PositiveSeconds = 5.0
     """For connecting, TLS, and showing who one is."""
-    stall_timeout_seconds: Seconds = 10.0
+    stall_timeout_seconds: PositiveSeconds = 10.0
     """A transfer without a byte for so long is given up, and another peer asked."""
-    idle_timeout_seconds: Seconds = 10.0
+    idle_timeout_seconds: PositiveSeconds = 10.0
     """A connection without a request for so long is closed: it holds a thread, and the copy that it read."""
-    ticket_lifetime_seconds: Seconds = 60.0
+    ticket_lifetime_seconds: PositiveSeconds = 60.0
     """Within which plain connections may be opened with a ticket."""
     tickets_max: int = Field(default=1024, ge=1)
     """Good at once; the oldest give way."""

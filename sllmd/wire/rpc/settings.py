@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
-from sllmd.core.units import KIB, MIB, parse_duration_seconds
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import KIB, MIB, PositiveSeconds
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_seconds)]
 
-
-class RpcSettings(BaseModel):
+class RpcSettings(Frozen):
     """``[cluster.rpc]``: calls between nodes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     frame_bytes_max: ByteSize = ByteSize(8 * MIB)
     """One message. Larger things travel as streams, or as chunks beside this channel."""
-    connect_timeout_seconds: Seconds = 3.0
+    connect_timeout_seconds: PositiveSeconds = 3.0
     """TCP, TLS and hello together. A node on the same network answers in milliseconds."""
-    hello_timeout_seconds: Seconds = 5.0
+    hello_timeout_seconds: PositiveSeconds = 5.0
     """A stranger that has not said who it is by then is hung up on."""
     strangers_max: int = Field(default=128, ge=1)
     """Connections that have not said who they are; further ones are hung up on at once."""
     connections_max: int = Field(default=8192, ge=1)
     """Connections that a listener holds; each is a descriptor and some 50 kB."""
-    keepalive_seconds: Seconds = 5.0
+    keepalive_seconds: PositiveSeconds = 5.0
     """A silent peer is asked for a sign of life so often."""
-    dead_after_seconds: Seconds = 15.0
+    dead_after_seconds: PositiveSeconds = 15.0
     """A peer that was silent for so long is hung up on: its machine died or its process is stopped. Shorter
     notices sooner, and hangs up on nodes that were merely busy."""
-    call_deadline_seconds: Seconds = 30.0
+    call_deadline_seconds: PositiveSeconds = 30.0
     """For an answer, where the caller names no deadline."""
     calls_max: int = Field(default=8192, ge=1)
     """Calls under way per connection and direction; a further one is refused as busy."""
@@ -43,9 +40,9 @@ class RpcSettings(BaseModel):
     """Answers and streams wait while so much waits for the peer's socket."""
     output_bytes_max: ByteSize = ByteSize(32 * MIB)
     """A peer that leaves so much unread is hung up on."""
-    redial_seconds: Seconds = 0.1
+    redial_seconds: PositiveSeconds = 0.1
     """Pause before an unreachable node is dialled again; doubles up to ``redial_max_seconds``."""
-    redial_max_seconds: Seconds = 5.0
+    redial_max_seconds: PositiveSeconds = 5.0
     """Longest such pause. Calls in between fail at once."""
 
     @model_validator(mode="after")
