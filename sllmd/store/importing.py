@@ -16,8 +16,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-import structlog
-
 from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, StoreError
 from sllmd.core.ids import ModelName
 from sllmd.core.units import format_bytes
@@ -42,14 +40,13 @@ from sllmd.store.local import (
 from sllmd.store.manifest import FORMAT_VERSION, DataFile, Manifest, Partition, Source
 from sllmd.store.remote import register_remote
 from sllmd.store.settings import ImportSettings
-from sllmd.store.source import TOKENIZER_FILE, SourceCheckpoint, SourceTensor
+from sllmd.store.source import CONFIG_FILE, SourceCheckpoint, SourceTensor, check_tokenizer
 from sllmd.store.store import Store
 from sllmd.store.verify import hash_chunks
 from sllmd.store.writing import COPY_BYTES, write_partitions
 
-_log = structlog.get_logger(__name__)
-
 Stage = Literal["fetching", "converting", "hashing", "copying"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SPARE_BYTES = 64 * 1024 * 1024
 """Must stay free on the store's filesystem, for small files and for everybody else there."""
 
@@ -120,11 +117,20 @@ def _local_source(source: str, staging: Path) -> LocalSource:
         return LocalSource("safetensors", directory)
     path = Path(source).expanduser().absolute()
     if not path.exists():
-        raise StoreError(f"{path} does not exist", hint="give a directory, a file or a URL")
+        raise _not_there(source, path)
     try:
         return find_local(path)
     except PermissionError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _not_there(source: str, path: Path) -> StoreError:
+    if not _HUB_ID.fullmatch(source):
+        return StoreError(f"{path} does not exist", hint="give a directory, a file or a URL")
+    return StoreError(
+        f"{path} does not exist, and ids of models on a hub are not supported yet",
+        hint=f"`hf download {source} --local-dir DIR` and import DIR, or import https://huggingface.co/{source}",
+    )
 
 
 def _import_copy(
@@ -229,6 +235,8 @@ def _convert_weights(
     local: LocalSource, converted: Path, settings: ImportSettings, on_progress: OnProgress
 ) -> None:
     source = local.file or local.root
+    if local.kind == "torch":
+        read_small_file(local.root, CONFIG_FILE)  # before minutes are spent on what cannot be used
     convert(
         "gguf" if local.kind == "gguf" else "torch",
         source,
@@ -250,8 +258,6 @@ def _small_files(root: Path, target: Path, staging: Path, settings: ImportSettin
         made = staging / "tokenizer"
         convert("tokenizer", root, made, dtype=settings.gguf_dtype, on_progress=_ignore)
         contents |= dict.fromkeys(small_files(made), made)
-    elif TOKENIZER_FILE not in contents:
-        _log.warning("model has no tokenizer", directory=str(root), hint="it takes prompts as token ids only")
     for name, directory in contents.items():
         write_file(target / name, read_small_file(directory, name))
     return list(contents)
@@ -259,9 +265,12 @@ def _small_files(root: Path, target: Path, staging: Path, settings: ImportSettin
 
 def _read_source(root: Path, file: Path | None) -> SourceCheckpoint:
     try:
-        return read_local(root, file)
+        found = read_local(root, file)
     except OSError as error:
         raise StoreError(f"cannot read the model: {error.strerror}: {error.filename}") from error
+    if not needs_tokenizer(root):
+        check_tokenizer(small_files(root), str(root))
+    return found
 
 
 def _absent(found: SourceCheckpoint) -> dict[str, str]:

@@ -151,6 +151,11 @@ def needs_tokenizer(root: Path) -> bool:
 
 def read_small_file(root: Path, name: str) -> bytes:
     """All of a small file. Raises MalformedCheckpoint when it is missing, empty, outside or too large."""
+    if not (root / name).is_symlink() and not (root / name).exists():
+        raise MalformedCheckpoint(
+            f"{name} is missing in {root}",
+            hint="a model's small files lie beside its weights",
+        )
     path = resolve_inside(root, name, named_by="a model")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import structlog
-
 from sllmd.core.errors import MalformedCheckpoint, SourceUnavailable
 from sllmd.core.ids import ModelName
 from sllmd.store.checkpoint import Checkpoint
@@ -30,14 +28,12 @@ from sllmd.store.source import (
     SINGLE_FILE,
     SMALL_FILE_BYTES_MAX,
     SMALL_FILES,
-    TOKENIZER_FILE,
     assemble,
+    check_tokenizer,
     parse_config,
     parse_index,
 )
 from sllmd.store.store import Store
-
-_log = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX = 8
 """Headers of shards that are read at once."""
@@ -57,7 +53,7 @@ def register_remote(
 
     Raises SourceUnavailable, SourceChanged, MalformedCheckpoint, UnsupportedCheckpoint, StoreError.
     """
-    source = HttpSource(url, settings.http_timeout_seconds)
+    source = _find(url, settings.http_timeout_seconds)
     directory = staging / "checkpoint"
     directory.mkdir()
     published = source.read_small(MANIFEST_FILE, SMALL_FILE_BYTES_MAX)
@@ -67,6 +63,21 @@ def register_remote(
         manifest = _read_hub_layout(source, directory, settings, on_progress)
     write_manifest(directory, manifest)
     return store.publish(directory, manifest, name=model, kind="remote", remote_url=source.base_url)
+
+
+def _find(url: str, timeout_seconds: float) -> HttpSource:
+    """Where a model lies: at ``url``, or, when that is its page on a hub, in the main revision.
+
+    Raises SourceUnavailable when neither has what every model has.
+    """
+    for base_url in (url, f"{url.rstrip('/')}/resolve/main"):
+        source = HttpSource(base_url, timeout_seconds)
+        if any(source.read_small(name, SMALL_FILE_BYTES_MAX) for name in (MANIFEST_FILE, CONFIG_FILE)):
+            return source
+    raise SourceUnavailable(
+        f"{url.rstrip('/')}/{CONFIG_FILE} is not there, nor is a {MANIFEST_FILE}",
+        hint="give the URL of a directory with a Hugging Face model's files, or of a model in a sllmd store",
+    )
 
 
 def _take_manifest(source: HttpSource, text: bytes, directory: Path) -> Manifest:
@@ -83,14 +94,7 @@ def _read_hub_layout(
     source: HttpSource, directory: Path, settings: ImportSettings, on_progress: Callable[[int, int], None]
 ) -> Manifest:
     names = _fetch_small_files(source, directory, SMALL_FILES)
-    if CONFIG_FILE not in names:
-        raise SourceUnavailable(
-            f"{source.url(CONFIG_FILE)} is not there", hint="give the URL of a model's directory"
-        )
-    if TOKENIZER_FILE not in names:
-        _log.warning(
-            "model has no tokenizer.json", url=source.base_url, hint="it takes prompts as token ids only"
-        )
+    check_tokenizer(names, source.base_url)
     config, architecture = parse_config((directory / CONFIG_FILE).read_bytes())
     index = source.read_small(INDEX_FILE, SMALL_FILE_BYTES_MAX)
     weight_map = None if index is None else parse_index(index, INDEX_FILE)

@@ -113,6 +113,15 @@ def parse_config(text: bytes) -> tuple[dict[str, Any], str]:
     return config, names[0]
 
 
+def check_tokenizer(names: Iterable[str], where: str) -> None:
+    """Raise UnsupportedCheckpoint unless ``names``, the small files at ``where``, have a tokenizer."""
+    if TOKENIZER_FILE not in names:
+        raise UnsupportedCheckpoint(
+            f"{where} has no tokenizer: neither {TOKENIZER_FILE} nor one that it could be made from",
+            hint="put the files of the model's tokenizer beside its weights",
+        )
+
+
 def parse_index(text: bytes, file: str) -> dict[str, str]:
     """Tensor name -> file of a sharded checkpoint. Raises MalformedCheckpoint; no file leaves the root."""
     weight_map = parse_json_object(text, file).get("weight_map")

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sllmd.core.errors import CheckpointError, MalformedCheckpoint, SllmdError, UnsupportedCheckpoint
+from sllmd.core.errors import (
+    CheckpointError,
+    MalformedCheckpoint,
+    SllmdError,
+    StoreError,
+    UnsupportedCheckpoint,
+)
 from sllmd.store.store import Store
 from tests.store.models import (
     CONFIG,
@@ -212,3 +218,25 @@ def test_served_in_place_a_directory_that_changed_is_not_served(store: Store, tm
     (source / WEIGHTS).write_bytes(weights)
     run_import(store, source, in_place=True)
     store.resolve("m")
+
+
+def test_a_model_without_a_tokenizer_is_refused(store: Store, tmp_path: Path) -> None:
+    root = write_model(tmp_path / "m")
+    (root / "tokenizer.json").unlink()
+    for in_place in (False, True):
+        with pytest.raises(UnsupportedCheckpoint, match="has no tokenizer"):
+            run_import(store, root, in_place=in_place)
+    assert store.models() == []
+
+
+def test_weights_without_a_configuration_say_what_is_missing_and_where(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"PK")
+    with pytest.raises(MalformedCheckpoint, match=rf"config\.json is missing in {tmp_path} .*beside"):
+        run_import(store, tmp_path / "x.bin")
+
+
+def test_an_id_on_a_hub_is_told_what_to_do(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"not supported yet .*https://huggingface\.co/Org/Name-8B"):
+        run_import(store, "Org/Name-8B")
+    with pytest.raises(StoreError, match=r"does not exist .give a directory"):
+        run_import(store, "/nowhere/at/all")

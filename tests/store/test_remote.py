@@ -14,6 +14,7 @@ from sllmd.core.errors import (
     SourceChanged,
     SourceUnavailable,
     StoreError,
+    UnsupportedCheckpoint,
 )
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.settings import ImportSettings
@@ -264,3 +265,16 @@ def test_a_full_disk_is_the_stores_fault_not_the_servers(store: Store, url: str,
     with pytest.raises(StoreError, match=r"cannot (create the store|import)"):
         run_import(store, url)
     (store.root / "partial").unlink()
+
+
+def test_the_page_of_a_model_on_a_hub_stands_for_its_main_revision(store: Store, tmp_path: Path) -> None:
+    write_model(tmp_path / "hub" / "resolve" / "main")
+    with serve(tmp_path / "hub", Manners()) as url:
+        assert run_import(store, url).remote_url == f"{url}/resolve/main"
+
+
+def test_a_remote_model_without_a_tokenizer_is_refused(store: Store, source: Path, url: str) -> None:
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedCheckpoint, match="has no tokenizer"):
+        run_import(store, url)
+    assert store.models() == []
