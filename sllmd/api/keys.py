@@ -108,12 +108,27 @@ def _read_keys(path: Path) -> tuple[ApiKey, ...]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {place}: {first['msg']}") from None
+        raise ConfigError(
+            f"{path}: {_fault(error)}", hint="`sllmd` reads `[[keys]]` with id, sha256 or secret, scopes"
+        ) from None
     if len({key.id for key in keys}) < len(keys):
         raise ConfigError(f"{path}: two keys have the same id")
     return keys
+
+
+def _fault(error: ValidationError) -> str:
+    """The first thing that is wrong, in the words of the file."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    match first["loc"]:
+        case ("keys", int(index), *rest):
+            place = " ".join([f"key {index + 1}:", *(f"`{part}`" for part in rest)])
+        case loc:
+            place = " ".join(f"`{part}`" for part in loc)
+    message = {
+        "string_pattern_mismatch": "must be 64 digits of lower-case hex",
+        "extra_forbidden": "unknown key",
+    }.get(first["type"], first["msg"])
+    return f"{place} {message.removeprefix('Value error, ')}"
 
 
 def presented_secret(headers: Mapping[str, str]) -> str | None:

@@ -25,7 +25,7 @@ from sllmd.api.keys import KeyRing
 from sllmd.api.middleware import add_headers, exchange_middleware
 from sllmd.api.rooms import ROOMS, Rooms
 from sllmd.api.schema import openapi_json
-from sllmd.api.settings import ApiSettings
+from sllmd.api.settings import PORT_MAX, ApiSettings
 from sllmd.api.tokens import detokenize, tokenize
 from sllmd.core.errors import ConfigError
 from sllmd.roles.operator import Operator
@@ -35,7 +35,6 @@ from sllmd.text.renderer import Renderer
 
 _log = structlog.get_logger(__name__)
 
-PORT_MAX = 65535
 SOCKET_MODE = 0o660
 """Owner and group may open the Unix socket, and so do everything."""
 

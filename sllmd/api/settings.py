@@ -10,6 +10,8 @@ from pydantic import ByteSize, Field
 from sllmd.core.frozen import Frozen
 from sllmd.core.units import FiniteSeconds, PositiveSeconds, Seconds
 
+PORT_MAX = 65535
+
 
 class ApiSettings(Frozen):
     """Addresses, keys and limits. Seconds unless the name says otherwise."""

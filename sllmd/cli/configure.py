@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,11 @@ from sllmd import __version__
 from sllmd.api.exposure import check_exposure
 from sllmd.cli.session import Session, command
 from sllmd.config.layers import ENVIRONMENT_PREFIX
-from sllmd.config.loading import load_config
+from sllmd.config.loading import Loaded, load_config
 from sllmd.config.paths import configuration_directory
 from sllmd.config.reference import effective, json_schema, reference
-from sllmd.core.errors import StoreError
+from sllmd.core.errors import ConfigError, ModelNotFound, StoreError
+from sllmd.store.store import Store
 
 app = typer.Typer()
 config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
@@ -41,12 +43,27 @@ def check(session: Session, file: FileArgument = None, dev: DevOption = False) -
     """Try a configuration as `sllmd start` would read it, without starting anything."""
     loaded = load_config(file, dev=dev)
     check_exposure(loaded.config.api)
+    _check_sources(loaded)
     read = str(loaded.file) if loaded.file else None
     variables = sorted(name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and "__" in name)
     where = ", ".join([read or "no file", *variables, *([] if read or variables else ["all defaults"])])
     session.show_object(
         {"ok": True, "file": read, "variables": variables}, f"configuration is good ({where})"
     )
+
+
+def _check_sources(loaded: Loaded) -> None:
+    """Raise ConfigError for a model that would be imported at start from a place that is not there."""
+    store = Store(loaded.config.node.store_directory)
+    for name, model in loaded.config.models.items():
+        local = model.source is not None and not re.match(r"builtin:|https?://", model.source)
+        if not local or Path(str(model.source)).expanduser().exists():
+            continue
+        try:
+            store.model(name)
+        except ModelNotFound:
+            where = loaded.origin(("models", name, "source"))
+            raise ConfigError(f"{where}: `models.{name}.source`: {model.source} does not exist") from None
 
 
 @command(config_app, "show")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from sllmd.api.settings import PORT_MAX
 from sllmd.config.settings import Config
 from sllmd.core.errors import ConfigError
 from sllmd.core.units import format_bytes
@@ -13,6 +16,16 @@ def check(config: Config) -> None:
     """Raise ConfigError for the first contradiction."""
     _check_names(config)
     _check_budget(config.loader)
+    _check_addresses(config.api.listen)
+
+
+def _check_addresses(listen: Sequence[str]) -> None:
+    for address in listen:
+        _host, _, port = address.rpartition(":")
+        if ":" not in address or not port.isdecimal() or int(port) > PORT_MAX:
+            raise ConfigError(
+                f"`api.listen`: `{address}` is not HOST:PORT", hint='for example "127.0.0.1:8343"'
+            )
 
 
 def _check_budget(loader: LoaderSettings) -> None:

@@ -21,6 +21,7 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(#.*)?$")
 _ASSIGNMENT = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _KEY_PART = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
+_TOML_LINE = re.compile(r"at line (\d+)")
 _REFERENCE = re.compile(r"\$\{(env|file):([^}]*)\}")
 
 
@@ -56,13 +57,14 @@ def file_layer(path: Path) -> Layer:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}", hint="name another with --config"
-        ) from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="name a file that is there") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        line = _TOML_LINE.search(str(error))
+        raise ConfigError(
+            f"{path}:{line[1]}: not valid TOML: {error}" if line else f"{path}: not valid TOML: {error}"
+        ) from None
     origins = {key: f"{path}:{line}" for key, line in key_lines(text).items()}
     for leaf in _leaves(values):
         origins.setdefault(leaf, nearest(origins, leaf) or str(path))

@@ -44,6 +44,16 @@ DEV_VALUES: tuple[tuple[KeyPath, Any], ...] = (
 """What ``--dev`` changes among the defaults: a laptop, one person, a model that needs no download."""
 
 
+_WORDS = {
+    **dict.fromkeys(("tuple_type", "list_type", "frozen_set_type"), 'should be a list: ["a", "b"]'),
+    **dict.fromkeys(("model_type", "dict_type"), "should be a table: [section] or { key = value }"),
+    **dict.fromkeys(("byte_size", "byte_size_unit"), 'is not a size (write for example "512MiB")'),
+    "path_type": "should be the text of a path",
+    "string_type": "should be a text, in quotes",
+}
+"""What pydantic says in the words of Python, in those of TOML."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A configuration, and for each key that somebody set, where."""
@@ -157,13 +167,22 @@ def _describe(error: ValidationError, merged: Layer) -> str:
         path = tuple(str(part) for part in problem["loc"])
         where = nearest(merged.origins, path)
         what = (
-            _unknown_key(path) if problem["type"] == "extra_forbidden" else _bad_value(path, problem["msg"])
+            _unknown_key(path)
+            if problem["type"] == "extra_forbidden"
+            else _bad_value(_said(path, merged), problem["type"], problem["msg"])
         )
         lines.append(f"{where}: {what}" if where else what)
     return "\n".join(lines)
 
 
-def _bad_value(path: KeyPath, message: str) -> str:
+def _said(path: KeyPath, merged: Layer) -> KeyPath:
+    """The key that somebody wrote: pydantic adds items of lists and kinds that a value may have."""
+    lengths = range(len(path), 0, -1)
+    return next((path[:length] for length in lengths if path[:length] in merged.origins), path)
+
+
+def _bad_value(path: KeyPath, kind: str, message: str) -> str:
+    message = _WORDS.get(kind, message)
     lowered = message[:1].lower() + message[1:]
     return f"`{'.'.join(path)}`: {lowered.removeprefix('value error, ')}"
 

@@ -193,7 +193,7 @@ def replace(path, text):
     [
         ("[[keys]]\nid = 'a'\n", "either sha256 or secret"),
         ("[[keys]]\nid = 'a'\nsecret = 'x'\nsha256 = '" + "0" * 64 + "'\n", "either sha256 or secret"),
-        ("[[keys]]\nid = 'a'\nsha256 = 'short'\n", "sha256"),
+        ("[[keys]]\nid = 'a'\nsha256 = 'short'\n", "key 1: `sha256` must be 64 digits"),
         ("[[keys]]\nid = 'a'\nsecret = 'x'\nscopes = ['god']\n", "scopes"),
         ("[[keys]]\nid = 'a'\nsecret = 'x'\n" * 2, "the same id"),
         ("[[key]]\nid = 'a'\n", "key"),

@@ -6,6 +6,8 @@ import json
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import RunCommand
 
 
@@ -58,3 +60,21 @@ def test_init_writes_once(sllmd: RunCommand, tmp_path: Path) -> None:
     written.write_text("")
     assert sllmd("config", "init", "--force").code == 0
     assert written.read_text()
+
+
+def test_check_looks_for_the_models_it_would_import(sllmd: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "sllmd.toml"
+    file.write_text('[models.tiny]\nsource = "/nowhere"\n')
+    outcome = sllmd("config", "check", str(file))
+    assert outcome.code == 1
+    assert f"{file}:2: `models.tiny.source`: /nowhere does not exist" in outcome.err
+    assert sllmd("import", "builtin:tiny").code == 0
+    assert sllmd("config", "check", str(file)).code == 0
+
+
+def test_check_says_what_was_read(sllmd: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLLMD_LOG__LEVEL", "debug")
+    assert "(no file, SLLMD_API__UDS, SLLMD_LOG__LEVEL)" in sllmd("config", "check").out
+    outcome = sllmd("config", "check", str(tmp_path / "none.toml"))
+    assert outcome.code == 1
+    assert "--config" not in outcome.err

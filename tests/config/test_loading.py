@@ -76,7 +76,13 @@ def test_tables_merge_and_lists_are_replaced(file: Path) -> None:
         ("[api]\nzzzz = 1\n", ":2: unknown key `api.zzzz`"),
         ('[serving]\nkeep_alive = "soon"\n', ":2: `serving.keep_alive`: `soon` is not a duration"),
         ('[log]\nlevel = "loud"\n', ":2: `log.level`: input should be 'debug', 'info', 'warning' or 'error'"),
-        ("[log\n", ": not valid TOML"),
+        ("[log\n", ":1: not valid TOML"),
+        ('[api]\nlisten = "127.0.0.1:1"\n', ':2: `api.listen`: should be a list: ["a", "b"]'),
+        ("[api]\nlisten = [1]\n", ":2: `api.listen`: should be a text, in quotes"),
+        ("[node]\ndata_dir = [1]\n", ":2: `node.data_dir`: should be the text of a path"),
+        ("[api]\nrequire_key = 7\n", ":2: `api.require_key`: "),
+        ('[loader]\nslab_bytes = "x"\n', ":2: `loader.slab_bytes`: is not a size (write for example"),
+        ("models.q = 3\n", ":1: `models.q`: should be a table"),
         ("log = 1\n", ":1: `log`:"),
     ],
 )  # fmt: skip
@@ -243,3 +249,9 @@ def test_directories_follow_systemd_then_root_then_xdg(monkeypatch: pytest.Monke
     assert paths.socket_file() == Path("/run/user/1000/sllmd/sllmd.sock")
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/other:/var/lib/second")
     assert paths.data_directory() == Path("/var/lib/other")
+
+
+@pytest.mark.parametrize("address", ["9411", "nonsense", "127.0.0.1:99999", "127.0.0.1:", "box:http"])
+def test_what_is_no_address_is_called_so(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{address}` is not HOST:PORT"):
+        load(environ={"SLLMD_API__LISTEN": address})
