@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from sllmd.core.errors import (
@@ -24,10 +25,12 @@ from sllmd.core.errors import (
 )
 from sllmd.core.ids import NodeId
 from sllmd.wire.rpc.connection import Connection
+from sllmd.wire.rpc.envelope import HEADER, Kind, frame
+from sllmd.wire.rpc.hello import Hello
 from sllmd.wire.rpc.listener import Listener
 from sllmd.wire.rpc.methods import Caller, Methods
 from sllmd.wire.rpc.peers import Address, Peers
-from tests.wire.conftest import HOST, MakeNode
+from tests.wire.conftest import CLUSTER, HOST, MakeNode, until
 
 WINDOW = 4096
 
@@ -313,6 +316,36 @@ async def test_a_thousand_slow_readers_hold_a_window_each(connected: Connection,
     assert resident_bytes() - before < 100_000_000
     for stream in streams:
         await stream.aclose()
+
+
+async def test_what_is_ready_in_one_turn_shares_a_frame(make_node: MakeNode):
+    """A step of sixteen generations is one frame on the wire."""
+    methods, step = Methods(), asyncio.Event()
+
+    async def steps(body: Any, caller: Caller) -> AsyncGenerator[Any, None]:
+        await step.wait()
+        yield body
+        await asyncio.Event().wait()
+
+    methods.stream("steps", steps)
+    server = await make_node("server", methods, tls=False)
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    writer.write(raw(Kind.HELLO, Hello(CLUSTER, NodeId("client")).to_wire()) + raw(Kind.WELCOME, None))
+    writer.write(b"".join(raw(Kind.CALL, (n, "steps", n, None, 1000)) for n in range(16)))
+    await until(lambda: sum(each.calls for each in server.listener.connections) == 16)
+    step.set()
+    kinds = []
+    while not kinds or kinds[-1] != Kind.ITEMS:
+        length, _version, kind = HEADER.unpack(await asyncio.wait_for(reader.readexactly(HEADER.size), 5))
+        message = msgpack.unpackb(await reader.readexactly(length))
+        kinds.append(kind)
+    writer.close()
+    assert kinds == [Kind.HELLO, Kind.WELCOME, Kind.ITEMS]
+    assert message == [part for n in range(16) for part in (n, msgpack.packb(n))]
+
+
+def raw(kind: Kind, message: Any) -> bytes:
+    return frame(kind, message, version=1, frame_bytes_max=1 << 20)
 
 
 # --- ends ---

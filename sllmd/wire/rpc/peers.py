@@ -59,6 +59,7 @@ class Peers:
             if asyncio.get_running_loop().time() < peer.redial_at and peer.failure is not None:
                 raise copy_of(peer.failure)
             peer.dialling = asyncio.create_task(self._dial(peer, node, address))
+            peer.dialling.add_done_callback(_take_note)
         return await asyncio.shield(peer.dialling)
 
     async def _dial(self, peer: _Peer, node: NodeId, address: Address) -> Connection:
@@ -101,3 +102,9 @@ class Peers:
         for task in dialling:
             if not task.cancelled() and task.exception() is None:
                 task.result().abort()
+
+
+def _take_note(dialled: asyncio.Task[Connection]) -> None:
+    """Everybody who waited may have left by now; its failure is kept for the next who asks."""
+    if not dialled.cancelled():
+        dialled.exception()
