@@ -57,6 +57,16 @@ async def test_a_load_that_fails_ends_with_its_reason(live):
     assert "the weights make no sense" in steps[-1]["message"]
 
 
+async def test_a_load_that_fails_without_a_stream_has_a_status(live):
+    response = await live.post("/sllmd/v1/models/unbuildable/load", {"stream": False})
+    assert response.status == 503
+    assert response.headers["x-should-retry"] == "false"
+    body = await response.json()
+    check(body, "ErrorResponse")
+    assert body["error"]["code"] == "model_load_failed"
+    assert "the weights make no sense" in body["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [

@@ -2,8 +2,11 @@
 
 import asyncio
 import gc
+import io
+import json
 import os
 import socket
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +15,8 @@ import pytest
 from tests.api.conftest import until
 from tests.api.spec import check
 
+END_OF_TEXT = 256
+"""Id of a token with a long text."""
 BODY = b'{"model": "slow", "prompt": "hi", "max_tokens": 1000, "stream": true}'
 
 
@@ -183,6 +188,60 @@ async def test_a_client_that_does_not_read_its_stream_is_given_up(serve):
             await until(lambda: running(live) == 0)
         states = {request.state for request in live.daemon.router.requests()}
         assert "cancelled" in states
+
+
+@pytest.mark.parametrize(("count", "tokens"), [(1, 500_000), (200, 4000)])
+async def test_a_client_that_does_not_read_its_answers_is_given_up(serve, count, tokens):
+    """One long answer, and many short ones on a connection."""
+    async with serve(api={"stalled_client_timeout": 0.2}) as live:
+        body = json.dumps({"model": "letters", "tokens": [END_OF_TEXT] * tokens}).encode()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(address(live))
+            client.setblocking(False)
+            asking = asyncio.get_running_loop().sock_sendall(client, post(body, "/detokenize") * count)
+            sending = asyncio.create_task(asking)
+            gone = 'sllmd_client_disconnects_total{endpoint="/detokenize"} 1.0'
+            await until(lambda: gone in live.daemon.metrics.exposition().decode())
+            sending.cancel()
+            await asyncio.wait([sending])
+            assert sending.cancelled() or isinstance(sending.exception(), ConnectionError | None)
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_a_long_answer(serve):
+    async with serve(api={"stalled_client_timeout": 0.5}) as live:
+        tokens = json.dumps({"model": "letters", "tokens": [70] * 500_000}).encode()
+        reader, writer = await asyncio.open_connection(*address(live), limit=4096)
+        writer.write(post(tokens, "/detokenize"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        left = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+        assert left > 500_000
+        while left:
+            await asyncio.sleep(0.02)
+            left -= len(await reader.read(min(left, 10_000)))
+        writer.close()
+
+
+async def test_others_go_on_while_a_large_body_is_read(live):
+    """Every kind of body that once held up the event loop for seconds."""
+    deep = b"[" * 40 + b"]" * 40
+    bodies = {
+        "/v1/completions": b'{"model": "letters", "prompt": [' + b"7," * 10_000_000 + b"7]}",
+        "/detokenize": b'{"model": "letters", "tokens": [' + b"7," * 10_000_000 + b"7]}",
+        "/v1/chat/completions": b'{"model": "letters", "messages": ['
+        + b'{"role": "user", "content": "x"},' * 500_000
+        + b'{"role": "user", "content": "x"}]}',
+        "/tokenize": b'{"model": "letters", "prompt": "x", "y": [' + (deep + b",") * 200_000 + b"1]}",
+    }
+    for path, body in bodies.items():
+        asking = asyncio.create_task(live.client.post(live.url + path, data=io.BytesIO(body)))
+        stalls = []
+        while not asking.done():
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            stalls.append(time.perf_counter() - before)
+        assert asking.result().status == 400, path
+        assert max(stalls) < 0.5, path
 
 
 @pytest.mark.parametrize(

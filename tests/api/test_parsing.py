@@ -1,6 +1,13 @@
 import pytest
 
-from sllmd.api.parsing import ignored_fields, parse_chat, parse_completion, parse_json
+from sllmd.api.parsing import (
+    ignored_fields,
+    parse_chat,
+    parse_completion,
+    parse_detokenize,
+    parse_json,
+    parse_tokenize,
+)
 from sllmd.api.settings import ApiSettings
 from sllmd.core.errors import CallerError, InvalidRequest, UnsupportedParameter
 
@@ -130,6 +137,81 @@ def test_completion_errors_name_the_field_in_one_sentence(change, param, code, s
     assert said in str(caught.value)
     assert "pydantic" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"keep_alive": HUGE}, "keep_alive"),
+        ({"keep_alive": 1e300}, "keep_alive"),
+        ({"keep_alive": "99999999d"}, "keep_alive"),
+        ({"logit_bias": {"1": HUGE}}, "logit_bias"),
+        ({"temperature": HUGE}, "temperature"),
+        ({"seed": HUGE}, "seed"),
+        ({"top_k": HUGE}, "top_k"),
+        ({"max_tokens": HUGE}, "max_tokens"),
+        ({"n": HUGE}, "n"),
+    ],
+)
+def test_numbers_of_hundreds_of_digits_are_the_callers_fault(change, param):
+    with pytest.raises(InvalidRequest) as caught:
+        parse_completion({"model": "m", "prompt": "x"} | change, SETTINGS)
+    assert caught.value.param == param
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "name", ["tools", "chat_template", "continue_final_message", "truncate_prompt_tokens"]
+)
+def test_the_tokenizers_endpoints_refuse_by_name_too(name):
+    with pytest.raises(UnsupportedParameter, match=f"`{name}`"):
+        parse_tokenize({"model": "m", "prompt": "x", name: "something"}, SETTINGS)
+    with pytest.raises(UnsupportedParameter, match=f"`{name}`"):
+        parse_detokenize({"model": "m", "tokens": [1], name: "something"}, SETTINGS)
+
+
+def test_unknown_fields_of_stream_options_are_named_or_refused():
+    options = {"include_usage": True, "include_obfuscation": False, "zeta": 1}
+    body = {"model": "m", "prompt": "x", "stream": True, "stream_options": options}
+    assert ignored_fields(parse_completion(body, SETTINGS)) == ["stream_options.zeta"]
+    with pytest.raises(InvalidRequest, match=r"stream_options\.zeta"):
+        parse_completion(body, ApiSettings(strict_params=True))
+    with pytest.raises(InvalidRequest, match="`zeta` is not known"):
+        parse_tokenize({"model": "m", "prompt": "x", "zeta": 1}, ApiSettings(strict_params=True))
+
+
+FEW = ApiSettings(json_elements_max=10)
+
+
+@pytest.mark.parametrize(
+    ("raw", "good"),
+    [
+        (b'{"a": [1,2,3,4,5,6,7,8,9]}', True),
+        (b'{"a": [1,2,3,4,5,6,7,8,9,10]}', False),
+        (b'{"a": [[],[],[],[],[],[]]}', False),
+        (b'{"a": [{},{},{},{},{},{}]}', False),
+        (b'{"a": "' + b"[,{" * 50_000 + b'"}', True),
+        (b'{"a": "\\\\", "b": "' + b'\\",' * 100 + b'"}', True),
+        (b'{"a": "' + b"x" * 40_000 + b'", "b": ["' + b'","' * 10 + b'"]}', False),
+        (b'{"a": "' + b"," * 100, None),
+        (b'{"a": "\\\\' + b"," * 100 + b"\\", None),
+    ],
+)
+def test_values_are_counted_and_text_is_not(raw, good):
+    if good:
+        assert parse_json(raw, FEW)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        parse_json(raw, FEW)
+    assert ("more than 10 values" in str(caught.value)) is (good is False)
+
+
+def test_a_conversation_has_a_length():
+    with pytest.raises(InvalidRequest, match="`messages` must hold at most 10000"):
+        parse_chat({"model": "m", "messages": HI * 10_001}, SETTINGS)
 
 
 CHAT_ERRORS = [

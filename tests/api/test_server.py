@@ -1,13 +1,16 @@
 import asyncio
+import json
 import os
 import shutil
 import socket
 import subprocess
+from urllib.parse import urlsplit
 
 import pytest
 
 import sllmd
 from sllmd.core.errors import ConfigError
+from tests.api.conftest import until
 from tests.api.spec import check
 
 
@@ -136,6 +139,55 @@ async def test_a_socket_that_a_crash_left_is_replaced_and_a_live_one_is_not(serv
         assert (tmp_path / "sllmd.sock").exists()
 
 
+async def test_a_file_in_the_sockets_place_stays(serve, tmp_path):
+    precious = tmp_path / "sllmd.sock"
+    precious.write_text("mine")
+    with pytest.raises(ConfigError, match="no socket"):
+        async with serve():
+            pass
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"G@T / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_has_the_envelope_and_no_stack_trace(live, caplog, raw):
+    parts = urlsplit(live.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(raw)
+    head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.")
+    assert b" 400 " in head.splitlines()[0]
+    assert b"Server: sllmd/" in head
+    check(json.loads(body), "ErrorResponse")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    assert caplog.records == []
+
+
+async def test_metrics_count_those_who_wait_for_a_model_without_a_replica(serve):
+    one_place = {"replicas_max": 1, "cpu_devices": 1}
+    async with serve(devices=one_place) as live:
+        body = {"model": "never", "prompt": "x"}
+        first = asyncio.create_task(live.post("/v1/completions", body))
+        await until(lambda: [r.state for r in live.daemon.router.requests()] in (["prefill"], ["decode"]))
+        second = asyncio.create_task(live.post("/v1/completions", {**body, "model": "gpt-6-astra"}))
+        await until(lambda: live.daemon.operator.status().requests_waiting == 1)
+        text = await (await live.get("/metrics")).text()
+        assert 'sllmd_requests_waiting{model="letters"} 1.0' in text
+        assert 'sllmd_requests_waiting{model="never"} 0.0' in text
+        for task in (first, second):
+            task.cancel()
+        await asyncio.wait([first, second])
+
+
 async def test_several_addresses(serve):
     async with serve(api={"listen": ["127.0.0.1:0", "[::1]:0"]}) as live:
         for url in live.daemon.operator.listen[:2]:
@@ -150,11 +202,15 @@ async def test_tokens_there_and_back(live):
     assert answer["token_strs"][-1] == "x"
     back = await live.post("/detokenize", {"model": "letters", "tokens": answer["tokens"]})
     assert await back.json() == {"prompt": "é🙂x"}
+    odd = await live.post("/tokenize", {"model": "letters", "prompt": "x", "zeta": 1})
+    assert odd.headers["X-Sllmd-Ignored-Params"] == "zeta"
     for path, wrong in (
         ("/tokenize", {"model": "letters"}),
         ("/tokenize", {"model": "letters", "prompt": "x", "messages": []}),
         ("/tokenize", {"model": "chatless", "messages": [{"role": "user", "content": "x"}]}),
         ("/detokenize", {"model": "letters", "tokens": [99999]}),
         ("/detokenize", {"model": "letters", "tokens": ["a"]}),
+        ("/tokenize", {"model": "letters", "prompt": "x" * 100_000}),
+        ("/tokenize", {"model": "letters", "prompt": "x", "tools": [{"type": "function"}]}),
     ):
         assert (await live.post(path, wrong)).status == 400, wrong

@@ -155,9 +155,18 @@ async def test_headers_go_out_when_the_wait_is_long_and_silence_is_commented(ser
     async with serve(api={"hold_headers": 0.05, "sse_keepalive": 0.05}) as live:
         response = await live.post("/v1/completions", {**COMPLETION, "model": "building", "stream": True})
         assert response.status == 200
+        assert not {"Server-Timing", "X-Sllmd-Cold", "X-Sllmd-Tier"} & response.headers.keys()
         assert await response.content.readuntil(b"\n\n") == b": keepalive\n\n"
         assert await response.content.readuntil(b"\n\n") == b": keepalive\n\n"
         response.close()
+
+
+async def test_a_refusal_after_the_headers_is_counted(serve):
+    async with serve(api={"hold_headers": 0.01}, serving={"queue_timeout": "300ms"}) as live:
+        *_, error, _ = await live.stream("/v1/completions", {**COMPLETION, "model": "building"})
+        assert error["error"]["code"] == "startup_timeout"
+        text = await (await live.get("/metrics")).text()
+        assert 'sllmd_requests_rejected_total{reason="startup_timeout"} 1.0' in text
 
 
 async def test_comments_can_be_switched_off(serve):
