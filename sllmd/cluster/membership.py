@@ -92,6 +92,7 @@ class Membership:
         )
         self._machine: Gossip
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._questions: dict[int, asyncio.Future[bytes]] = {}
         self._question_count = 0
@@ -232,17 +233,17 @@ class Membership:
 
     async def close(self) -> None:
         """Be gone without a word; idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._datagrams.close()
+        await self._streams.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for future in self._joins.values():
             future.cancel()
         self._gone.cancel()
         self.id_taken.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._datagrams.close()
-        await self._streams.close()
+        if self._timer is not None:  # last: nothing is left that could set it again
+            self._timer.cancel()
 
     # --- events in ---
 
@@ -253,14 +254,15 @@ class Membership:
 
     def _arm(self) -> None:
         deadline = self._machine.deadline_seconds()
+        if deadline == self._timer_at:
+            return
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() == deadline:
-                return
             self._timer.cancel()
+        self._timer_at = deadline
         self._timer = self._loop.call_at(deadline, self._tick) if deadline < float("inf") else None
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, float("inf")
         self._handle(Tick(self._loop.time()))
 
     def _on_packet(self, address: str, contents: bytes) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from sllmd.cluster.gossip import GossipSettings, Meta
@@ -31,6 +32,12 @@ QUICK = GossipSettings(
 )
 HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
 MakeMember = Callable[..., Awaitable[Membership]]
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """The daemon's loop, and the one whose debug messages people know how to read."""
+    return request.param()
 
 
 @pytest.fixture
