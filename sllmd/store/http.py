@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import http.client
-import re
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
-from urllib.parse import quote
 
 from sllmd.core.errors import SourceChanged, SourceUnavailable
+from sllmd.store.connections import CONTENT_RANGE, Connections, file_url
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _NOT_FOUND = frozenset({404, 410})
+_REDIRECTS_MAX = 5
+"""Of one answer; hubs answer with one to their storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +30,11 @@ class HttpSource:
 
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
         self.base_url = base_url.rstrip("/")
-        self._timeout_seconds = timeout_seconds
+        self._connections = Connections(timeout_seconds=timeout_seconds, redirects_max=_REDIRECTS_MAX)
 
     def url(self, file: str) -> str:
         """Where ``file`` is."""
-        return f"{self.base_url}/{quote(file)}"
+        return file_url(self.base_url, file)
 
     def read_small(self, file: str, bytes_max: int) -> bytes | None:
         """All of a small file, or None when it is not there. Raises SourceUnavailable."""
@@ -62,7 +61,7 @@ class HttpSource:
                         f"{self.url(file)} cannot be read in pieces: the server ignores Range requests",
                         hint="download the model and import the directory",
                     )
-                matched = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                matched = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
                 data = response.read(end - begin + 1)
                 validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         except FileNotFoundError as error:
@@ -83,22 +82,24 @@ class HttpSource:
             raise SourceChanged(f"{self.url(file)} changed while it was read", hint="try again")
         return piece.data
 
-    def _open(self, file: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        # Identity: a compressed answer would have another length and no ranges.
-        request = urllib.request.Request(  # noqa: S310  (the importer passes http and https only)
-            self.url(file), headers={"Accept-Encoding": "identity", **headers}
-        )
+    @contextmanager
+    def _open(self, file: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
         try:
-            response = urllib.request.urlopen(request, timeout=self._timeout_seconds)  # noqa: S310
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code in _NOT_FOUND:
-                    raise FileNotFoundError(file) from error
-                raise SourceUnavailable(f"{self.url(file)} answers {error.code} {error.reason}") from error
-        return cast("http.client.HTTPResponse", response)
+            # Identity: a compressed answer would have another length and no ranges.
+            _, response = self._connections.get(
+                self.url(file), {"Accept-Encoding": "identity", "Connection": "close", **headers}
+            )
+            if response.status in _NOT_FOUND:
+                raise FileNotFoundError(file)
+            if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
+                raise SourceUnavailable(f"{self.url(file)} answers {response.status} {response.reason}")
+            with response:
+                yield response
+        finally:
+            self._connections.forget()
 
     def _unavailable(self, file: str, error: Exception) -> SourceUnavailable:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         return SourceUnavailable(
             f"{self.url(file)} cannot be read: {reason}", hint="check the address and the network"
         )

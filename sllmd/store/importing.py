@@ -46,6 +46,7 @@ from sllmd.store.verify import hash_chunks
 from sllmd.store.writing import COPY_BYTES, write_partitions
 
 Stage = Literal["fetching", "converting", "hashing", "copying"]
+_URL = re.compile(r"https?://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SPARE_BYTES = 64 * 1024 * 1024
 """Must stay free on the store's filesystem, for small files and for everybody else there."""
@@ -80,7 +81,7 @@ def import_checkpoint(
     """
     settings = settings or ImportSettings()
     model = check_name(name if name is not None else default_name(source))
-    is_url = re.match(r"https?://", source) is not None
+    is_url = _URL.match(source) is not None
     if in_place and partitions != 1:
         raise InvalidRequest("a model served in place has one partition", param="partitions")
     if is_url and (in_place or partitions != 1):
@@ -102,6 +103,8 @@ def import_checkpoint(
 
 def default_name(source: str) -> str:
     """The name a model gets when the user gives none: the source's last part, made a name."""
+    if _URL.match(source):
+        source = re.sub(r"[?#].*", "", source)  # a token is nobody's name
     source = re.sub(r"/resolve/[^/]+/?$", "", source)  # a hub's address of one revision
     last = source.removeprefix(builtin.PREFIX).rstrip("/").rsplit("/", 1)[-1]
     last = re.sub(r"\.(safetensors|gguf|bin|pt|pth)$", "", last if last not in {"", ".", ".."} else "")

@@ -14,6 +14,7 @@ from pathlib import Path
 from sllmd.core.errors import MalformedCheckpoint, SourceUnavailable
 from sllmd.core.ids import ModelName
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.connections import file_url
 from sllmd.store.digest import UNNAMED, manifest_digest, with_digest
 from sllmd.store.directory import MANIFEST_FILE, parse_manifest, small_digests, write_manifest
 from sllmd.store.durable import write_file
@@ -70,7 +71,7 @@ def _find(url: str, timeout_seconds: float) -> HttpSource:
 
     Raises SourceUnavailable when neither has what every model has.
     """
-    for base_url in (url, f"{url.rstrip('/')}/resolve/main"):
+    for base_url in (url, file_url(url, "resolve/main")):
         source = HttpSource(base_url, timeout_seconds)
         if any(source.read_small(name, SMALL_FILE_BYTES_MAX) for name in (MANIFEST_FILE, CONFIG_FILE)):
             return source

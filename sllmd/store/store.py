@@ -36,7 +36,7 @@ from sllmd.core.ids import Digest, ModelName
 from sllmd.store.catalogue import Catalogue, Entry, Quarantined, check_name, slug
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.directory import copy_small_files, read_manifest, tree_bytes, write_manifest
-from sllmd.store.durable import remove_tree, store_errors, sync_directory, sync_file
+from sllmd.store.durable import remove_tree, store_errors, sync_directory
 from sllmd.store.local import fingerprint
 from sllmd.store.manifest import DataFile, Manifest
 from sllmd.store.verify import VerifyProgress, verify_checkpoint
@@ -245,7 +245,7 @@ class Store:
     def complete_remote(
         self, checkpoint: Checkpoint, chunk_digests: Mapping[str, Sequence[str]]
     ) -> Checkpoint:
-        """Publish a remote checkpoint whose data files are all in ``data_directory`` now.
+        """Publish a remote checkpoint whose data files are all in ``data_directory`` now, synced.
 
         ``chunk_digests``: per file path, what its chunks hashed to while they passed. Raises
         SourceUnavailable when files or digests do not fit the manifest.
@@ -256,8 +256,6 @@ class Store:
             path = staging / file.path
             if not path.is_file() or path.stat().st_size != file.size_bytes:
                 raise SourceUnavailable(f"{file.path} of `{checkpoint.name}` did not arrive whole")
-            with store_errors(f"write {path}"):
-                sync_file(path)
         with self._changing(f"publish `{checkpoint.name}`"):
             entry = self._catalogue.entries().get(checkpoint.name)
             if entry is None or entry.directory != checkpoint.directory.name:

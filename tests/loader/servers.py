@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 @dataclass
@@ -48,7 +49,7 @@ class RangeServer:
         with self.lock:
             request = Request(len(self.requests), path, headers)
             self.requests.append(request)
-        content = (self.directory / path.lstrip("/").split("?")[0]).read_bytes()
+        content = (self.directory / urlsplit(path).path.lstrip("/")).read_bytes()
         if "Range" not in headers:
             return Answer(200, {"Content-Length": str(len(content)), "ETag": '"v1"'}, content)
         first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", headers["Range"]).groups())

@@ -165,6 +165,35 @@ async def test_a_query_of_the_base_url_is_kept(tier_of, origin, server, tmp_path
     assert all(request.path.endswith("?token=a%20b") for request in server.requests)
 
 
+async def test_a_proxy_of_the_environment_is_used(tier_of, origin, server, tmp_path, publisher, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.url.replace("//", "//me:p%40ss@"))
+    checkpoint = remote(origin, "http://models.invalid:81?token=1", tmp_path / "node")
+    await check_loads(tier_of(), checkpoint, origin, publisher)
+    assert {request.path.rpartition("/")[0] for request in server.requests} == {"http://models.invalid:81"}
+    assert {request.headers["Host"] for request in server.requests} == {"models.invalid:81"}
+    assert {request.headers["Proxy-Authorization"] for request in server.requests} == {"Basic bWU6cEBzcw=="}
+
+
+async def test_a_proxy_is_asked_for_a_tunnel(tier_of, origin, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", server.url)
+    checkpoint = remote(origin, "https://models.invalid/m", tmp_path / "node")
+    with pytest.raises(SourceUnavailable, match="Tunnel connection failed: 501"):
+        await tier_of(http_attempts=1).acquire(checkpoint).loaded()
+
+
+async def test_no_proxy_names_servers_that_are_near(tier_of, checkpoint, origin, publisher, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    await check_loads(tier_of(), checkpoint, origin, publisher)
+
+
+async def test_a_proxy_of_another_kind_is_refused(tier_of, checkpoint, monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://me:secret@proxy:1080")
+    with pytest.raises(SourceUnavailable, match="speaks socks5 cannot be used") as caught:
+        await tier_of().acquire(checkpoint).loaded()
+    assert "secret" not in str(caught.value)
+
+
 @pytest.fixture
 def nginx(origin, tmp_path):
     binary = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Manners:
     changes: str = ""
     silent: str = ""
     requests: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
 
 
@@ -43,9 +44,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        name = unquote(self.path).removeprefix("/models/m/")
+        asked = urlsplit(self.path)
+        name = unquote(asked.path).removeprefix("/models/m/")
         manners = self.server.manners
         manners.requests.append(name)
+        manners.queries.append(asked.query)
         path = self.server.root / name
         if name in manners.status or not path.is_file():
             self.send_error(manners.status.get(name, 404))

@@ -175,6 +175,8 @@ def test_progress_counts_every_byte_once(store: Store, tmp_path: Path) -> None:
         ("builtin:tiny", "tiny"),
         ("https://host/org/Some Model", "some-model"),
         ("https://hub/org/Name/resolve/main", "name"),
+        ("https://host/org/name/?token=secret", "name"),
+        ("https://hub/org/name/resolve/main?download=true", "name"),
     ],
 )
 def test_a_model_is_named_after_its_source(source: str, name: str) -> None:

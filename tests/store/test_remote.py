@@ -273,6 +273,25 @@ def test_the_page_of_a_model_on_a_hub_stands_for_its_main_revision(store: Store,
         assert run_import(store, url).remote_url == f"{url}/resolve/main"
 
 
+@pytest.mark.parametrize("page", ["/models/m", "/models/m/resolve/main"])
+def test_a_query_stays_behind_every_file(
+    store: Store, source: Path, url: str, manners: Manners, page: str, tmp_path: Path
+) -> None:
+    if page.endswith("main"):
+        shutil.copytree(source, source / "resolve" / "main")
+        (source / "config.json").unlink()
+    checkpoint = run_import(store, f"{url}?token=a%20b")
+    assert checkpoint.remote_url == f"{url.removesuffix('/models/m')}{page}?token=a%20b"
+    assert set(manners.queries) == {"token=a%20b"}
+
+
+def test_importing_goes_through_the_proxy_of_the_environment(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", url.removesuffix("/models/m"))
+    assert run_import(store, "http://models.invalid/models/m").remote_url == "http://models.invalid/models/m"
+
+
 def test_a_remote_model_without_a_tokenizer_is_refused(store: Store, source: Path, url: str) -> None:
     (source / "tokenizer.json").unlink()
     with pytest.raises(UnsupportedCheckpoint, match="has no tokenizer"):
