@@ -359,8 +359,10 @@ class Agent:
         now_seconds = time.monotonic()
         if residence.tier != "dram":
             residence.stages_seconds[f"{residence.tier}→dram"] = report.seconds
-        residence.stages_seconds["attach"] = now_seconds - loaded_seconds
-        self._start_overhead_seconds += 0.3 * (now_seconds - loaded_seconds - self._start_overhead_seconds)
+        bytes_there_seconds = residence.started_seconds if residence.tier == "dram" else loaded_seconds
+        attach_seconds = now_seconds - bytes_there_seconds
+        residence.stages_seconds["attach"] = attach_seconds
+        self._start_overhead_seconds += 0.3 * (attach_seconds - self._start_overhead_seconds)
         residence.state = ReplicaState.SERVING
         residence.resident_since_seconds = residence.last_used_seconds = now_seconds
         replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))
