@@ -71,6 +71,7 @@ def _generation_requests(
             request_id=request[EXCHANGE].request_id,
             model=card.name,
             prompt_ids=prompt_ids,
+            digest=card.digest,
             sampling=chat_sampling(wanted, tokenizer, seed=choice_seed(seed, choice), max_tokens=max_tokens),
             stop=tuple(wanted.stop),
             keep_alive_seconds=wanted.keep_alive,

@@ -107,6 +107,7 @@ def _generation_requests(
                     request_id=request[EXCHANGE].request_id,
                     model=card.name,
                     prompt_ids=prompt_ids,
+                    digest=card.digest,
                     sampling=sampling,
                     stop=tuple(wanted.stop),
                     keep_alive_seconds=wanted.keep_alive,
