@@ -15,7 +15,7 @@ floor     rooms                       what lives there
 3         ``engine``, ``loader``      tokens out of weights; bytes up the tiers
 3         ``cluster``                 who leads and what a cluster of daemons has agreed on
 2         ``store``, ``text``         checkpoints on disk; text to token ids and back
-1         ``wire``, ``telemetry``     frames between processes; metrics and logs
+1         ``wire``, ``telemetry``     how processes and nodes talk; metrics and logs
 0         ``core``                    ids, units, errors: the words everything is said in
 ========  ==========================  ==============================================================
 
