@@ -76,6 +76,19 @@ async def test_any_integer_is_a_seed(live, seed):
     assert (await live.complete(seed=seed, max_tokens=2))["choices"]
 
 
+async def test_the_context_is_what_the_node_allows(serve):
+    async with serve(engine={"context_tokens_max": 64}) as live:
+        listed = await (await live.get("/v1/models/letters")).json()
+        assert listed["max_model_len"] == 64
+        for fields in ({"prompt": "x" * 100}, {"prompt": "x", "max_tokens": 100}, {"prompt": [70] * 100}):
+            response = await live.post("/v1/completions", {"model": "letters", **fields})
+            error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (400, "context_length_exceeded")
+            assert "maximum context length is 64 tokens" in error["message"]
+        whole = await live.complete(prompt="x", max_tokens=63)
+        assert whole["usage"]["completion_tokens"] == 63
+
+
 async def test_a_stop_token_ends_and_is_counted(live):
     body = await live.complete("stops", "hi", max_tokens=50)
     assert body["choices"][0]["finish_reason"] == "stop"
