@@ -84,7 +84,6 @@ class Attach:
     partitions: tuple[tuple[int, int, int], ...]
     """Per partition: span bytes, slab bytes, number of descriptors."""
     options: EngineOptions
-    model_directory: str
     devices: tuple[str, ...]
     fake_json: str
     """FakeSettings, for the fake engine."""

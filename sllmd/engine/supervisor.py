@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
 import structlog
 
@@ -37,6 +36,8 @@ _log = structlog.get_logger(__name__)
 
 _FAILURES_BEFORE_GIVING_UP = 2
 """So many failed starts in a row, and whoever waits for a worker hears why instead of waiting on."""
+_LIMITS_HINT = "raise the limits of open files and processes (ulimit -n -u, LimitNOFILE=, TasksMax=)"
+_STOPS = Cause("the daemon stops")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Supervisor:
         self._last_error: Cause | None = None
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Begin to keep workers waiting; returns at once."""
@@ -76,15 +78,16 @@ class Supervisor:
 
     async def close(self) -> None:
         """End every process; returns when all are reaped."""
+        self._closed = True
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-        self._refuse_takers(Cause("the daemon stops"))
+        self._refuse_takers(_STOPS)
         workers = [*self._waiting, *self._starting]
         self._waiting.clear()
         await asyncio.gather(
             *(replica.close() for replica in tuple(self._replicas)),
-            *(worker.stop(Cause("the daemon stops")) for worker in workers),
+            *(worker.stop(_STOPS) for worker in workers),
         )
         if self._zygote is not None:
             await self._zygote.close()
@@ -95,7 +98,6 @@ class Supervisor:
         memory: Sequence[PartitionMemory],
         options: EngineOptions,
         *,
-        model_directory: Path,
         devices: Sequence[str] = ("cpu",),
     ) -> Replica:
         """A replica in the making: its worker has mapped ``memory`` and builds what needs no bytes.
@@ -111,7 +113,6 @@ class Supervisor:
             manifest_json=manifest.model_dump_json(),
             partitions=tuple((part.span_bytes, part.slab_bytes, len(part.descriptors)) for part in memory),
             options=options,
-            model_directory=str(model_directory),
             devices=tuple(devices),
             fake_json=self._settings.fake.model_dump_json(),
         )
@@ -152,6 +153,8 @@ class Supervisor:
 
     async def _take_worker(self) -> WorkerProcess:
         """A waiting worker, now or when there is one."""
+        if self._closed:
+            raise _load_failed(_STOPS)
         loop = asyncio.get_running_loop()
         self._refill_after_seconds = loop.time() + self._settings.refill_delay_seconds
         while self._waiting:
@@ -201,6 +204,8 @@ class Supervisor:
                 _log.error("zygote lost", reason=cause.message, hint=cause.hint)
             except ModelLoadFailed as error:
                 self._start_failed(Cause(error.message, error.hint))
+            except OSError as error:
+                self._start_failed(Cause(f"no further process: {error.strerror}", _LIMITS_HINT))
             await asyncio.sleep(self._backoff_seconds())
 
     async def _start_zygote(self) -> ZygoteProcess:

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,7 +53,13 @@ class Zygote:
         """Import, then serve until the daemon hangs up."""
         started_seconds = time.monotonic()
         _import_engine(self._engine)
-        self._send(ZygoteReady(time.monotonic() - started_seconds))
+        try:
+            self._send(ZygoteReady(time.monotonic() - started_seconds))
+            self._serve()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the daemon hung up
+
+    def _serve(self) -> NoReturn:
         while True:
             for key, _events in self._selector.select():
                 if key.fd == self._control.fileno():
@@ -104,6 +111,8 @@ class Zygote:
             close_descriptors(tuple(self._worker_by_pidfd))
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUST))
             worker.main(socket.socket(fileno=connection), self._engine, self._frame_bytes_max)
+        except BaseException:  # noqa: BLE001 - the zygote's frames below this one are not this process's
+            traceback.print_exc()
         finally:
             os._exit(1)
 
@@ -155,10 +164,7 @@ def main() -> None:
     _keep_no_descriptors()
     _allow_many_descriptors()
     os.set_inheritable(CONTROL_DESCRIPTOR, False)
-    try:
-        Zygote(arguments.engine, arguments.frame_bytes_max).run()
-    except (EOFError, OSError):
-        os._exit(0)  # the daemon hung up
+    Zygote(arguments.engine, arguments.frame_bytes_max).run()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
+from contextlib import ExitStack
 from typing import TypeVar
 
 from sllmd.core.errors import ModelLoadFailed, ProtocolError
@@ -35,18 +37,18 @@ class ZygoteProcess(Peer):
     """A running zygote."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        """Spawn it; ``ready`` tells when it can fork."""
+        """Spawn it; ``ready`` tells when it can fork. Raises OSError when the system gives no more."""
         self._workers: dict[int, WorkerProcess] = {}
         self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        connection, theirs = socket.socketpair()
-        reading, writing = os.pipe()
-        with theirs:
-            try:
-                pid = _spawn(settings, theirs.fileno(), writing)
-            finally:
-                os.close(writing)
-        process = ChildProcess(pid, os.pidfd_open(pid), Output(reading, "zygote", settings))
+        with ExitStack() as ours:
+            with ExitStack() as theirs:
+                connection, reading, control, writing = _connections(ours, theirs)
+                pid = _spawn(settings, control, writing)
+            ours.callback(_end, pid)
+            pidfd = os.pidfd_open(pid)
+            ours.pop_all()
+        process = ChildProcess(pid, pidfd, Output(reading, "zygote", settings))
         super().__init__("the zygote", process, connection, settings)
 
     async def ready(self) -> float:
@@ -54,21 +56,17 @@ class ZygoteProcess(Peer):
         return await self._answer(self._ready, "import the engine")
 
     async def fork(self, worker_id: int) -> WorkerProcess:
-        """A new worker. Raises ModelLoadFailed when there can be none."""
+        """A new worker. Raises ModelLoadFailed when there can be none, OSError without descriptors."""
         answer = self._forks[worker_id] = asyncio.get_running_loop().create_future()
-        connection, theirs = socket.socketpair()
-        reading, writing = os.pipe()
         try:
-            with theirs:
-                try:
-                    self.send(Fork(worker_id), [theirs.fileno(), writing])
+            with ExitStack() as ours:
+                with ExitStack() as theirs:
+                    connection, reading, remote, writing = _connections(ours, theirs)
+                    self.send(Fork(worker_id), [remote, writing])
                     await self.drained()
-                finally:
-                    os.close(writing)
-            pid, pidfd = await self._answer(answer, "fork a worker")
+                pid, pidfd = await self._answer(answer, "fork a worker")
+                ours.pop_all()
         except BaseException:
-            connection.close()
-            os.close(reading)
             if answer.done() and answer.exception() is None:
                 os.close(answer.result()[1])  # it came just as its asker was cancelled
             raise
@@ -112,10 +110,28 @@ class ZygoteProcess(Peer):
                 raise ProtocolError(f"a zygote sent {type(message).__name__}")
 
 
+def _connections(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, int, int, int]:
+    """A socket and the reading end of a pipe, for us; a socket and the writing end, for a child."""
+    connection, remote = socket.socketpair()
+    ours.enter_context(connection)
+    theirs.enter_context(remote)
+    reading, writing = os.pipe()
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return connection, reading, remote.fileno(), writing
+
+
+def _end(pid: int) -> None:
+    """End and reap a child that cannot be watched."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def _spawn(settings: WorkerSettings, control: int, output: int) -> int:
     """A new interpreter that inherits nothing but these two descriptors."""
     arguments = [
         sys.executable,
+        "-P",  # what lies in the working directory is no module of ours
         "-m",
         "sllmd.engine.zygote",
         f"--engine={settings.engine}",

@@ -343,7 +343,6 @@ class Agent:
                 checkpoint.manifest,
                 lease.memory,
                 residence.options,
-                model_directory=checkpoint.directory,
                 devices=residence.devices,
             )
             report = await _follow(lease, replica)

@@ -107,7 +107,6 @@ async def test_a_worker_over_slabs_says_what_the_engine_says(
         given.manifest,
         in_slabs(given, descriptors),
         options,
-        model_directory=Path("/nowhere"),
         devices=["cpu:0", "cpu:1"][:partitions],
     )
     replica.progress([len(buffer) // 2 for buffer in given.buffers])
@@ -131,9 +130,7 @@ async def test_weights_that_do_not_fit_are_told_in_words(
 ) -> None:
     given = checkpoint(random_model("LlamaForCausalLM"))
     fewer = given.manifest.model_copy(update={"tensors": given.manifest.tensors[:-1]})
-    replica = await supervisor.attach(
-        fewer, in_slabs(given, descriptors), EngineOptions(threads=1), model_directory=Path("/nowhere")
-    )
+    replica = await supervisor.attach(fewer, in_slabs(given, descriptors), EngineOptions(threads=1))
     with pytest.raises(ModelLoadFailed, match="is missing from the checkpoint"):
         await replica.begin()
 
@@ -143,9 +140,7 @@ async def test_an_unknown_architecture_is_told_in_words(
 ) -> None:
     given = checkpoint(random_model("LlamaForCausalLM"))
     other = given.manifest.model_copy(update={"architecture": "NobodyForCausalLM"})
-    replica = await supervisor.attach(
-        other, in_slabs(given, descriptors), EngineOptions(threads=1), model_directory=Path("/nowhere")
-    )
+    replica = await supervisor.attach(other, in_slabs(given, descriptors), EngineOptions(threads=1))
     with pytest.raises(ModelLoadFailed, match="no architecture NobodyForCausalLM") as caught:
         await replica.begin()
     assert caught.value.hint

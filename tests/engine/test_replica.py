@@ -32,7 +32,7 @@ PAGE = 4096
 async def attach(
     supervisor: Supervisor, memory: tuple[PartitionMemory, ...] = (), **fake: object
 ) -> WorkerReplica:
-    replica = await supervisor.attach(manifest(**fake), memory, OPTIONS, model_directory=Path("/nowhere"))
+    replica = await supervisor.attach(manifest(**fake), memory, OPTIONS)
     assert isinstance(replica, WorkerReplica)
     return replica
 

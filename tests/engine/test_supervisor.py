@@ -1,5 +1,6 @@
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ OPTIONS = EngineOptions(threads=1)
 
 
 async def serve(supervisor: Supervisor, **fake: object) -> WorkerReplica:
-    replica = await supervisor.attach(manifest(**fake), (), OPTIONS, model_directory=Path("/nowhere"))
+    replica = await supervisor.attach(manifest(**fake), (), OPTIONS)
     await replica.begin()
     assert isinstance(replica, WorkerReplica)
     return replica
@@ -135,6 +136,68 @@ async def test_a_start_that_fails_tells_why_and_is_tried_again(
     await supervisor.close()
 
 
+class TestLimits:
+    @pytest.fixture
+    def worker_settings(self) -> WorkerSettings:
+        return WorkerSettings(
+            engine="fake", respawn_backoff_seconds_min=0.01, respawn_backoff_seconds_max=0.02
+        )
+
+    async def test_running_out_of_descriptors_is_told_and_passes(self, supervisor: Supervisor) -> None:
+        await filled(supervisor)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            for _ in range(2):
+                await serve(supervisor)
+            with pytest.raises(ModelLoadFailed, match="Too many open files"):
+                await serve(supervisor)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await filled(supervisor)
+        assert supervisor.stats().last_error is None
+        assert supervisor.stats().zygote_starts == 1
+
+
+async def test_what_lies_in_the_working_directory_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_left: None
+) -> None:
+    (tmp_path / "queue.py").write_text("raise ImportError('not the queue of the library')")
+    monkeypatch.chdir(tmp_path)
+    supervisor = Supervisor(WorkerSettings(engine="fake"))
+    await supervisor.start()
+    assert await tokens_of(await serve(supervisor)) == 5
+    await supervisor.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "text"),
+    [
+        ("transformers", "torch", "raise OSError('libcudart.so.13: cannot open shared object file')"),
+        (
+            "fake",
+            "sitecustomize",
+            "import pathlib\npathlib.Path.write_text = lambda *_: open('/no/libcudart')",
+        ),
+    ],
+    ids=["zygote", "worker"],
+)
+async def test_an_error_of_the_system_is_not_taken_for_the_daemons_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_left: None, engine: str, module: str, text: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    supervisor = Supervisor(
+        WorkerSettings(engine=engine, respawn_backoff_seconds_min=0.01, respawn_backoff_seconds_max=0.02)
+    )
+    await supervisor.start()
+    with pytest.raises(ModelLoadFailed, match="libcudart"):
+        await serve(supervisor)
+    await supervisor.close()
+
+
 async def test_a_caller_that_gives_up_waiting_takes_no_worker(supervisor: Supervisor) -> None:
     tasks = [asyncio.create_task(serve(supervisor)) for _ in range(4)]
     await asyncio.sleep(0)
@@ -153,6 +216,14 @@ async def test_closing_refuses_those_who_wait(nothing_left: None) -> None:
     await supervisor.close()
     with pytest.raises(ModelLoadFailed, match="daemon stops"):
         await task
+
+
+async def test_a_closed_supervisor_refuses(nothing_left: None) -> None:
+    supervisor = Supervisor(WorkerSettings(engine="fake"))
+    await supervisor.start()
+    await supervisor.close()
+    with pytest.raises(ModelLoadFailed, match="daemon stops"):
+        await serve(supervisor)
 
 
 async def test_many_lives_leave_nothing_behind(supervisor: Supervisor) -> None:
@@ -218,7 +289,7 @@ from tests.engine.fakes import manifest
 async def main():
     supervisor = Supervisor(WorkerSettings(engine="fake"))
     await supervisor.start()
-    replica = await supervisor.attach(manifest(), (), EngineOptions(threads=1), model_directory=Path("/"))
+    replica = await supervisor.attach(manifest(), (), EngineOptions(threads=1))
     await replica.begin()
     print("PIDS", *(process.pid for process in supervisor.stats().processes), flush=True)
     await asyncio.sleep(1000)
@@ -253,7 +324,7 @@ async def test_everything_ends_with_a_killed_daemon(stopped: bool) -> None:
 async def test_in_process_needs_no_process(nothing_left: None) -> None:
     supervisor = Supervisor(WorkerSettings(engine="fake", in_process=True))
     await supervisor.start()
-    replica = await supervisor.attach(manifest(), (), OPTIONS, model_directory=Path("/nowhere"))
+    replica = await supervisor.attach(manifest(), (), OPTIONS)
     assert isinstance(replica, LocalReplica)
     await replica.begin()
     assert len(tokens([event async for event in replica.generate(state())])) == 5

@@ -40,7 +40,6 @@ ATTACH = Attach(
     manifest().model_dump_json(),
     (),
     EngineOptions(threads=1),
-    "/",
     ("cpu",),
     FakeSettings().model_dump_json(),
 )
@@ -160,7 +159,7 @@ def dummy(settings: WorkerSettings = SETTINGS) -> tuple[WorkerProcess, socket.so
 
 @pytest.mark.parametrize(
     "garbage",
-    [*GARBAGE, b"".join(pack(encode(Ready({})), 0, 1000)), b"".join(pack(encode(Begin()), 0, 1000))],
+    [*GARBAGE, b"".join(pack(encode(Ready({}, 0)), 0, 1000)), b"".join(pack(encode(Begin()), 0, 1000))],
 )
 async def test_the_daemon_kills_a_worker_that_breaks_the_protocol(nothing_left: None, garbage: bytes) -> None:
     worker, theirs = dummy()
