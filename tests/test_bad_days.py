@@ -246,7 +246,7 @@ async def come_and_go(daemon: LiveDaemon, clients: int) -> None:
     """Some leave before their first token, some after it, some with a reset."""
     address = urlsplit(daemon.url)
     body = b'{"model": "steady", "prompt": "hi", "max_tokens": 2000, "stream": true}'
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     here = asyncio.Semaphore(200)
 
     async def client(number: int) -> None:
