@@ -22,6 +22,9 @@ from sllmd.engine.weights import Weights
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
 
+PREPACK_SECONDS = 60.0
+"""For the fast path to be proven and laid out, which goes on beside the first tokens."""
+
 
 async def measure(
     model: str,
@@ -44,9 +47,7 @@ async def measure(
         partition.populate(0, partition.span_bytes)
     weights = Weights.over_memory(checkpoint.manifest, [partition.buffer() for partition in mapped])
     engine = build_engine(checkpoint.manifest, weights, EngineOptions(threads=threads))
-    _batch(engine, 1, prompt_tokens, 8, "warm")
-    while engine.has_work():  # the fast path is prepared after the first tokens
-        engine.step()
+    _until_prepacked(engine, prompt_tokens)
     found = {
         str(concurrency): statistics.median(
             _batch(engine, concurrency, prompt_tokens, new_tokens, f"{seed}-{concurrency}-{repeat}")
@@ -55,6 +56,15 @@ async def measure(
         for concurrency in concurrencies
     }
     return {"tokens_per_s": found, "runner": engine.stats().runner, "threads": engine.stats().threads}
+
+
+def _until_prepacked(engine: Engine, prompt_tokens: int) -> None:
+    """Serve until the fastest forward has taken over. Raises RuntimeError when it does not."""
+    deadline = time.monotonic() + PREPACK_SECONDS
+    while (runner := engine.stats().runner) != "prepacked":
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"after {PREPACK_SECONDS:.0f} s the engine still runs {runner}")
+        _batch(engine, 1, prompt_tokens, 8, f"warm-{time.monotonic()}")
 
 
 def _batch(engine: Engine, concurrency: int, prompt_tokens: int, new_tokens: int, seed: str) -> float:

@@ -48,7 +48,7 @@ def run(rounds: int) -> Report:
     """All servers, ``rounds`` times."""
     report = Report(GOALS)
     samples = asyncio.run(_measure(rounds))
-    _values(report, samples)
+    _values(report, samples, rounds)
     for name, found in samples.items():
         report.row(name, [seconds * 1000 for seconds in found.values()], "ms")
     return report
@@ -238,35 +238,42 @@ async def _nobody_left() -> None:
         await asyncio.sleep(0.1)
 
 
-def _values(report: Report, samples: Samples) -> None:
-    report.value("coldstart.dram_ms", _ms(samples["sllmd: 1.1 GB from DRAM"]))
-    report.value("coldstart.attach_ms", _ms(samples["sllmd: 1.1 GB attach"]))
+def _values(report: Report, samples: Samples, rounds: int) -> None:
+    report.value("coldstart.dram_ms", _ms(samples["sllmd: 1.1 GB from DRAM"]), rounds)
+    report.value("coldstart.attach_ms", _ms(samples["sllmd: 1.1 GB attach"]), rounds)
     ssd = samples["sllmd: SmolLM2 from SSD"]
     beyond = {index: seconds - SSD_ALLOWANCE_SECONDS for index, seconds in ssd.items()}
-    report.value("coldstart.ssd_over_floor", ratios(beyond, samples["floor"]))
+    report.value("coldstart.ssd_over_floor", ratios(beyond, samples["floor"]), rounds)
     dram = samples["sllmd: SmolLM2 from DRAM"]
     report.value(
         "coldstart.vs_ray",
-        _worse(ratios(samples["ray: from zero, cold"], ssd), ratios(samples["ray: from zero, warm"], dram)),
+        _worse(
+            ratios(samples["ray: from zero, cold"], ssd),
+            ratios(samples["ray: from zero, warm"], dram),
+            rounds,
+        ),
+        1,
     )
     report.value(
         "coldstart.vs_transformers_serve",
         _worse(
             ratios(samples["transformers serve: cold"], ssd),
             ratios(samples["transformers serve: warm"], dram),
+            rounds,
         ),
+        1,
     )
     switch = samples["sllmd: switch"]
-    report.value("coldstart.switch_vs_ray", ratios(samples["ray: switch"], switch))
-    report.value("coldstart.switch_vs_ray_mux", ratios(samples["ray: switch, multiplexed"], switch))
+    report.value("coldstart.switch_vs_ray", ratios(samples["ray: switch"], switch), rounds)
+    report.value("coldstart.switch_vs_ray_mux", ratios(samples["ray: switch, multiplexed"], switch), rounds)
 
 
 def _ms(found: dict[int, float]) -> list[float]:
     return [seconds * 1000 for seconds in found.values()]
 
 
-def _worse(cold: list[float], warm: list[float]) -> list[float]:
+def _worse(cold: list[float], warm: list[float], rounds: int) -> list[float]:
     """The smaller median: bytes on SSD against bytes on SSD, bytes in memory against bytes in memory."""
-    if not cold or not warm:
+    if min(len(cold), len(warm)) < rounds:
         return []
     return [min(statistics.median(cold), statistics.median(warm))]

@@ -57,20 +57,20 @@ def run(rounds: int) -> Report:
     found = {size: _measure_size(model, rounds) for size, model in SIZES.items()}
     for size, measured in found.items():
         _rows(report, size, measured)
-        report.value(
-            f"load.ssd_ratio_{size}", ratios(_seconds(measured["anchor"]), _loaded(measured["sllmd"]))
-        )
+        ratio = ratios(_seconds(measured["anchor"]), _loaded(measured["sllmd"]))
+        report.value(f"load.ssd_ratio_{size}", ratio, rounds)
     everything = list(found.values())
-    report.value("load.cpu", _cpu_per_gb(everything, "sllmd, unverified"))
-    report.value("load.cpu_verified", _cpu_per_gb(everything, "sllmd"))
+    report.value("load.cpu", _cpu_per_gb(everything, "sllmd, unverified"), rounds * len(SIZES))
+    report.value("load.cpu_verified", _cpu_per_gb(everything, "sllmd"), rounds * len(SIZES))
     extra = [
         sample["extra_bytes"] / sample["bytes"]
         for measured in everything
         for ours in OURS
         for sample in measured[ours].values()
     ]
-    report.value("load.extra_memory_ratio", [max(extra)] if extra else [])
-    report.value("load.vs_best_peer", _vs_best_peer(everything))
+    whole = len(extra) == rounds * len(SIZES) * len(OURS)
+    report.value("load.extra_memory_ratio", [max(extra)] if whole else [], 1)
+    report.value("load.vs_best_peer", _vs_best_peer(everything, rounds), 1)
     return report
 
 
@@ -161,11 +161,11 @@ def _cpu_per_gb(everything: Sequence[Found], name: str) -> list[float]:
     ]
 
 
-def _vs_best_peer(everything: Sequence[Found]) -> list[float]:
-    """Of the best peer's and our median time, the worse size; nothing when a peer is missing."""
+def _vs_best_peer(everything: Sequence[Found], rounds: int) -> list[float]:
+    """Of the best peer's and our median time, the worse size; nothing when a round of a peer is missing."""
     worst: list[float] = []
     for measured in everything:
-        if any(not measured[name] for name in (*PEERS, "sllmd")):
+        if any(len(measured[name]) < rounds for name in (*PEERS, "sllmd")):
             return []
         per_peer = [
             statistics.median(ratios(_seconds(measured[peer]), _seconds(measured["sllmd"]))) for peer in PEERS

@@ -48,11 +48,11 @@ class Report:
             }
         )
 
-    def value(self, name: str, samples: Sequence[float]) -> None:
-        """A goal's value: the median of its samples; none leaves the goal missed."""
+    def value(self, name: str, samples: Sequence[float], rounds: int) -> None:
+        """A goal's value: the median of its samples, one per round; fewer leave the goal missed."""
         if name not in {goal.name for goal in self.goals}:
             raise KeyError(name)
-        if samples:
+        if samples and len(samples) >= rounds:
             self.values[name] = statistics.median(samples)
 
     def targets(self) -> list[dict[str, Any]]:

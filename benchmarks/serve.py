@@ -53,9 +53,11 @@ PROMPT_TOKENS = 32
 NEW_TOKENS = 64
 BATCHES = 3
 """Per concurrency and round; their median is the round's figure. One batch of one takes only a second."""
-STREAM_TOKENS = 320
-"""Of the streams that run while another model loads: longer than any load here takes."""
+STREAM_TOKENS = 800
+"""Of the streams that run while another model loads: longer than any load here takes, and what follows it."""
 BEFORE_LOAD_SECONDS = 0.5
+AFTER_LOAD_SECONDS = 1.5
+"""From a loaded model's first token: what its engine does behind that, such as laying out weights anew."""
 IDLE_SECONDS = 3.0
 """From ready to reading an idle daemon's memory: the pool of workers is full by then."""
 
@@ -66,7 +68,7 @@ def run(rounds: int) -> Report:
     """All servers, ``rounds`` times."""
     report = Report(GOALS)
     samples = asyncio.run(_measure(rounds))
-    _values(report, samples)
+    _values(report, samples, rounds)
     for name, found in samples.items():
         report.row(name, list(found.values()), _unit(name))
     return report
@@ -225,7 +227,7 @@ async def _peer_stall(http: aiohttp.ClientSession, samples: Samples, index: int)
 
 
 async def _stall_seconds(http: aiohttp.ClientSession, running: Target, other: Target, seed: str) -> float:
-    """The longest gap of one stream from asking for another model until that has given its first token."""
+    """The longest gap of one stream from asking for another model until some time after its first token."""
     begin = time.perf_counter()
     stream_task = asyncio.ensure_future(stream(http, running, prompt(PROMPT_TOKENS, seed), STREAM_TOKENS))
     await asyncio.sleep(BEFORE_LOAD_SECONDS)
@@ -233,7 +235,7 @@ async def _stall_seconds(http: aiohttp.ClientSession, running: Target, other: Ta
     answer = await stream(http, other, prompt(PROMPT_TOKENS, f"{seed}-other"), 2)
     first = asked + answer.first_token_seconds
     arrivals = (await stream_task).arrivals_seconds
-    return longest_gap_seconds(arrivals, asked, first)
+    return longest_gap_seconds(arrivals, asked, first + AFTER_LOAD_SECONDS)
 
 
 async def _start_contenders(stack: ExitStack, http: aiohttp.ClientSession) -> dict[str, _Contender]:
@@ -292,22 +294,26 @@ def _bare_engine(samples: Samples, index: int) -> None:
         samples[f"bare engine, 1 thread: c{concurrency}"][index] = tokens_per_second
 
 
-def _values(report: Report, samples: Samples) -> None:
+def _values(report: Report, samples: Samples, rounds: int) -> None:
     vllm = "vllm" if (os.cpu_count() or 1) > 2 else "vllm-1t"
     for concurrency in CONCURRENCIES:
         at = f": c{concurrency}"
         ours, ours_1t = samples[f"sllmd{at}"], samples[f"sllmd-1t{at}"]
-        report.value(f"serve.vs_vllm_1t_c{concurrency}", ratios(ours_1t, samples[f"vllm-1t{at}"]))
-        report.value(f"serve.vs_vllm_c{concurrency}", ratios(ours, samples[f"{vllm}{at}"]))
-    report.value("serve.vs_transformers_c16", ratios(samples["sllmd: c16"], samples["transformers: c16"]))
-    report.value("serve.load_stall_ms", list(samples["sllmd: longest gap beside a load"].values()))
-    report.value("serve.hop_cost", _hop_cost(report, samples))
-    report.value("serve.daemon_cpu_ms_per_token", list(samples["sllmd: daemon CPU per token, c16"].values()))
-    report.value("serve.idle_rss_mb", list(samples["sllmd: idle daemon, resident"].values()))
-    report.value("serve.loop_lag_ms", list(samples["sllmd: event loop lag p99"].values()))
+        report.value(f"serve.vs_vllm_1t_c{concurrency}", ratios(ours_1t, samples[f"vllm-1t{at}"]), rounds)
+        report.value(f"serve.vs_vllm_c{concurrency}", ratios(ours, samples[f"{vllm}{at}"]), rounds)
+    report.value(
+        "serve.vs_transformers_c16", ratios(samples["sllmd: c16"], samples["transformers: c16"]), rounds
+    )
+    report.value("serve.load_stall_ms", list(samples["sllmd: longest gap beside a load"].values()), rounds)
+    report.value("serve.hop_cost", _hop_cost(report, samples, rounds), 1)
+    report.value(
+        "serve.daemon_cpu_ms_per_token", list(samples["sllmd: daemon CPU per token, c16"].values()), rounds
+    )
+    report.value("serve.idle_rss_mb", list(samples["sllmd: idle daemon, resident"].values()), rounds)
+    report.value("serve.loop_lag_ms", list(samples["sllmd: event loop lag p99"].values()), rounds)
 
 
-def _hop_cost(report: Report, samples: Samples) -> list[float]:
+def _hop_cost(report: Report, samples: Samples, rounds: int) -> list[float]:
     """Share of the bare loop's tokens per second that is lost: the worst concurrency's median."""
     costs = []
     for concurrency in CONCURRENCIES:
@@ -315,7 +321,7 @@ def _hop_cost(report: Report, samples: Samples) -> list[float]:
         kept = ratios(samples[f"sllmd-1t{at}"], samples[f"bare engine, 1 thread{at}"])
         lost = [1 - share for share in kept]
         report.row(f"hop cost{at}", lost, "ratio")
-        if lost:
+        if len(lost) >= rounds:
             costs.append(statistics.median(lost))
     return [max(costs)] if len(costs) == len(CONCURRENCIES) else []
 

@@ -11,8 +11,8 @@ GOALS = (Goal("a.small", "s", "<=", 2.0), Goal("a.large", "ratio", ">=", 1.2))
 
 def test_a_target_without_a_value_is_a_miss():
     report = Report(GOALS)
-    report.value("a.small", [1.0])
-    report.value("a.large", [])
+    report.value("a.small", [1.0], 1)
+    report.value("a.large", [], 1)
     assert [target["ok"] for target in report.targets()] == [True, False]
     assert not report.passed()
 
@@ -23,20 +23,27 @@ def test_a_target_without_a_value_is_a_miss():
 )
 def test_medians_are_held_against_the_bounds(small, large, passed):
     report = Report(GOALS)
-    report.value("a.small", small)
-    report.value("a.large", large)
+    report.value("a.small", small, len(small))
+    report.value("a.large", large, len(large))
     assert report.passed() is passed
+
+
+def test_a_target_with_a_failed_round_is_a_miss():
+    report = Report(GOALS)
+    report.value("a.small", [1.0, 1.0], 3)
+    report.value("a.large", [2.0] * 3, 3)
+    assert [target["ok"] for target in report.targets()] == [False, True]
 
 
 def test_a_name_that_is_no_target_is_refused():
     with pytest.raises(KeyError):
-        Report(GOALS).value("a.typo", [1.0])
+        Report(GOALS).value("a.typo", [1.0], 1)
 
 
 def test_the_json_and_the_table_have_the_agreed_form(tmp_path):
     report = Report(GOALS)
     report.row("something", [3.0, 1.0, 2.0], "s", note="n")
-    report.value("a.small", [2.5])
+    report.value("a.small", [2.5], 1)
     report.write(tmp_path / "out" / "report.json")
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["targets"][0] == {
