@@ -81,6 +81,7 @@ class Daemon:
     async def start(cls, config: Config, rooms: AsyncExitStack) -> Daemon:
         """Build every room; ``rooms`` closes them again, whatever has been built by then."""
         store = Store(config.node.store_directory)
+        store.prepare()
         devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
         tier = DramTier(config.loader, quarantine=store.quarantine, complete_remote=store.complete_remote)
         rooms.push_async_callback(tier.close)
@@ -139,6 +140,8 @@ class Daemon:
         lines.append(f"  store {status.store_directory}")
         lines += [f"  api {address}" for address in status.listen]
         lines.append(f"  ready in {start_seconds:.1f} s · models: {status.models} (sllmd list)")
+        if not self.config.workers.in_process:
+            lines.append("  the first worker takes some seconds more; a request waits for it")
         sys.stderr.write("\n".join(lines) + "\n")
 
 

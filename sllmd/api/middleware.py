@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 import sllmd
-from sllmd.api.access import OPEN_PATHS, allowed_origin, authorize
+from sllmd.api.access import ADMIN_PREFIX, OPEN_PATHS, allowed_origin, authorize
 from sllmd.api.errors import HttpRefusal, internal_reply, reply_to
 from sllmd.api.rooms import EXCHANGE, ROOMS, UNKNOWN_MODEL, Exchange, Rooms, error_response
 from sllmd.api.sending import send_whole
@@ -26,7 +26,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PROBES = OPEN_PATHS | {"/metrics"}
-"""Asked every few seconds by machines: logged for those who look closely."""
+"""Asked every few seconds by machines."""
 CLIENT_CLOSED = 499
 """What logs and metrics call a request whose client left, after nginx."""
 _EXPOSED_HEADERS = (
@@ -140,13 +140,18 @@ def _preflight(request: web.Request, rooms: Rooms) -> web.Response | None:
     )
 
 
+def _is_watching(request: web.Request) -> bool:
+    """Whether this only looks, as probes and `sllmd ps` do: logged for those who look closely."""
+    return request.path in PROBES or (request.method == "GET" and request.path.startswith(ADMIN_PREFIX))
+
+
 def _record(rooms: Rooms, exchange: Exchange, request: web.Request, status: int) -> None:
     seconds = time.monotonic() - exchange.began_seconds
     rooms.metrics.requests_total.labels(exchange.model, exchange.endpoint, str(status)).inc()
     if request.method == "POST":
         rooms.metrics.request_duration_seconds.labels(exchange.model).observe(seconds)
     if rooms.settings.access_log:
-        log = _log.debug if request.path in PROBES else _log.info
+        log = _log.debug if _is_watching(request) else _log.info
         log(
             "request",
             method=request.method,

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from sllmd.core.errors import (
     BusyError,
+    ContextLengthExceeded,
     InsufficientCapacity,
     InvalidApiKey,
     InvalidRequest,
@@ -192,6 +193,8 @@ def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
         return BusyError(message, retry_after_seconds=told_seconds or 1.0, hint=hint)
     if status == 503:
         return ModelLoadFailed(message)
+    if code == ContextLengthExceeded.code:
+        return ContextLengthExceeded(message)
     if status < 500 or told.get("type") == "invalid_request_error":
         return InvalidRequest(message, code=code, param=told.get("param"))
     return SllmdError(message)

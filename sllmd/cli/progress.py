@@ -11,13 +11,29 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 ByteProgress = Callable[[str, int, int], None]
 """Called with what is going on, bytes done and bytes in all (0: not known yet)."""
+
+
+class _BytesColumn(ProgressColumn):
+    """How many, how fast, how long still; nothing while a stage has counted no byte."""
+
+    _parts = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+
+    def render(self, task: Task) -> Text:
+        if not task.completed:
+            return Text()
+        return Text(" ").join(Text.assemble(part.render(task)) for part in self._parts)
 
 
 @contextmanager
@@ -27,11 +43,11 @@ def byte_bar(label: str, *, shown: bool) -> Iterator[ByteProgress]:
         yield lambda _stage, _done, _total: None
         return
     columns = (
+        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        _BytesColumn(),
+        TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(label, total=None)
@@ -42,6 +58,8 @@ def byte_bar(label: str, *, shown: bool) -> Iterator[ByteProgress]:
             if done < shown_bytes:  # another stage began over the same bytes, at a speed of its own
                 progress.reset(task)
             shown_bytes = done
-            progress.update(task, description=f"{label} {stage}", completed=done, total=total or None)
+            progress.update(
+                task, description=f"{label} {stage}", completed=done, total=total if done else None
+            )
 
         yield update

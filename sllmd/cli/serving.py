@@ -14,6 +14,7 @@ from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column, fields, table
 from sllmd.cli.waterfall import waterfall
+from sllmd.core.errors import SllmdError
 from sllmd.core.units import format_bytes, format_seconds, parse_duration_seconds
 
 app = typer.Typer()
@@ -32,7 +33,9 @@ def _until(row: Mapping[str, Any]) -> str:
     seconds = row.get("expires_in_seconds")
     if seconds is not None:
         return format_seconds(seconds)
-    return "busy" if row["running"] or row["waiting"] else "-"
+    if row["running"] or row["waiting"]:
+        return "busy"
+    return "for ever" if row["state"] == "serving" else "-"
 
 
 def _replica_state(row: Mapping[str, Any]) -> str:
@@ -144,12 +147,13 @@ def cache(
     """Show the DRAM tier, or evict a model from it."""
     if evict is not None:
         freed = session.client.post("/sllmd/v1/cache/evict", {"model": evict})
-        text = f"{format_bytes(freed['freed_bytes'])} freed"
-        session.show_object(freed, text if freed["freed_bytes"] else "nothing to free: absent, or in use")
+        if not freed["freed_bytes"]:
+            raise _nothing_freed(session, evict)
+        session.show_object(freed, f"{format_bytes(freed['freed_bytes'])} freed")
         return
     books = session.client.get("/sllmd/v1/cache")
     head = [
-        ("used", f"{format_bytes(books['used_bytes'])} of {format_bytes(books['budget_bytes'])}"),
+        ("used", _dram_text(books)),
         ("memory", books["pinned"]),
         ("pages", books["pages"]),
     ]
@@ -159,6 +163,17 @@ def cache(
     head += [(f"{hop} measured", f"{format_bytes(speed)}/s") for hop, speed in speeds.items()]
     copies = table(books["copies"], _COPY_COLUMNS, wide=session.output.value == "wide")
     session.show_object(books, f"{fields(head)}\n\n{copies}".rstrip() if books["copies"] else fields(head))
+
+
+def _nothing_freed(session: Session, name: str) -> SllmdError:
+    model = session.client.get(f"/sllmd/v1/models/{segment(name)}")
+    copies = {copy["digest"]: copy for copy in session.client.get("/sllmd/v1/cache")["copies"]}
+    copy = copies.get(model["digest"])
+    if copy is None:
+        return SllmdError(f"{name} is not in DRAM")
+    return SllmdError(
+        f"{name} is in use, {copy['leases']} times", hint=f"`sllmd unload {name}` stops its replica first"
+    )
 
 
 @command(app, "status")
@@ -196,19 +211,33 @@ def _status_text(node: Mapping[str, Any]) -> str:
         ("listens on", "  ".join(node["listen"])),
         ("store", f"{node['store_directory']}, {node['models']} models"),
         ("requests", f"{node['requests_running']} running, {node['requests_waiting']} waiting"),
-        ("dram", f"{format_bytes(cache_books['used_bytes'])} of {format_bytes(cache_books['budget_bytes'])}"),
-        ("", cache_books["pinned"]),
+        ("dram", _dram_text(cache_books)),
+        ("", f"memory {cache_books['pinned']}"),
         ("", f"pages {cache_books['pages']}"),
     ]
     for device in node["devices"]:
         memory = format_bytes(device["memory_bytes"]) if device["memory_bytes"] else "shares DRAM"
         replicas = f"{device['replicas']} replicas"
         pairs.append(("device", f"{device['name']}, {device['description']}, {memory}, {replicas}"))
-    pairs += [
-        ("process", f"{process['role']}, pid {process['pid']}, {format_bytes(process['rss_bytes'])}")
-        for process in node["processes"]
-    ]
+    pairs += [("process", _process_text(process)) for process in node["processes"]]
     return fields(pairs)
+
+
+def _dram_text(books: Mapping[str, Any]) -> str:
+    used, budget = format_bytes(books["used_bytes"]), format_bytes(books["budget_bytes"])
+    kept = f", {format_bytes(books['reserve_bytes'])} more kept in reserve" if books["reserve_bytes"] else ""
+    return f"{used} of {budget}{kept}"
+
+
+_ROLES = {"waiting": "waiting worker, most of it shared with the zygote"}
+
+
+def _process_text(process: Mapping[str, Any]) -> str:
+    role = process["role"]
+    who = f"worker of {process['model']}" if process["model"] else _ROLES.get(role, role)
+    shared_bytes = process["rss_bytes"] - process["anonymous_bytes"]
+    resident = format_bytes(process["rss_bytes"])
+    return f"{who}, pid {process['pid']}, {resident} ({format_bytes(shared_bytes)} files and shared memory)"
 
 
 @command(app, "explain")

@@ -17,7 +17,14 @@ from sllmd.cli.client import Client, DaemonUnreachable, parse_address
 from sllmd.cli.place import configured_address
 from sllmd.cli.tables import Column, as_json, table
 from sllmd.config.loading import Loaded, load_config
-from sllmd.core.errors import BusyError, CallerError, ModelNotFound, SllmdError
+from sllmd.core.errors import (
+    BusyError,
+    CallerError,
+    ContextLengthExceeded,
+    InvalidApiKey,
+    ModelNotFound,
+    SllmdError,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -120,6 +127,8 @@ def exit_code(error: SllmdError) -> int:
         (DaemonUnreachable, EXIT_UNREACHABLE),
         (ModelNotFound, EXIT_NOT_FOUND),
         (BusyError, EXIT_BUSY),
+        (InvalidApiKey, EXIT_FAILED),
+        (ContextLengthExceeded, EXIT_FAILED),
         (CallerError, EXIT_USAGE),
     ):
         if isinstance(error, kind):

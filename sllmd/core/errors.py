@@ -198,7 +198,8 @@ class ChecksumMismatch(CheckpointError):
         moved = f"; the bad copy was moved to {quarantined_to}" if quarantined_to else ""
         super().__init__(
             f"checksum mismatch in {file}, chunk {chunk_index}{moved}",
-            hint="import the model again; if it comes back, test the disk and the memory",
+            hint="import the model again, or `sllmd rm` it, which deletes the bad copy;"
+            " if it comes back, test the disk and the memory",
         )
         self.file = file
         self.chunk_index = chunk_index

@@ -82,6 +82,18 @@ class Output:
             _log.info("process output", process=self.name, line=text)
 
 
+def process_stats(role: str, pid: int) -> ProcessStats | None:
+    """The memory of a process now; None when it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    sizes = dict(line.split(":", 1) for line in status.splitlines() if line.startswith(("VmRSS", "RssAnon")))
+    if "VmRSS" not in sizes:
+        return None
+    return ProcessStats(role, pid, _kb_to_bytes(sizes["VmRSS"]), _kb_to_bytes(sizes["RssAnon"]))
+
+
 class ChildProcess:
     """A process, from its pid and pidfd to its end."""
 
@@ -113,16 +125,7 @@ class ChildProcess:
 
     def stats(self, role: str) -> ProcessStats | None:
         """Its memory now; None when it has ended."""
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        sizes = dict(
-            line.split(":", 1) for line in status.splitlines() if line.startswith(("VmRSS", "RssAnon"))
-        )
-        if not self.running or "VmRSS" not in sizes:
-            return None
-        return ProcessStats(role, self.pid, _kb_to_bytes(sizes["VmRSS"]), _kb_to_bytes(sizes["RssAnon"]))
+        return process_stats(role, self.pid) if self.running else None
 
     def _on_end(self) -> None:
         self._loop.remove_reader(self._pidfd)

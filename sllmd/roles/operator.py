@@ -6,15 +6,16 @@ Owns: nothing; it asks the rooms and says what they say in the words of ``status
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal
 
 import sllmd
 from sllmd.core.errors import SllmdError
 from sllmd.engine.devices import Device
-from sllmd.engine.process import ProcessStats
+from sllmd.engine.process import ProcessStats, process_stats
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import ReplicaState
@@ -138,7 +139,7 @@ class Operator:
         return CacheStatus(
             budget_bytes=stats.budget_bytes,
             used_bytes=stats.used_bytes,
-            free_bytes=stats.free_bytes,
+            reserve_bytes=stats.free_bytes,
             draining_bytes=stats.draining_bytes,
             pinned=stats.pin_state,
             pages=stats.page_state,
@@ -175,10 +176,7 @@ class Operator:
             requests_waiting=self._agent.waiting(),
             cache=self.cache(),
             store_directory=self._store_directory,
-            processes=tuple(
-                ProcessStatus(role=process.role, pid=process.pid, rss_bytes=process.rss_bytes)
-                for process in workers.processes
-            ),
+            processes=tuple(_process_statuses(workers.processes, replicas)),
             worker_error=workers.last_error,
         )
 
@@ -211,6 +209,21 @@ class Operator:
             expires_in_seconds=residence.expiry.when() - loop_seconds if idle and residence.expiry else None,
             pid=process.pid if process else None,
             rss_bytes=process.rss_bytes if process else None,
+        )
+
+
+def _process_statuses(
+    workers: Sequence[ProcessStats], replicas: Sequence[ReplicaStatus]
+) -> Iterator[ProcessStatus]:
+    models = {replica.replica_id: replica.model for replica in replicas}
+    own = process_stats("daemon", os.getpid())
+    for process in [*([own] if own else []), *workers]:
+        yield ProcessStatus(
+            role=process.role,
+            pid=process.pid,
+            rss_bytes=process.rss_bytes,
+            anonymous_bytes=process.anonymous_bytes,
+            model=models.get(process.role),
         )
 
 

@@ -77,8 +77,8 @@ class CacheStatus(_Status):
 
     budget_bytes: int
     used_bytes: int
-    free_bytes: int
-    """Slabs kept in reserve."""
+    reserve_bytes: int
+    """Free slabs that are kept for the next load."""
     draining_bytes: int
     """Slabs of given-up loads whose last reads have not come back yet."""
     pinned: str
@@ -94,8 +94,14 @@ class ProcessStatus(_Status):
     """A process of this daemon."""
 
     role: str
+    """``daemon``, ``zygote``, ``waiting`` or the id of the replica that it runs."""
     pid: int
     rss_bytes: int
+    """With what it shares: a model's pages in the DRAM tier, the zygote's libraries."""
+    anonymous_bytes: int
+    """Without files and shared memory. In a worker, most of it is still the zygote's."""
+    model: str | None = None
+    """Of the replica."""
 
 
 class DeviceStatus(_Status):

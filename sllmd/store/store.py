@@ -117,7 +117,7 @@ class Store:
         similar = difflib.get_close_matches(name_or_alias, self._catalogue.names_and_aliases(), n=1)
         meant = f" Did you mean `{similar[0]}`?" if similar else ""
         raise ModelNotFound(
-            f"The model `{name_or_alias}` does not exist or you do not have access to it.{meant}",
+            f"The model `{name_or_alias}` does not exist.{meant}",
             param="model",
             hint="sllmd list",
         )
@@ -199,6 +199,8 @@ class Store:
                 self._catalogue.put(entry.model_copy(update={"aliases": kept}))
                 return 0
             self._catalogue.drop(name)
+            if entry.quarantined and entry.quarantined.moved_to:
+                remove_tree(Path(entry.quarantined.moved_to))
             return self._remove_directories(entry)
 
     def quarantine(self, checkpoint: Checkpoint, file: str, chunk_index: int) -> str:

@@ -55,7 +55,12 @@ def _finish(*, as_json: bool, colors: bool) -> list[structlog.typing.Processor]:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
     # Not rich's traceback: it shows local variables, which hold what people asked.
     plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    return [_leave_out_nothing, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+
+
+def _leave_out_nothing(_logger: Any, _method: str, event: _Event) -> _Event:
+    """Without the fields that hold None: a person has no use for them, a program counts on them."""
+    return {key: value for key, value in event.items() if value is not None}
 
 
 def _capture_standard_loggers(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
 from sllmd.cli.app import main
 
@@ -97,7 +98,7 @@ def at_daemon(daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> Running
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("SLLMD_"):
             monkeypatch.delenv(name)
@@ -106,3 +107,5 @@ def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
     # Said, so that no daemon of this machine is found by its port.
     monkeypatch.setenv("SLLMD_API__UDS", str(tmp_path / "run" / "sllmd.sock"))
+    yield
+    structlog.reset_defaults()

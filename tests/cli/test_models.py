@@ -68,6 +68,13 @@ def test_a_damaged_model_is_found(sllmd: RunCommand, store: str) -> None:
     assert outcome.code == 1
     assert "checksum mismatch" in outcome.err
     assert data.name in outcome.err
+    assert outcome.out == ""
+    assert len(outcome.err.splitlines()) == 2, "the error and what to do, nothing from the log"
+    directory = Path(store) / "quarantine"
+    assert list(directory.iterdir())
+    assert "sllmd rm" in outcome.err
+    assert sllmd("rm", "one", "--store", store).code == 0
+    assert list(directory.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [("show", "x"), ("rm", "x"), ("verify", "x"), ("alias", "y", "x")])
@@ -103,3 +110,9 @@ def test_every_command_reads_the_file_that_the_environment_names(
     assert sllmd("import", "builtin:tiny").code == 0
     assert (tmp_path / "other" / "store" / "names" / "tiny.json").exists()
     assert str(file) in sllmd("config", "check").out
+
+
+def test_looking_creates_nothing(sllmd: RunCommand, tmp_path: Path) -> None:
+    assert sllmd("list").code == 0
+    assert sllmd("show", "x").code == 4
+    assert not (tmp_path / "state").exists()

@@ -45,7 +45,10 @@ def test_a_copy_in_dram_is_warm_until_it_is_evicted(sllmd: RunCommand, at_daemon
     read = "direct" if books["copies"][0]["direct_io"] else "page cache"
     assert ("READ" in head, line.startswith("tiny"), f" {read} " in line) == (True, True, True)
     assert "freed" in sllmd("cache", "--evict", "tiny").out
-    assert sllmd("cache", "--evict", "tiny").out.startswith("nothing to free")
+    again = sllmd("cache", "--evict", "tiny")
+    assert (again.code, again.out) == (1, "")
+    assert "tiny is not in DRAM" in again.err
+    assert sllmd("cache", "--evict", "tinny").code == 4
     assert json.loads(sllmd("cache", "-o", "json").out)["copies"] == []
 
 
@@ -79,12 +82,32 @@ def test_run_reads_standard_input(at_daemon: RunningDaemon) -> None:
     assert result.stdout
 
 
+def test_a_copy_in_use_is_not_evicted_and_says_so(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    assert sllmd("run", "tiny", "x", "--max-tokens", "1", "--keep-alive", "-1").code == 0
+    head, line = sllmd("ps").out.splitlines()
+    assert line[head.index("UNTIL") :] == "for ever"
+    refused = sllmd("cache", "--evict", "tiny")
+    assert refused.code == 1
+    assert "tiny is in use" in refused.err
+    assert sllmd("unload", "tiny").code == 0
+    assert json.loads(sllmd("cache", "-o", "json").out)["reserve_bytes"] > 0
+    assert "more kept in reserve" in sllmd("status").out
+
+
+def test_a_prompt_over_the_context_is_1(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    assert sllmd("run", "tiny", "x" * 5000).code == 1
+
+
 def test_status(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
     text = sllmd("status").out
     assert "ready" in text
     assert str(at_daemon.directory / "store") in text
     node = json.loads(sllmd("status", "-o", "jsonl").out)
     assert (node["state"], node["models"]) == ("ready", 1)
+    (process,) = node["processes"]
+    assert (process["role"], process["pid"]) == ("daemon", at_daemon.process.pid)
+    assert 0 < process["anonymous_bytes"] < process["rss_bytes"]
+    assert f"daemon, pid {at_daemon.process.pid}, " in text
 
 
 def test_store_commands_use_the_daemon_s_store(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:

@@ -96,7 +96,8 @@ def test_exit_codes(error: SllmdError, code: int) -> None:
     ("status", "code", "expected"),
     [
         (400, "invalid_value", 2),
-        (401, "invalid_api_key", 2),
+        (401, "invalid_api_key", 1),
+        (400, "context_length_exceeded", 1),
         (404, "model_not_found", 4),
         (429, "rate_limit_exceeded", 5),
         (500, "internal_error", 1),
@@ -135,6 +136,16 @@ def test_waiting_for_a_daemon_ends(sllmd: RunCommand, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("nonsense",), ("ps", "--nonsense"), ("load",), ("ps", "-o", "xml")])
 def test_usage_is_2(sllmd: RunCommand, arguments: tuple[str, ...]) -> None:
     assert sllmd(*arguments).code == 2
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("lst", "list"), ("stat", "start"), ("modelz", None)])
+def test_a_command_that_is_none_is_told_its_neighbour(
+    sllmd: RunCommand, typed: str, meant: str | None
+) -> None:
+    outcome = sllmd(typed)
+    assert outcome.code == 2
+    assert ("Did you mean" in outcome.err) == (meant is not None)
+    assert meant is None or f"'{meant}'" in outcome.err
 
 
 def test_help_lists_every_command(sllmd: RunCommand) -> None:

@@ -109,6 +109,14 @@ def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    result = start(tmp_path, "--data-dir", "/proc/sllmd")
+    assert result.returncode == 1
+    assert "cannot create the store" in result.stderr
+    assert "/proc/sllmd" in result.stderr
+    assert "ready in" not in result.stderr
+
+
 def test_an_unknown_key(sllmd: RunCommand) -> None:
     outcome = sllmd("start", "--set", "serving.keep_alve=1")
     assert outcome.code == 1

@@ -61,9 +61,10 @@ def test_levels_and_others_loggers(log_stream):
 
 def test_console_for_people(log_stream):
     configure_logs(LogSettings(format="console"), stream=log_stream)
-    structlog.get_logger().info("hello", model="tiny")
+    structlog.get_logger().info("hello", model="tiny", key=None)
     assert "hello" in log_stream.getvalue()
     assert "\x1b" not in log_stream.getvalue()
+    assert "key" not in log_stream.getvalue()
 
 
 def test_a_crash_on_the_console_does_not_show_what_people_asked(log_stream):
