@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import struct
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -232,6 +234,18 @@ def test_a_thousand_clients_that_hang_up(tmp_path: Path) -> None:
         until(lambda: running(daemon) + daemon.status()["requests_waiting"] == 0, "all rows are free")
         until(lambda: descriptors(daemon.process.pid) <= before + 2, "their sockets are closed")
         assert daemon.complete("steady", max_tokens=1).status == 200
+
+
+def test_clients_that_leave_before_a_short_answer_are_no_error(tmp_path: Path) -> None:
+    with live_daemon(tmp_path, FAKE) as daemon:
+        address = urlsplit(daemon.url)
+        for _ in range(50):
+            with socket.create_connection((address.hostname, address.port)) as client:
+                client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        counted = 'sllmd_client_disconnects_total{endpoint="/v1/models"}'
+        until(lambda: counted in daemon.ask("/metrics").raw.decode(), "they are counted")
+        assert not [line for line in daemon.log() if line["level"] == "error" or "exception" in line]
 
 
 def waiting_workers(daemon: LiveDaemon) -> int:

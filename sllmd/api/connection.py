@@ -26,6 +26,8 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """The answer to a request that no handler saw, or that broke around its handler."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client left before its answer: nobody's fault, and nobody to tell
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             reply = internal_reply(f"req_{uuid4().hex}")
             _log.error("request failed", reply=reply.message, exc_info=exc)
