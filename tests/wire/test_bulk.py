@@ -39,12 +39,11 @@ class Held:
     def pieces(self, path: str, offset_bytes: int, size_bytes: int) -> Sequence[Piece]:
         if path not in self._descriptors:
             self._descriptors[path] = os.open(self._directory / path, os.O_RDONLY)
-        half = size_bytes // 2
-        return [
-            Span(self._descriptors[path], offset_bytes, half),
-            Span(self._descriptors[path], offset_bytes + half, size_bytes - half - size_bytes // 4),
-            memoryview(CONTENT)[offset_bytes : offset_bytes + size_bytes][size_bytes - size_bytes // 4 :],
-        ]
+        memory = memoryview(CONTENT)[offset_bytes : offset_bytes + size_bytes // 4]
+        rest = size_bytes - len(memory)
+        half = rest // 2
+        descriptor, at = self._descriptors[path], offset_bytes + len(memory)
+        return [memory, Span(descriptor, at, half), Span(descriptor, at + half, rest - half)]
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -298,11 +297,13 @@ def eavesdropper(rig: Rig, client: BulkClient, change: Callable[[bytes, int], by
 
     thread = threading.Thread(target=accept)
     thread.start()
-    yield lambda: bytes(heard)
-    client.interrupt()
-    listening.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    listening.close()
+    try:
+        yield lambda: bytes(heard)
+    finally:
+        client.interrupt()
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listening.close()
 
 
 @pytest.mark.parametrize("place", [500, 700_000, len(CONTENT) + 50, len(CONTENT) + TAG_BYTES + 60])

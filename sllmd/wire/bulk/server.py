@@ -114,9 +114,9 @@ class BulkServer:
                     self._threads.discard(thread)
 
         thread = threading.Thread(target=run, name="chunks", daemon=True)
-        with self._lock:
+        with self._lock:  # ``close`` joins every thread that it finds there
+            thread.start()
             self._threads.add(thread)
-        thread.start()
 
     def _accept(self, listening: socket.socket, encrypted: bool) -> None:
         while not self._closing:
@@ -285,6 +285,10 @@ def _shut(connection: socket.socket) -> None:
         return  # it is closed already
 
 
+def _size_bytes(piece: Piece) -> int:
+    return len(piece) if isinstance(piece, memoryview) else piece.size_bytes
+
+
 class _Session:
     """Requests of one connection, one after the other."""
 
@@ -325,6 +329,8 @@ class _Session:
         except SllmdError as error:
             self._pipe.send(Kind.FAULT, encode_fault(error))
             return
+        # The other side waits for every byte that was announced.
+        assert sum(map(_size_bytes, pieces)) == read.size_bytes, "a provider gave other bytes than asked for"
         tag = None
         if read.tagged and self._tagger is not None:
             tag = self._tagger.begin(pack_payload(read.to_wire(), self._server.settings.read_bytes_max))
