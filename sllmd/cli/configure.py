@@ -16,7 +16,6 @@ from sllmd.api.exposure import check_exposure
 from sllmd.cli.session import Session, command
 from sllmd.config.layers import ENVIRONMENT_PREFIX
 from sllmd.config.loading import Loaded, load_config
-from sllmd.config.paths import configuration_directory
 from sllmd.config.reference import effective, json_schema, reference
 from sllmd.core.errors import ConfigError, ModelNotFound, StoreError
 from sllmd.store.store import Store
@@ -93,17 +92,19 @@ def schema(session: Session) -> None:
 @command(config_app, "init")
 def init(
     session: Session,
-    file: FileArgument = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="[default: standard output]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Write a configuration file with every key, its default and what it does."""
-    path = file or configuration_directory() / "sllmd.toml"
+    """Write a configuration file with every key, its default and what it does; without FILE, print it."""
+    if file is None:
+        print(reference(), end="")
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w" if force else "x", encoding="utf-8") as out:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w" if force else "x", encoding="utf-8") as out:
             out.write(reference())
     except FileExistsError:
-        raise StoreError(f"{path} is there already", hint="--force writes over it") from None
+        raise StoreError(f"{file} is there already", hint="--force writes over it") from None
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}") from None
-    session.show_object({"file": str(path)}, f"wrote {path}")
+        raise StoreError(f"cannot write {file}: {error.strerror}") from None
+    session.show_object({"file": str(file)}, f"wrote {file}")

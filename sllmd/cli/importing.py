@@ -32,13 +32,15 @@ def import_(
 ) -> None:
     """Bring a model into the store: converted once, so that every load is fast."""
     began_seconds = time.monotonic()
+    into = store_of(session, store)
+    before = {model.name: model for model in into.models()}
     with byte_bar(name or Path(source).name, shown=session.shows_progress) as update:
 
         def on_progress(progress: ImportProgress) -> None:
             update(progress.stage, progress.bytes_done, progress.bytes_total)
 
         checkpoint = import_checkpoint(
-            store_of(session, store),
+            into,
             source,
             name=name,
             partitions=partitions,
@@ -47,5 +49,9 @@ def import_(
         )
     seconds = time.monotonic() - began_seconds
     size = format_bytes(checkpoint.manifest.size_bytes)
-    text = f"{checkpoint.name}: {size} in {format_seconds(seconds)}. Try: sllmd run {checkpoint.name}"
-    session.show_object(checkpoint_json(checkpoint) | {"seconds": seconds}, text)
+    replaced = before.get(checkpoint.name)
+    instead = f", in place of {replaced.digest[:8]} of that name" if replaced else ""
+    text = f"{checkpoint.name}: {size} in {format_seconds(seconds)}{instead}."
+    text = f"{text} Try: sllmd run {checkpoint.name}"
+    more = {"seconds": seconds, "replaced": replaced.digest if replaced else None}
+    session.show_object(checkpoint_json(checkpoint) | more, text)

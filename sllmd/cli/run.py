@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +15,15 @@ from sllmd.cli.client import segment
 from sllmd.cli.serving import TargetTier, follow_load
 from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.waterfall import waterfall
+from sllmd.cli.wrapping import WordWrap
 from sllmd.core.errors import InvalidRequest
 
 app = typer.Typer()
 
 _REQUEST_ID_HEADER = "x-request-id"
-_GOODBYE = "/bye"
+_GOODBYE = frozenset({"/exit", "/bye", "/quit"})
+_HELP = "/clear forgets what was said, /exit or Ctrl-D ends; Ctrl-C ends an answer; all else is for the model"
+_COMMAND = re.compile(r"/\w+")
 
 
 @dataclass(slots=True)
@@ -66,17 +71,25 @@ def run(
 
 
 def _converse(talk: _Talk, messages: list[dict[str, str]]) -> None:
-    """Ask and answer until Ctrl-D or /bye; Ctrl-C ends an answer, not the talk."""
-    talk.session.note(f"talking with {talk.model}; {_GOODBYE} or Ctrl-D ends")
+    """Ask and answer until Ctrl-D or /exit; Ctrl-C ends an answer, not the talk."""
+    talk.session.note(f"talking with {talk.model}; /help tells what else can be said")
+    system = list(messages)
     while True:
         try:
             text = input(">>> ")
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        if text.strip() == _GOODBYE:
+        text = text.strip()
+        if text in _GOODBYE:
             return
-        if not text.strip():
+        if text == "/clear":
+            messages[:] = system
+            continue
+        if _COMMAND.fullmatch(text):
+            print(_HELP, file=sys.stderr)
+            continue
+        if not text:
             continue
         messages.append({"role": "user", "content": text})
         try:
@@ -106,14 +119,24 @@ def _ask(talk: _Talk, messages: list[dict[str, str]]) -> str:
         _show_timings(talk, _request_id(headers))
         return text_of(answer["choices"][0], "message")
     headers_out: dict[str, str] = {}
-    pieces = []
-    for piece in _pieces(talk, path, body, text_of, headers_out):
-        pieces.append(piece)
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    print()
+    answer = _show(_pieces(talk, path, body, text_of, headers_out))
     _show_timings(talk, _request_id(headers_out))
-    return "".join(pieces)
+    return answer
+
+
+def _show(pieces: Iterator[str]) -> str:
+    """Print an answer as it comes, on a terminal broken between words; the whole of it."""
+    wrap = WordWrap(shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+    answer = []
+    try:
+        for piece in pieces:
+            answer.append(piece)
+            sys.stdout.write(wrap.push(piece) if wrap else piece)
+            sys.stdout.flush()
+    finally:
+        if answer:
+            print(wrap.flush() if wrap else "")
+    return "".join(answer)
 
 
 _TextOf = Callable[[dict[str, Any], str], str]

@@ -26,7 +26,7 @@ def table(
     shown = [column for column in columns if wide or not column.wide]
     cells = [[column.head for column in shown]]
     cells += [[column.cell(row) for column in shown] for row in rows]
-    widths = [max(_width(line[index]) for line in cells) for index in range(len(shown))]
+    widths = [max(text_width(line[index]) for line in cells) for index in range(len(shown))]
     lines = [
         "   ".join(
             _padded(text, width, right=column.right)
@@ -41,7 +41,7 @@ def table(
 
 def fields(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values of one thing, values aligned."""
-    width = max((_width(name) for name, _ in pairs), default=0)
+    width = max((text_width(name) for name, _ in pairs), default=0)
     return "\n".join(f"{_padded(name, width)}  {value}".rstrip() for name, value in pairs)
 
 
@@ -54,11 +54,11 @@ def as_json(value: Any, *, lines: bool) -> str:
 
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
-    space = " " * (width - _width(text))
+    space = " " * (width - text_width(text))
     return space + text if right else text + space
 
 
-def _width(text: str) -> int:
+def text_width(text: str) -> int:
     """Columns on a terminal: wide characters take two, combining ones none."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -53,13 +53,18 @@ def test_schema_is_json(sllmd: RunCommand) -> None:
 
 
 def test_init_writes_once(sllmd: RunCommand, tmp_path: Path) -> None:
-    assert sllmd("config", "init").code == 0
     written = tmp_path / "etc" / "sllmd.toml"
+    assert sllmd("config", "init", str(written)).code == 0
     assert sllmd("config", "check", str(written)).code == 0
-    assert sllmd("config", "init").code == 1
+    assert sllmd("config", "init", str(written)).code == 1
     written.write_text("")
-    assert sllmd("config", "init", "--force").code == 0
+    assert sllmd("config", "init", str(written), "--force").code == 0
     assert written.read_text()
+
+
+def test_init_without_a_file_writes_none(sllmd: RunCommand, tmp_path: Path) -> None:
+    assert "serving" in tomllib.loads(sllmd("config", "init").out)
+    assert not (tmp_path / "etc").exists()
 
 
 def test_check_looks_for_the_models_it_would_import(sllmd: RunCommand, tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ def test_import_says_what_came_of_it(sllmd: RunCommand, tmp_path: Path) -> None:
     ] == [facts["name"]]
 
 
+def test_import_says_what_it_replaces(sllmd: RunCommand, store: str) -> None:
+    before = json.loads(sllmd("show", "one", "-o", "json", "--store", store).out)["digest"]
+    again = sllmd("import", "builtin:tiny", "--store", store, "--name", "one")
+    assert f"in place of {before[:8]} of that name" in again.out
+    assert "in place of" not in sllmd("import", "builtin:tiny", "--store", store, "--name", "two").out
+
+
 def test_in_place(sllmd: RunCommand, tmp_path: Path) -> None:
     source = tmp_path / "there"
     make_builtin("tiny", source)

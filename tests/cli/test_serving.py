@@ -234,7 +234,7 @@ def _read(descriptor: int) -> bytes:
 
 
 def test_a_talk_on_a_terminal(at_daemon: RunningDaemon) -> None:
-    """Without a prompt, on a terminal: asks, answers, asks again, ends at /bye."""
+    """Without a prompt, on a terminal: asks, answers, explains, forgets, asks again, ends at /bye."""
     master, slave = pty.openpty()
     try:
         talk = subprocess.Popen(
@@ -242,11 +242,12 @@ def test_a_talk_on_a_terminal(at_daemon: RunningDaemon) -> None:
             env=environment(TERM="dumb"), stdin=slave, stdout=slave, stderr=slave,
         )  # fmt: skip
         os.close(slave)
-        os.write(master, b"Hello\n/bye\n")
+        os.write(master, b"Hello\n/help\n/clear\n/bye\n")
         seen = b""
         while chunk := _read(master):
             seen += chunk
         assert talk.wait(timeout=60) == 0
     finally:
         os.close(master)
-    assert seen.count(b">>> ") == 2
+    assert seen.count(b">>> ") == 4
+    assert b"/clear forgets" in seen
