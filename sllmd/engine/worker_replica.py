@@ -55,6 +55,7 @@ class WorkerReplica:
         self.worker = worker
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = loop.create_future()
+        self.context_tokens = 0
         self._settings = settings
         self._mapped: asyncio.Future[None] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
@@ -65,6 +66,8 @@ class WorkerReplica:
         self._running: set[int] = set()
         """Handles whose last event has not come: a mailbox may outlive that, when its consumer is slow."""
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._leaving: dict[int, int] = {}
+        """Request of an export that ends its generation, and that generation's handle."""
         self._signs_of_life = 0
         worker.on_message = self._take
         worker.gone.add_done_callback(self._on_gone)
@@ -88,7 +91,7 @@ class WorkerReplica:
 
     async def generate(self, state: GenerationState) -> AsyncGenerator[EngineEvent, None]:
         """Run ``state``; see ``Replica``."""
-        self._refuse_when_lost()
+        self._require_serving()
         refuse_duplicate(self._handles, state.generation_id)
         handle = self._handles[state.generation_id] = next(self._numbers)
         self._generation_ids[handle] = state.generation_id
@@ -110,13 +113,15 @@ class WorkerReplica:
         """The state as of the last step; see ``Replica``."""
         handle = self._handles.get(generation_id)
         if handle is None:
-            self._refuse_when_lost()
+            self._require_serving()
             return None
-        state: GenerationState | None = await self._ask(lambda request: Export(request, handle, stop))
-        if stop:
-            self._running.discard(handle)
-            if handle in self._mailboxes:
-                self._mailboxes[handle].close()
+
+        def question(request: int) -> Export:
+            if stop:
+                self._leaving[request] = handle
+            return Export(request, handle, stop)
+
+        state: GenerationState | None = await self._ask(question)
         return state
 
     async def prefill(self, state: GenerationState) -> None:
@@ -143,6 +148,7 @@ class WorkerReplica:
             case Stats():
                 self._resolve(message.request, message.stats)
             case Exported():
+                self._left(self._leaving.pop(message.request, -1))
                 self._resolve(message.request, message.state)
             case Prefilled():
                 self._resolve(message.request, None)
@@ -154,6 +160,7 @@ class WorkerReplica:
                 self._mapped.set_result(None)
             case Ready() if not self._ready.done():
                 _log.info("engine built", replica=self.replica_id, **message.stages_seconds)
+                self.context_tokens = message.context_tokens
                 self._ready.set_result(None)
             case _:
                 raise ProtocolError(f"an attached worker sent {type(message).__name__}")
@@ -164,6 +171,12 @@ class WorkerReplica:
             if ends_generation(event):
                 self._running.discard(handle)
 
+    def _left(self, handle: int) -> None:
+        """A generation was exported and runs no more, whether or not somebody still waits for its state."""
+        self._running.discard(handle)
+        if handle in self._mailboxes:
+            self._mailboxes[handle].close()
+
     def _resolve(self, request: int, value: object) -> None:
         answer = self._answers.get(request)
         if answer is not None and not answer.done():
@@ -172,7 +185,7 @@ class WorkerReplica:
     # -- asking and waiting --------------------------------------------------------------------
 
     async def _ask(self, make: Callable[[int], Message]) -> Any:
-        self._refuse_when_lost()
+        self._require_serving()
         request = next(self._numbers)
         answer = self._answers[request] = asyncio.get_running_loop().create_future()
         self.worker.send(make(request))
@@ -189,9 +202,11 @@ class WorkerReplica:
         cause = await asyncio.shield(self.worker.gone)
         raise ModelLoadFailed(cause.message, hint=cause.hint)
 
-    def _refuse_when_lost(self) -> None:
+    def _require_serving(self) -> None:
         if self.worker.gone.done():
             raise self._worker_lost(self.worker.gone.result())
+        if not self._ready.done():
+            raise ProtocolError(f"replica {self.replica_id} cannot serve before begin() has returned")
 
     def _worker_lost(self, cause: Cause) -> WorkerLost:
         return WorkerLost(f"replica {self.replica_id} is gone: {cause.message}", hint=cause.hint)
@@ -225,6 +240,6 @@ class WorkerReplica:
         self.worker.kill(
             Cause(
                 f"the worker had work and completed no step for {timeout_seconds:.0f} s",
-                "look for its last lines in the log; raise [workers] hang_timeout_seconds if the model is just slow",
+                "see its last lines in the log; raise [workers] hang_timeout_seconds if the model is slow",
             )
         )
