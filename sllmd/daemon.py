@@ -82,6 +82,8 @@ class Daemon:
         """Build every room; ``rooms`` closes them again, whatever has been built by then."""
         store = Store(config.node.store_directory)
         store.prepare()
+        if rooms.enter_context(store.attended()):
+            _log.info("other daemons serve this store, too", hint="each has a DRAM budget of its own")
         devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
         tier = DramTier(config.loader, quarantine=store.quarantine, complete_remote=store.complete_remote)
         rooms.push_async_callback(tier.close)

@@ -220,6 +220,7 @@ class Supervisor:
 
     async def _keep_workers(self, zygote: ZygoteProcess) -> None:
         """Returns when the zygote is gone; raises ModelLoadFailed when a worker cannot be started."""
+        log = _log.info  # the first one is news, the others are routine
         while zygote.process.running:
             self._changed.clear()
             pause_seconds = self._pause_seconds()
@@ -227,6 +228,8 @@ class Supervisor:
                 await _wait(self._changed, pause_seconds)
             else:
                 await self._start_worker(zygote)
+                log("worker ready", waiting=len(self._waiting))
+                log = _log.debug
 
     def _pause_seconds(self) -> float:
         """Until the next fork, if nothing changes."""

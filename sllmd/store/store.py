@@ -268,6 +268,24 @@ class Store:
             self._publish_directory(entry.model_copy(update={"kind": "stored"}), staging)
         return self.resolve(checkpoint.name)
 
+    @contextmanager
+    def attended(self) -> Iterator[bool]:
+        """Count as a daemon that serves this store, inside; gives whether others do already."""
+        with store_errors("open the store"):
+            descriptor = os.open(
+                self.root / "locks" / "daemons", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
+        try:
+            shared = False
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                shared = True
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield shared
+        finally:
+            os.close(descriptor)
+
     # For importing
 
     @contextmanager

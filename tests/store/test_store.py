@@ -264,3 +264,11 @@ def test_a_reader_carries_neither_torch_nor_transformers_nor_numpy(store: Store)
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_daemons_of_one_store_know_of_each_other(store: Store) -> None:
+    store.prepare()
+    with store.attended() as first, Store(store.root).attended() as second:
+        assert (first, second) == (False, True)
+    with store.attended() as again:
+        assert not again
