@@ -51,8 +51,9 @@ class _Generating(_Request):
     """Not OpenAI's: leave out tokens less likely than this share of the most likely one's probability."""
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] = 1.0
-    """Not OpenAI's: divide the scores of tokens that occurred, in prompt or output."""
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] = 1.0
+    """Not OpenAI's: divide the scores of tokens that occurred, in prompt or output. Not just more than 0:
+    scores must not overflow."""
     logit_bias: LogitBias = Field(default_factory=dict)
     seed: Int | None = None
     stop: Stops = Field(default_factory=list)

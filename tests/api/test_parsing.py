@@ -124,7 +124,7 @@ COMPLETION_ERRORS = [
     ({"keep_alive": []}, "keep_alive", "invalid_type", "a duration"),
     ({"min_tokens": 3}, "min_tokens", "unsupported_parameter", "`min_tokens` is not supported"),
     ({"guided_json": {}}, "guided_json", "unsupported_parameter", "not supported"),
-    ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value", "more than 0"),
+    ({"repetition_penalty": 5e-324}, "repetition_penalty", "invalid_value", "at least 0.01"),
 ]
 
 
