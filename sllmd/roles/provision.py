@@ -53,7 +53,7 @@ async def _import(store: Store, name: str, source: str) -> None:
     _log.info("importing", model=name, source=source)
     command = ("import", source, "--name", name, "--store", str(store.root), "--quiet")
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "sllmd", *command,
+        sys.executable, "-P", "-m", "sllmd", *command,  # -P: no modules of the working directory
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

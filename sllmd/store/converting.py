@@ -35,8 +35,9 @@ def convert(
     ``on_progress`` gets bytes done and in all. Raises what the child reports, and MalformedCheckpoint when
     it dies without a word, which is what a parser does on bytes that were made to hurt it.
     """
-    command = [sys.executable, "-m", "sllmd.store.convert", kind, str(source), str(staging), "--dtype", dtype]
-    command.append("--until-stdin-closes")
+    # -P: the working directory is no place to look for modules.
+    command = [sys.executable, "-P", "-m", "sllmd.store.convert", kind, str(source), str(staging)]
+    command += ["--dtype", dtype, "--until-stdin-closes"]
     with tempfile.TemporaryFile() as errors:
         # Its stdin closes when this process ends, however that happens.
         child = subprocess.Popen(

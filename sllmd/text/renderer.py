@@ -63,7 +63,7 @@ class Renderer:
                 await child.wait()
 
     async def _start(self) -> Process:
-        command = (sys.executable, "-m", "sllmd.text.render_process")
+        command = (sys.executable, "-P", "-m", "sllmd.text.render_process")  # -P: no modules of the cwd
         limits = (str(self._seconds_max), str(self._memory_bytes_max))
         child = await asyncio.create_subprocess_exec(
             *command, *limits, stdin=PIPE, stdout=PIPE, start_new_session=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,31 @@ def test_an_unknown_argument_is_a_usage_error() -> None:
     )
     assert result.returncode == 2
     assert "--once" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"), [((), "/made"), (("--fast",), ""), (("tests/store",), "")], ids=str
+)
+def test_a_run_of_all_tests_makes_the_demo_model(
+    tmp_path: Path, arguments: tuple[str, ...], model: str
+) -> None:
+    said = {
+        "scripts/setup": "",
+        "scripts/demo-model": "echo /made",
+        ".venv/bin/python": 'echo "model=${SLLMD_DEMO_MODEL:-}"',
+    }
+    for name, line in said.items():
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/usr/bin/env bash\n{line}\n")
+        program.chmod(0o755)
+    shutil.copy(ROOT / "scripts" / "test", tmp_path / "scripts")
+    clean = {name: value for name, value in os.environ.items() if name != "SLLMD_DEMO_MODEL"}
+    result = subprocess.run(
+        [tmp_path / "scripts" / "test", *arguments],
+        env=clean, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert result.stdout == f"model={model}\n"
 
 
 @pytest.mark.slow

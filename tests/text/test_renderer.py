@@ -31,6 +31,13 @@ async def test_what_comes_back_is_what_the_template_writes(renderer):
     assert len(await render(renderer, "{{ 'a' * 3000000 }}")) == 3_000_000
 
 
+async def test_what_lies_in_the_working_directory_is_not_run(renderer, monkeypatch, tmp_path):
+    (tmp_path / "queue.py").write_text("raise ImportError('not the queue of the library')")
+    (tmp_path / "jinja2.py").write_text("raise ImportError('not the library')")
+    monkeypatch.chdir(tmp_path)
+    assert await render(renderer, "{{ 1 + 1 }}") == "2"
+
+
 async def test_errors_are_those_of_the_template(renderer):
     with pytest.raises(InvalidRequest, match="no chat template") as caught:
         await render(renderer, None)
