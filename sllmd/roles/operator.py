@@ -176,7 +176,7 @@ class Operator:
             requests_waiting=self._agent.waiting(),
             cache=self.cache(),
             store_directory=self._store_directory,
-            processes=tuple(_process_statuses(workers.processes, replicas)),
+            processes=tuple(process_statuses(workers.processes, replicas)),
             worker_error=workers.last_error,
         )
 
@@ -212,10 +212,11 @@ class Operator:
         )
 
 
-def _process_statuses(
+def process_statuses(
     workers: Sequence[ProcessStats], replicas: Sequence[ReplicaStatus]
 ) -> Iterator[ProcessStatus]:
-    models = {replica.replica_id: replica.model for replica in replicas}
+    """This process, then ``workers``, each with the model that it runs."""
+    models = {replica.pid: replica.model for replica in replicas}
     own = process_stats("daemon", os.getpid())
     for process in [*([own] if own else []), *workers]:
         yield ProcessStatus(
@@ -223,7 +224,7 @@ def _process_statuses(
             pid=process.pid,
             rss_bytes=process.rss_bytes,
             anonymous_bytes=process.anonymous_bytes,
-            model=models.get(process.role),
+            model=models.get(process.pid),
         )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from sllmd.engine.fake import FakeSettings
+from sllmd.engine.process import ProcessStats
 from sllmd.loader.settings import LoaderSettings
+from sllmd.roles.operator import process_statuses
+from sllmd.roles.status import ReplicaStatus
 from tests.roles.conftest import MakeNode, until
 
 
@@ -41,3 +45,15 @@ async def test_whoever_stops_watching_a_load_leaves_nothing_behind(make_node: Ma
         await until(lambda: not node.agent.residences())
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "_hold_once" in repr(task) or "loaded" in repr(task)]
+
+
+def test_processes_are_told_with_the_model_they_run() -> None:
+    workers = [ProcessStats("waiting", 1, 30, 10), ProcessStats("7c7a513e-3", 2, 50, 20)]
+    replica = ReplicaStatus(
+        replica_id="tiny-1", model="tiny", state="serving", devices=("cpu:0",), tier="device", size_bytes=1,
+        loaded_bytes=1, bytes_per_second=0.0, running=0, waiting=0, expires_in_seconds=None, pid=2, rss_bytes=50,
+    )  # fmt: skip
+    own, waiting, worker = process_statuses(workers, [replica])
+    assert (own.role, own.pid) == ("daemon", os.getpid())
+    assert (waiting.role, waiting.model) == ("waiting", None)
+    assert (worker.model, worker.rss_bytes, worker.anonymous_bytes) == ("tiny", 50, 20)
