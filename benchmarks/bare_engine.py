@@ -69,7 +69,7 @@ def _until_prepacked(engine: Engine, prompt_tokens: int) -> None:
 
 def _batch(engine: Engine, concurrency: int, prompt_tokens: int, new_tokens: int, seed: str) -> float:
     """Tokens per second of ``concurrency`` generations that begin together."""
-    sampling = Sampling(seed=1, max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+    sampling = Sampling(seed=1, max_tokens=new_tokens, temperature=0.0)
     begin = time.perf_counter()
     for index in range(concurrency):
         prompt = token_ids(prompt_tokens, f"{seed}-{index}")

@@ -66,8 +66,7 @@ def _sampling(
         logit_bias=tuple(request.logit_bias.items()),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        stop_token_ids=(*tokenizer.stop_token_ids, *request.stop_token_ids),
-        ignore_eos=request.ignore_eos,
+        stop_token_ids=(*(() if request.ignore_eos else tokenizer.stop_token_ids), *request.stop_token_ids),
     )
 
 

@@ -8,8 +8,8 @@ from sllmd.api.settings import PORT_MAX
 from sllmd.config.settings import Config
 from sllmd.core.errors import ConfigError
 from sllmd.core.units import format_bytes
-from sllmd.loader.pool import total_memory_bytes
 from sllmd.loader.settings import LoaderSettings
+from sllmd.telemetry.memory import total_memory_bytes
 
 
 def check(config: Config) -> None:

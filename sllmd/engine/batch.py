@@ -7,7 +7,7 @@ Rows sit in consecutive slots, those that decode first::
 
 so that a decode pass is one slice of the cache. A step is planned in this order:
 
-1. ``make_room``: every decoding row needs one token more; while the cache is too full, the youngest row
+1. ``overfull``: every decoding row needs one token more; while the cache is too full, the youngest row
    leaves and queues again (the same as being exported and added).
 2. ``admit``: waiting rows enter while there is a slot and room for their tokens and some of their output.
 3. ``next_chunk``: prompts go in, first slot first, at most so many tokens per step.
@@ -24,7 +24,8 @@ from sllmd.core.ids import GenerationId
 from sllmd.engine.protocol import GenerationState, TokenLogprob
 
 RESERVE_TOKENS = 16
-"""Room for output that a row must find to be admitted: less, and it would soon be preempted."""
+"""Room for output of every running row that the next must find to be admitted: less, and it would soon be
+preempted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +111,7 @@ class Batch:
         return None
 
     def remove(self, row: Row) -> list[Move]:
-        """Take ``row`` out, wherever it is; the moves that close the gap."""
+        """Take ``row`` out, wherever it is; the moves that close the gap. Prompts keep their order."""
         if row in self.waiting:
             self.waiting.remove(row)
             return []
@@ -119,27 +120,27 @@ class Batch:
         if hole < self.decoding:
             self.decoding -= 1
             hole = self._move(self.decoding, hole, moves)
-        self._move(len(self.rows) - 1, hole, moves)
+        for source in range(hole + 1, len(self.rows)):
+            hole = self._move(source, hole, moves)
         self.rows.pop()
         return moves
 
-    def make_room(self) -> tuple[list[Row], list[Move]]:
-        """Rows that were sent back to the queue so that the others can go on."""
-        preempted: list[Row] = []
-        moves: list[Move] = []
-        while len(self.rows) > 1 and self.used_tokens > self.cache_tokens:
-            youngest = max(self.rows, key=lambda row: row.age)
-            moves += self.remove(youngest)
-            youngest.cached, youngest.started = 0, False
-            self.waiting.appendleft(youngest)
-            preempted.append(youngest)
-        return preempted, moves
+    def overfull(self) -> Row | None:
+        """The row that has to leave so that the others can go on."""
+        if len(self.rows) > 1 and self.used_tokens > self.cache_tokens:
+            return max(self.rows, key=lambda row: row.age)
+        return None
+
+    def queue_again(self, row: Row) -> None:
+        """Have a row that was taken out wait as the first."""
+        row.cached, row.started = 0, False
+        self.waiting.appendleft(row)
 
     def admit(self) -> list[Row]:
         """Rows that leave the queue for a slot."""
         admitted: list[Row] = []
         while self.waiting and len(self.rows) < self.batch_max:
-            need = self.waiting[0].length + RESERVE_TOKENS
+            need = self.waiting[0].length + RESERVE_TOKENS * (len(self.rows) + 1)
             if self.rows and self.used_tokens + need > self.cache_tokens:
                 break
             row = self.waiting.popleft()

@@ -157,7 +157,10 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
         self.reserve(first + self.count, self.span)
 
     def reserve(self, slots: int, tokens: int) -> None:
-        """Have at least this much room; grows by doubling, so that copies stay rare."""
+        """Have at least this much room; grows by doubling, so that copies stay rare.
+
+        A copy writes, and so commits, all the old room: where room costs nothing, take it all at first.
+        """
         if slots <= self.slots and tokens <= self.capacity:
             return
         self.slots = max(self.slots, 1 << (slots - 1).bit_length())
@@ -174,7 +177,7 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
 
     def get_query_offset(self, layer_idx: int = 0) -> Any:  # noqa: ARG002 - transformers' interface
         """Where each row of the pass starts: transformers hands it on to ``ragged_mask`` unread."""
-        return RowStarts(self._starts, self.aligned, self.start_list[0])
+        return RowStarts(self._starts, self.aligned)
 
     def copy_row(self, source: int, target: int, tokens: int) -> None:
         """Give slot ``target`` the first ``tokens`` of slot ``source``."""
@@ -193,6 +196,12 @@ class SlotCache(Cache):  # type: ignore[misc] # transformers is not typed
         stores = [store for layer in self.layers for store in layer.stores]
         for store, saved in zip(stores, row, strict=True):
             store[..., slot, :, :tokens, :] = saved[..., :tokens, :]
+
+    def wipe(self, slot: int, tokens: int) -> None:
+        """Zero the first ``tokens`` of a slot: NaN there would reach the next row through its mask."""
+        for layer in self.layers:
+            for store in layer.stores:
+                store[..., slot, :, :tokens, :] = 0
 
     def release(self, slot: int, tokens: int) -> None:
         """Slot ``slot`` is free; it held ``tokens``. Long rows' memory goes back to the system."""
@@ -224,16 +233,16 @@ def _zeros(shape: Sequence[int], like: torch.Tensor) -> tuple[torch.Tensor, mmap
     if like.device.type != "cpu":
         return like.new_zeros(shape), None
     pages = mmap.mmap(-1, math.prod(shape) * like.element_size(), flags=_PRIVATE_ON_DEMAND)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)  # a head's first token must not commit 2 MB
     return torch.frombuffer(pages, dtype=like.dtype).view(*shape), pages
 
 
 class RowStarts:
     """A row-wise offset in the place where transformers expects one number."""
 
-    def __init__(self, starts: torch.Tensor, aligned: bool, first: int) -> None:
+    def __init__(self, starts: torch.Tensor, aligned: bool) -> None:
         self.starts = starts
         self.aligned = aligned
-        self.first = first
 
 
 def ragged_mask(

@@ -8,6 +8,7 @@ overlaps copying the one before. Knows nothing of models. Start at ``DeviceCopy.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,6 +99,12 @@ class _Lane:
             refusal = int(_cuda.cudart().cudaHostRegister(address, piece.numel(), _HOST_REGISTER_READ_ONLY))
         if refusal:
             self._may_register = False
+            self._forget_refusal()
             _log.warning("copying through CUDA's staging buffer", reason=f"cudaHostRegister: error {refusal}")
         else:
             self._registered.append(address)
+
+    def _forget_refusal(self) -> None:
+        """CUDA keeps the error for whoever asks next, torch after its next launch: let that be this one."""
+        with contextlib.suppress(RuntimeError):
+            self.target[:1].zero_()

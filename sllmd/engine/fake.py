@@ -8,6 +8,7 @@ says in ``step_seconds`` how long it would have taken, and whoever runs the loop
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -20,6 +21,7 @@ from sllmd.engine.protocol import (
     EngineOptions,
     EngineStats,
     FailedEvent,
+    FailureKind,
     FinishedEvent,
     FinishReason,
     GenerationState,
@@ -79,6 +81,15 @@ class _Row:
     def wanted_tokens(self) -> int:
         return len(self.state.prompt_ids) + len(self.state.output_ids)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether it has a token to make."""
+        return not self.only_prefill and len(self.state.output_ids) < self.state.sampling.max_tokens
+
+    def generates(self, generation_id: GenerationId) -> bool:
+        """Whether this is that generation, not only its prefill."""
+        return self.state.generation_id == generation_id and not self.only_prefill
+
 
 class FakeEngine:
     """An ``Engine`` whose token at output index i is a function of the prompt and i."""
@@ -89,11 +100,16 @@ class FakeEngine:
         settings: FakeSettings,
         *,
         vocabulary_size: int = _DEFAULT_VOCABULARY_SIZE,
+        context_tokens: int = 0,
     ) -> None:
+        """``context_tokens``: where ``options`` say nothing; 0: no limit."""
         self.step_seconds = 0.0
         self._options = options
         self._settings = settings
+        self._vocabulary_size = vocabulary_size
+        self._context_tokens = options.context_tokens_max or context_tokens
         self._token_ids = settings.token_ids or (0, vocabulary_size)
+        self._pending: list[EngineEvent] = []
         self._waiting: deque[_Row] = deque()
         self._running: dict[GenerationId, _Row] = {}
         self._warm: deque[list[int]] = deque(maxlen=WARM_PROMPTS_MAX)
@@ -106,22 +122,24 @@ class FakeEngine:
         if chosen.build_error is not None:
             raise RuntimeError(chosen.build_error)
         size = int(manifest.config.get("vocab_size", _DEFAULT_VOCABULARY_SIZE))
-        return cls(options, chosen, vocabulary_size=size)
+        context_tokens = int(manifest.config.get("max_position_embeddings", 0))
+        return cls(options, chosen, vocabulary_size=size, context_tokens=context_tokens)
 
     def add(self, state: GenerationState) -> None:
-        """Take a generation: new, imported or resumed."""
-        self._waiting.append(self._row(state))
+        """Take a generation: new, imported or resumed. One that cannot run fails in the next step."""
+        self._queue(self._row(state))
 
     def prefill(self, state: GenerationState) -> None:
         """Warm the cache for ``state``; a PrefilledEvent of its id says when it is done."""
         row = self._row(state)
         row.only_prefill = True
-        self._waiting.append(row)
+        self._queue(row)
 
     def cancel(self, generation_id: GenerationId) -> None:
         """Forget a generation; no event of it follows."""
+        self._pending = [event for event in self._pending if event.generation_id != generation_id]
         self._running.pop(generation_id, None)
-        self._waiting = deque(row for row in self._waiting if row.state.generation_id != generation_id)
+        self._waiting = deque(row for row in self._waiting if not row.generates(generation_id))
 
     def export(self, generation_id: GenerationId, *, stop: bool) -> GenerationState | None:
         """The state as of the last step; with ``stop`` the generation leaves."""
@@ -134,16 +152,20 @@ class FakeEngine:
 
     def has_work(self) -> bool:
         """Whether a row runs or waits."""
-        return bool(self._waiting or self._running)
+        return bool(self._pending or self._waiting or self._running)
 
     def step(self) -> list[EngineEvent]:
         """One prefill chunk for the oldest waiting row, one token for every running row."""
         self._steps += 1
         self.step_seconds = self._settings.token_seconds if self._running else 0.0
-        events = [self._advance(row) for row in list(self._running.values())]
+        events, self._pending = self._pending, []
+        events += [self._advance(row) for row in list(self._running.values())]
         if self._waiting and len(self._running) < self._options.batch_max:
             events += self._prefill_chunk(self._waiting[0])
         return events
+
+    def on_work(self, wake: Callable[[], None]) -> None:
+        """Never: only ``add`` and ``prefill`` bring work."""
 
     def stats(self) -> EngineStats:
         """A snapshot."""
@@ -157,7 +179,26 @@ class FakeEngine:
             decode_tokens=self._decode_tokens,
             runner="fake",
             threads=max(1, self._options.threads),
+            context_tokens=self._context_tokens,
         )
+
+    def _queue(self, row: _Row) -> None:
+        problem = self._problem(row)
+        if problem is None:
+            self._waiting.append(row)
+        else:
+            self._pending.append(FailedEvent(row.state.generation_id, *problem))
+
+    def _problem(self, row: _Row) -> tuple[str, FailureKind] | None:
+        """Why this row cannot run here."""
+        ids = row.state.prompt_ids + row.state.output_ids
+        if not row.state.prompt_ids:
+            return "the prompt is empty", "request"
+        if self._context_tokens and len(ids) + row.has_more > self._context_tokens:
+            return f"{len(ids)} tokens do not fit into a context of {self._context_tokens}", "context"
+        if min(ids) < 0 or max(ids) >= self._vocabulary_size:
+            return f"token ids must be between 0 and {self._vocabulary_size - 1}", "request"
+        return None
 
     def _row(self, state: GenerationState) -> _Row:
         own = GenerationState(
@@ -176,7 +217,7 @@ class FakeEngine:
     def _find(self, generation_id: GenerationId) -> GenerationState | None:
         if generation_id in self._running:
             return self._running[generation_id].state
-        return next((row.state for row in self._waiting if row.state.generation_id == generation_id), None)
+        return next((row.state for row in self._waiting if row.generates(generation_id)), None)
 
     def _prefill_chunk(self, row: _Row) -> list[EngineEvent]:
         count = min(self._options.prefill_chunk_tokens, row.wanted_tokens - row.cached_tokens)
@@ -195,11 +236,15 @@ class FakeEngine:
         self._warm.append(state.prompt_ids + state.output_ids)
         prompt_logprobs = None if state.sampling.prompt_logprobs is None else _prompt_logprobs(state)
         prefilled = PrefilledEvent(
-            state.generation_id, row.wanted_tokens, row.reused_tokens, row.prefill_seconds, prompt_logprobs
+            state.generation_id,
+            len(state.prompt_ids),
+            row.reused_tokens,
+            row.prefill_seconds,
+            prompt_logprobs,
         )
         if row.only_prefill:
             return [prefilled]
-        if len(state.output_ids) >= state.sampling.max_tokens:
+        if not row.has_more:
             return [prefilled, FinishedEvent(state.generation_id, FinishReason.LENGTH)]
         self._running[state.generation_id] = row
         return [prefilled, self._advance(row)]
@@ -231,9 +276,11 @@ class FakeEngine:
         return next((token_id for token_id in candidates if token_id not in stop_ids), low)
 
     def _finish_reason(self, state: GenerationState, token_id: int) -> FinishReason | None:
-        if token_id in state.sampling.stop_token_ids and not state.sampling.ignore_eos:
+        if token_id in state.sampling.stop_token_ids:
             return FinishReason.STOP
-        return FinishReason.LENGTH if len(state.output_ids) >= state.sampling.max_tokens else None
+        length = len(state.prompt_ids) + len(state.output_ids)
+        full = bool(self._context_tokens) and length >= self._context_tokens
+        return FinishReason.LENGTH if full or len(state.output_ids) >= state.sampling.max_tokens else None
 
 
 def _copy(state: GenerationState) -> GenerationState:

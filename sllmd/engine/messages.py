@@ -163,6 +163,8 @@ class Ready:
     """The engine serves."""
 
     stages_seconds: dict[str, float]
+    context_tokens: int
+    """Longest prompt + completion that fits; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +349,7 @@ def _pack_other(event: EngineEvent, handle: int) -> tuple[Any, ...]:
         case FinishedEvent():
             return (_FINISHED, handle, _FINISH_CODES[event.finish_reason])
         case FailedEvent():
-            return (_FAILED, handle, event.message)
+            return (_FAILED, handle, event.message, event.kind)
 
 
 def _unpack_other(
@@ -368,7 +370,8 @@ def _unpack_other(
     elif kind == _FINISHED:
         yield handle, FinishedEvent(generation_id, FinishReason(_FINISH_REASONS[rest[0]] or ""))
     elif kind == _FAILED:
-        yield handle, FailedEvent(generation_id, str(rest[0]))
+        message, kind_of_failure = rest
+        yield handle, FailedEvent(generation_id, str(message), kind_of_failure)
     else:
         raise ValueError(f"unknown kind of event {kind!r}")
 

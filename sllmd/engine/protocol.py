@@ -8,9 +8,10 @@ tensor. Pure: no torch, no clock, no IO.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sllmd.core.ids import GenerationId
 
@@ -45,8 +46,7 @@ class Sampling:
     prompt_logprobs: int | None = None
     """The same for every prompt position after the first (``echo`` with ``logprobs``)."""
     stop_token_ids: tuple[int, ...] = ()
-    """Ids that end the generation, the model's end-of-sequence ids among them."""
-    ignore_eos: bool = False
+    """Ids that end the generation, the model's end-of-sequence ids among them unless they are ignored."""
 
 
 @dataclass(slots=True)
@@ -104,12 +104,17 @@ class FinishedEvent:
     finish_reason: FinishReason
 
 
+FailureKind = Literal["context", "request", "internal"]
+"""Longer than the engine's context, asking for what there is not, or nothing the caller could change."""
+
+
 @dataclass(frozen=True, slots=True)
 class FailedEvent:
     """A generation could not go on; the others did."""
 
     generation_id: GenerationId
     message: str
+    kind: FailureKind = "internal"
 
 
 EngineEvent = TokenEvent | PrefilledEvent | FinishedEvent | FailedEvent
@@ -129,6 +134,8 @@ class EngineStats:
     runner: str
     """Which forward runs: ``fake``, ``transformers``, ``fused``, ``prepacked``."""
     threads: int
+    context_tokens: int
+    """Longest prompt + completion, which memory may make less than the model says; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +181,9 @@ class Engine(Protocol):
 
     def has_work(self) -> bool:
         """Whether ``step`` would do anything: run rows, or go on preparing a faster forward."""
+
+    def on_work(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called, from any thread, when ``has_work`` becomes true by itself."""
 
     def stats(self) -> EngineStats:
         """A snapshot."""

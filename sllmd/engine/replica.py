@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Container, Iterable, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Protocol
 
 from sllmd.core.errors import InvalidRequest, ModelLoadFailed, WorkerLost
@@ -25,7 +27,6 @@ from sllmd.engine.protocol import (
     FailedEvent,
     FinishedEvent,
     GenerationState,
-    PrefilledEvent,
     TokenEvent,
 )
 from sllmd.store.manifest import Manifest
@@ -37,6 +38,8 @@ class Replica(Protocol):
     replica_id: ReplicaId
     lost: asyncio.Future[str]
     """Resolved with the reason when the replica is gone, wanted or not."""
+    context_tokens: int
+    """Longest prompt + completion that its engine takes, known when it can serve; 0: no limit."""
 
     def progress(self, bytes_ready: Sequence[int]) -> None:
         """Tell how many bytes of each partition's address space are filled, counted from its start."""
@@ -124,6 +127,7 @@ class LocalReplica:
     ) -> None:
         self.replica_id = replica_id
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.context_tokens = 0
         self._manifest = manifest
         self._options = options
         self._settings = settings
@@ -132,6 +136,7 @@ class LocalReplica:
         self._work = asyncio.Event()
         self._mailboxes: dict[GenerationId, Mailbox] = {}
         self._prefills: dict[GenerationId, asyncio.Future[None]] = {}
+        self._numbers = count(1)
 
     def progress(self, bytes_ready: Sequence[int]) -> None:
         """Nothing to copy."""
@@ -143,6 +148,7 @@ class LocalReplica:
         except (RuntimeError, ValueError) as error:
             await self._end(str(error))
             raise ModelLoadFailed(str(error)) from error
+        self.context_tokens = self._engine.stats().context_tokens
         await asyncio.sleep(self._settings.overridden_by(self._manifest).build_seconds)
         self._loop_task = asyncio.create_task(self._run(self._engine), name=f"engine {self.replica_id}")
 
@@ -171,16 +177,16 @@ class LocalReplica:
         return state
 
     async def prefill(self, state: GenerationState) -> None:
-        """Warm the cache for ``state``."""
+        """Warm the cache for ``state``, under an id of its own. Raises InvalidRequest when it is refused."""
         engine = self._require_engine()
-        refuse_duplicate(self._prefills, state.generation_id)
-        done = self._prefills[state.generation_id] = asyncio.get_running_loop().create_future()
-        engine.prefill(state)
+        own_id = GenerationId(f"prefill {next(self._numbers)}")
+        done = self._prefills[own_id] = asyncio.get_running_loop().create_future()
+        engine.prefill(replace(state, generation_id=own_id))
         self._work.set()
         try:
             await done
         finally:
-            del self._prefills[state.generation_id]
+            del self._prefills[own_id]
 
     async def stats(self) -> EngineStats:
         """A snapshot."""
@@ -206,16 +212,21 @@ class LocalReplica:
             except RuntimeError as error:
                 self._lose(str(error))
                 return
+            # Addressed now: after the pause, a generation may be gone and another have its id.
+            addressed = [(self._mailboxes.get(event.generation_id), event) for event in events]
             await asyncio.sleep(engine.step_seconds)
-            self._deliver(events)
+            self._deliver(addressed)
 
-    def _deliver(self, events: Iterable[EngineEvent]) -> None:
-        for event in events:
-            mailbox = self._mailboxes.get(event.generation_id)
+    def _deliver(self, addressed: Iterable[tuple[Mailbox | None, EngineEvent]]) -> None:
+        for mailbox, event in addressed:
+            done = self._prefills.get(event.generation_id)
             if mailbox is not None:
                 mailbox.put(event)
-            elif isinstance(event, PrefilledEvent) and event.generation_id in self._prefills:
-                self._prefills[event.generation_id].set_result(None)
+            elif done is not None and not done.done():
+                if isinstance(event, FailedEvent):
+                    done.set_exception(InvalidRequest(event.message))
+                else:
+                    done.set_result(None)
 
     def _lose(self, reason: str) -> None:
         if not self.lost.done():

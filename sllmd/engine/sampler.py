@@ -32,8 +32,11 @@ def uniform(seed: int, index: int) -> float:
 
 def sample(
     logits: torch.Tensor, rows: Sequence[GenerationState]
-) -> tuple[list[int], list[TokenLogprob | None]]:
-    """One token for each row of ``logits`` (rows x vocabulary), and its log probability where asked for."""
+) -> tuple[list[int | None], list[TokenLogprob | None]]:
+    """One token for each row of ``logits`` (rows x vocabulary), and its log probability where asked for.
+
+    No token for a row whose largest logit is no finite number.
+    """
     nothing: list[TokenLogprob | None] = [None] * len(rows)
     if all(_is_plain_greedy(row.sampling) for row in rows):
         return _argmax(logits), nothing
@@ -46,10 +49,13 @@ def sample(
     tokens = _argmax(adjusted)
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > GREEDY_TEMPERATURE_MAX]
     for index, token in zip(drawn, _draw(adjusted, rows, drawn), strict=True):
-        tokens[index] = token
+        if tokens[index] is not None:
+            tokens[index] = token
     return tokens, [
-        None if row.sampling.logprobs is None else token_logprob(scores[i], tokens[i], row.sampling.logprobs)
-        for i, row in enumerate(rows)
+        None
+        if row.sampling.logprobs is None or token is None
+        else token_logprob(scores[i], token, row.sampling.logprobs)
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
     ]
 
 
@@ -63,8 +69,13 @@ def token_logprob(scores: torch.Tensor, token: int, top: int) -> TokenLogprob:
     return TokenLogprob(token, float(logprobs[token]), best)
 
 
-def _argmax(logits: torch.Tensor) -> list[int]:
-    """The first largest of each row.
+def are_finite(logits: torch.Tensor) -> list[bool]:
+    """Whether each row's largest logit is a finite number; one NaN makes it one."""
+    return logits.amax(dim=-1).isfinite().tolist()
+
+
+def _argmax(logits: torch.Tensor) -> list[int | None]:
+    """The first largest of each row; None where it is no finite number.
 
     torch finds a row's maximum four times as fast (in bfloat16 twenty times) as its place: so find the
     first block that holds the maximum, then the place in it.
@@ -72,11 +83,17 @@ def _argmax(logits: torch.Tensor) -> list[int]:
     rows, size = logits.shape
     block = math.gcd(size, 256)
     if block < 32 or logits.device.type != "cpu":
-        return logits.float().argmax(dim=-1).tolist()
+        largest, found = logits.float().max(dim=-1)
+        return _where_finite(largest, found)
     blocks = logits.view(rows, -1, block)
-    first = blocks.amax(dim=-1).float().argmax(dim=-1)
+    largest, first = blocks.amax(dim=-1).float().max(dim=-1)
     inside = blocks[torch.arange(rows), first].float().argmax(dim=-1)
-    return (first * block + inside).tolist()
+    return _where_finite(largest, first * block + inside)
+
+
+def _where_finite(largest: torch.Tensor, found: torch.Tensor) -> list[int | None]:
+    finite = largest.isfinite().tolist()
+    return [token if good else None for token, good in zip(found.tolist(), finite, strict=True)]
 
 
 def _mix(value: int) -> int:

@@ -30,7 +30,8 @@ class WorkerSettings(Frozen):
     attach_timeout_seconds: PositiveSeconds = 30.0
     """For a worker to map a model's memory: milliseconds normally."""
     begin_timeout_seconds: PositiveSeconds = 600.0
-    """For the engine to be built once the bytes are there; prepacking a large model is the slow case."""
+    """For the engine to be built once the bytes are there: fractions of a second, but seconds for each GB
+    that has to be converted to another type or copied to a device."""
     hang_timeout_seconds: PositiveSeconds = 30.0
     """A worker that has work and completes no step for so long is killed. Longer than the slowest prefill
     chunk of the largest model; not counted while a model is built."""

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from sllmd.core.context import CONTEXT_FIELDS
+from sllmd.core.context import CONTEXT_FIELDS, ROPE_FIELDS
 from sllmd.core.context import context_tokens as model_context_tokens
 from sllmd.core.ids import GenerationId
 from sllmd.engine.batch import Batch, Chunk, Move, Row
@@ -37,6 +36,7 @@ from sllmd.engine.protocol import (
     EngineOptions,
     EngineStats,
     FailedEvent,
+    FailureKind,
     FinishedEvent,
     FinishReason,
     GenerationState,
@@ -44,11 +44,12 @@ from sllmd.engine.protocol import (
     TokenEvent,
 )
 from sllmd.engine.runner import Span, TransformersRunner
-from sllmd.engine.sampler import sample, token_logprob
+from sllmd.engine.sampler import are_finite, sample, token_logprob
 from sllmd.engine.skeleton import assign, build_skeleton
 from sllmd.engine.upgrade import Upgrade
 from sllmd.engine.weights import Weights, majority_dtype
 from sllmd.store.manifest import Manifest
+from sllmd.telemetry.memory import available_memory_bytes
 
 UPGRADE_SLICE_SECONDS = 0.008
 """Time per step for preparing the fast forward: about half a token's, so that streams go on."""
@@ -99,8 +100,8 @@ class TransformerEngine:
         cache_tokens = options.cache_tokens or default_cache_tokens(model, self._context, options.batch_max)
         self._context = min(self._context, cache_tokens)
         device = next(model.parameters()).device
-        # The kernel commits a CPU cache's pages as they are written, so room there costs nothing until used.
-        capacity = min(self._context, 2048 if device.type == "cpu" else 512)
+        # The kernel commits a CPU cache's pages as they are written: room there costs nothing, growing would.
+        capacity = self._context if device.type == "cpu" else min(self._context, 512)
         self._cache = SlotCache(config.num_hidden_layers, slots=options.batch_max + 1, capacity=capacity)
         self._upgrade = Upgrade(
             model,
@@ -161,15 +162,21 @@ class TransformerEngine:
             decode_tokens=self._decode_tokens,
             runner=self._upgrade.runner.name,
             threads=torch.get_num_threads(),
+            context_tokens=self._context,
         )
+
+    def on_work(self, wake: Callable[[], None]) -> None:
+        """See ``Engine``. Laying out weights for the fast forward goes on while no row runs."""
+        self._upgrade.wake = wake
 
     @torch.inference_mode()
     def step(self) -> list[EngineEvent]:
         """See ``Engine``. Running rows go first, so that a new prompt's first token leaves at once."""
         events, self._pending = self._pending, []
         self._steps += 1
-        _, moves = self._batch.make_room()
-        self._follow(moves)
+        while (row := self._batch.overfull()) is not None:
+            self._retire(row)
+            self._batch.queue_again(row)
         if self._batch.decoding:
             self._decode(events)
         self._batch.admit()
@@ -191,21 +198,21 @@ class TransformerEngine:
         row = Row(_copy(state), warm_only=warm_only)
         problem = self._problem(row)
         if problem:
-            self._pending.append(FailedEvent(state.generation_id, problem))
+            self._pending.append(FailedEvent(state.generation_id, *problem))
         else:
             self._batch.add(row)
 
-    def _problem(self, row: Row) -> str | None:
+    def _problem(self, row: Row) -> tuple[str, FailureKind] | None:
         """Why this row cannot run here."""
         if not row.state.prompt_ids:
-            return "the prompt is empty"
+            return "the prompt is empty", "request"
         if row.length + _has_more(row) > self._context:
-            return f"{row.length} tokens do not fit into a context of {self._context}"
+            return f"{row.length} tokens do not fit into a context of {self._context}", "context"
         ids = row.tokens(0, row.length)
         if min(ids) < 0 or max(ids) >= self._vocabulary:
-            return f"token ids must be between 0 and {self._vocabulary - 1}"
+            return f"token ids must be between 0 and {self._vocabulary - 1}", "request"
         if any(not 0 <= token < self._vocabulary for token, _ in row.state.sampling.logit_bias):
-            return f"logit_bias takes token ids between 0 and {self._vocabulary - 1}"
+            return f"logit_bias takes token ids between 0 and {self._vocabulary - 1}", "request"
         return None
 
     def _decode(self, events: list[EngineEvent]) -> None:
@@ -222,6 +229,9 @@ class TransformerEngine:
         tokens, logprobs = sample(logits, [row.state for row in rows])
         ended = []
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if token is None:
+                self._fail(row, events)
+                continue
             state = row.state
             index = len(state.output_ids)
             state.output_ids.append(token)
@@ -234,7 +244,7 @@ class TransformerEngine:
 
     def _finish_reason(self, row: Row, token: int) -> FinishReason | None:
         sampling = row.state.sampling
-        if not sampling.ignore_eos and token in sampling.stop_token_ids:
+        if token in sampling.stop_token_ids:
             return FinishReason.STOP
         if len(row.state.output_ids) >= sampling.max_tokens or row.length >= self._context:
             return FinishReason.LENGTH
@@ -246,7 +256,11 @@ class TransformerEngine:
         while wave := self._next_wave(budget):
             budget -= sum(chunk.stop - chunk.start for chunk in wave)
             logits = self._run_wave(wave)
-            whole = [i for i, chunk in enumerate(wave) if chunk.stop == chunk.row.length]
+            finite = are_finite(logits)
+            whole = [i for i, chunk in enumerate(wave) if finite[i] and chunk.stop == chunk.row.length]
+            for chunk, good in zip(wave, finite, strict=True):
+                if not good:
+                    self._fail(chunk.row, events)
             if whole:
                 self._arrived([wave[i].row for i in whole], logits[whole], events)
 
@@ -341,6 +355,14 @@ class TransformerEngine:
                     best = (slot, shared)
         return best
 
+    def _fail(self, row: Row, events: list[EngineEvent]) -> None:
+        """Take out a row whose logits are no numbers, and what it left in the cache."""
+        message = "the model computed no numbers for this prompt: they overflow, or its weights are damaged"
+        events.append(FailedEvent(row.state.generation_id, message))
+        slot = self._batch.rows.index(row)
+        self._cache.wipe(slot, row.cached)
+        self._follow(self._batch.remove(row))
+
     @torch.inference_mode()
     def _retire(self, row: Row) -> None:
         """Take a row out; what it had in the cache is retained for rows that begin alike."""
@@ -362,26 +384,33 @@ class TransformerEngine:
 
 def context_tokens(config: Any, options: EngineOptions) -> int:
     """Longest prompt + completion: what the model says, or less if the options do."""
-    model_says = model_context_tokens({field: getattr(config, field, None) for field in CONTEXT_FIELDS})
+    fields = (*CONTEXT_FIELDS, *ROPE_FIELDS)
+    model_says = model_context_tokens({field: getattr(config, field, None) for field in fields})
     return min(model_says, options.context_tokens_max or model_says)
 
 
 def default_cache_tokens(model: Any, context: int, batch_max: int) -> int:
     """Room for ``batch_max`` full contexts, as far as a quarter of the memory that is free now goes."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     parameter = next(model.parameters())
-    token_bytes = 2 * config.num_hidden_layers * heads * width * parameter.element_size()
+    token_bytes = config.num_hidden_layers * layer_width(config) * parameter.element_size()
     affordable = _free_bytes(parameter.device) // 4 // token_bytes
     return int(max(min(context, 512), min(batch_max * context, affordable)))
+
+
+def layer_width(config: Any) -> int:
+    """Numbers that one layer caches per token: keys and values of all heads, or what they come from."""
+    if getattr(config, "kv_lora_rank", None):
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * width)
 
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    return available_memory_bytes()
 
 
 def _copy(state: GenerationState) -> GenerationState:

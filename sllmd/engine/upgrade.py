@@ -15,7 +15,7 @@ A failed proof leaves what was proven before in charge, and says so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import structlog
@@ -53,14 +53,15 @@ class Upgrade:
         self._cache = cache
         self._slot = slot
         self._free_bytes = free_bytes
-        self._packer: threading.Thread | None = None
+        self.wake: Callable[[], None] = lambda: None
+        """Called from the packing thread when ``ready`` is true again."""
+        self._packing = False
         self._pieces: Iterator[None] | None = self._run() if enabled and is_fusible(model) else None
 
     @property
     def ready(self) -> bool:
         """Whether ``advance`` would do something now."""
-        packing = self._packer is not None and self._packer.is_alive()
-        return self._pieces is not None and not packing
+        return self._pieces is not None and not self._packing
 
     @property
     def finished(self) -> bool:
@@ -68,8 +69,12 @@ class Upgrade:
         return self._pieces is None
 
     def advance(self) -> None:
-        """Do one piece."""
-        if self._pieces is not None and next(self._pieces, StopIteration) is StopIteration:
+        """Do one piece. A forward that breaks is a failed proof."""
+        try:
+            if self._pieces is not None and next(self._pieces, StopIteration) is StopIteration:
+                self._pieces = None
+        except RuntimeError as error:
+            _log.warning("fast forward not used", model=type(self._model).__name__, error=str(error))
             self._pieces = None
 
     def _run(self) -> Iterator[None]:
@@ -86,16 +91,25 @@ class Upgrade:
             return
         prepacked = FusedRunner(self._model, self._cache)
         # Not a daemon: an interpreter that ends while such a thread is inside torch aborts.
-        self._packer = threading.Thread(target=_pack, args=(prepacked,), name="prepack")
-        self._packer.start()
+        packer = threading.Thread(target=self._pack, args=(prepacked,), name="prepack")
+        self._packing = True
+        packer.start()
         yield
-        self._packer.join()
+        packer.join()
         if prepacked.name != "prepacked":
             _log.warning("prepacking failed", model=type(self._model).__name__)
             return
         agrees = yield from self._agrees(prepacked, expected)
         if agrees:
             self.runner = prepacked
+
+    def _pack(self, runner: FusedRunner) -> None:
+        try:
+            with torch.inference_mode():
+                runner.pack()
+        finally:
+            self._packing = False
+            self.wake()
 
     def _probe(self, runner: Runner) -> Iterator[torch.Tensor]:
         """Logits of a short prompt at every position, then of one token more."""
@@ -131,11 +145,6 @@ def relative_difference(wanted: torch.Tensor, given: torch.Tensor) -> float:
     """Root-mean-square difference over the spread of the wanted values; not a number if either holds one."""
     wanted, given = wanted.float(), given.float()
     return float((wanted - given).square().mean().sqrt() / wanted.std())
-
-
-def _pack(runner: FusedRunner) -> None:
-    with torch.inference_mode():
-        runner.pack()
 
 
 def _packs(dtype: torch.dtype) -> bool:

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NoReturn, Protocol
 
 from sllmd.core.errors import ProtocolError, SllmdError
@@ -31,7 +32,6 @@ from sllmd.engine.messages import (
     Attach,
     Begin,
     Cancel,
-    Events,
     Export,
     Exported,
     Failed,
@@ -140,7 +140,9 @@ class Worker:
         started_seconds = time.monotonic()
         engine = builder.finish()
         finish_seconds = time.monotonic() - started_seconds
-        self._send(Ready({"skeleton": skeleton_seconds, "finish": finish_seconds}))
+        engine.on_work(lambda: self._inbox.put((Progress(()), [])))
+        stages_seconds = {"skeleton": skeleton_seconds, "finish": finish_seconds}
+        self._send(Ready(stages_seconds, engine.stats().context_tokens))
         return engine
 
     def _builder(self, attach: Attach, manifest: Manifest, mapped: list[MappedPartition]) -> EngineBuilder:
@@ -165,7 +167,7 @@ class Worker:
         while True:
             self._drain(engine)
             if engine.has_work():
-                self._emit(engine.step())
+                self._emit(engine, engine.step())
 
     def _drain(self, engine: Engine) -> None:
         """Act on every message that is here; wait for one when there is nothing else to do."""
@@ -190,8 +192,12 @@ class Worker:
             case Export():
                 self._export(engine, message)
             case Prefill():
-                self._prefills[message.state.generation_id] = message.request
-                engine.prefill(message.state)
+                # Under an id of its own: the generation itself may come before it is done.
+                own_id = GenerationId(f"prefill {message.request}")
+                self._prefills[own_id] = message.request
+                engine.prefill(replace(message.state, generation_id=own_id))
+            case Progress():
+                pass  # the engine's own, to look again whether it has work
             case AskStats():
                 self._send(Stats(message.request, engine.stats()))
             case _:
@@ -210,7 +216,7 @@ class Worker:
             del self._handles[generation_id]
         return generation_id
 
-    def _emit(self, events: list[EngineEvent]) -> None:
+    def _emit(self, engine: Engine, events: list[EngineEvent]) -> None:
         """One frame for the step. A daemon that is slow to read makes this wait, and with it the engine."""
         if self._prefills:
             self._answer_prefills(events)
@@ -218,15 +224,28 @@ class Worker:
         if not events and now_seconds - self._told_seconds < SILENT_STEPS_SECONDS:
             return
         self._told_seconds = now_seconds
-        packed: Events = pack_events(events, self._handles)
-        for event in events:
+        told = self._tell(engine, [event for event in events if event.generation_id in self._handles])
+        for event in told:
             if ends_generation(event):
                 self._forget(self._handles.get(event.generation_id, -1))
-        self._send(packed)
+
+    def _tell(self, engine: Engine, events: list[EngineEvent]) -> list[EngineEvent]:
+        """Send, and return what was sent: a generation whose event makes the message too long fails alone."""
+        try:
+            self._send(pack_events(events, self._handles))
+        except ProtocolError as error:
+            largest = max(events, key=lambda event: len(repr(event)))
+            if isinstance(largest, FailedEvent):
+                raise
+            failed = largest.generation_id
+            engine.cancel(failed)
+            others = [event for event in events if event.generation_id != failed]
+            return self._tell(engine, [*others, FailedEvent(failed, error.message, "request")])
+        return events
 
     def _answer_prefills(self, events: list[EngineEvent]) -> None:
         for event in events:
-            if event.generation_id in self._handles or event.generation_id not in self._prefills:
+            if event.generation_id not in self._prefills:
                 continue
             match event:
                 case PrefilledEvent():

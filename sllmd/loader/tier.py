@@ -25,7 +25,7 @@ from sllmd.loader.partial import Partial
 from sllmd.loader.peer import PEERS_ONLY_URL, PeerAccess, PeerFetch
 from sllmd.loader.pipeline import Cancelled, Lane, Source
 from sllmd.loader.plan import Plan, extents, plan_load
-from sllmd.loader.pool import Pool, total_memory_bytes
+from sllmd.loader.pool import Pool
 from sllmd.loader.remote import HttpFetch, server_of
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.slab import Slab
@@ -33,6 +33,7 @@ from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport
 from sllmd.loader.tiers import Copy, Shortage, make_room
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.manifest import Manifest
+from sllmd.telemetry.memory import total_memory_bytes
 
 _log = structlog.get_logger(__name__)
 

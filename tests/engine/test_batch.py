@@ -61,6 +61,28 @@ def test_admission_leaves_room_for_output() -> None:
     assert batch.admit() == [other]
 
 
+def test_admission_leaves_room_for_the_output_of_all_who_run() -> None:
+    batch = new_batch(cache_tokens=3 * 10 + 3 * RESERVE_TOKENS - 1)
+    rows = [row(name, 10) for name in "abc"]
+    for one in rows:
+        batch.add(one)
+    assert batch.admit() == rows[:2]
+
+
+def test_whoever_leaves_does_not_change_the_order_of_prompts() -> None:
+    batch = new_batch()
+    a, b, c, d = (row(name) for name in "abcd")
+    running(batch, a)
+    for one in (b, c, d):
+        batch.add(one)
+    batch.admit()
+    b.cached = 2
+    assert batch.remove(a) == [Move(1, 0, 2)]
+    assert batch.rows == [b, c, d]
+    assert batch.remove(b) == []
+    assert batch.rows == [c, d]
+
+
 def test_a_row_larger_than_the_reserve_runs_alone() -> None:
     batch = new_batch(cache_tokens=12)
     batch.add(row("a", 11))
@@ -110,18 +132,19 @@ def test_the_last_row_leaves_without_moves() -> None:
 
 
 def test_the_youngest_gives_way_and_comes_back_first() -> None:
-    batch = new_batch(cache_tokens=30)
+    batch = new_batch(cache_tokens=40)
     a, b, c = row("a", 4), row("b", 4), row("c", 4)
     running(batch, a)
     running(batch, b)
     batch.add(c)
-    a.state.output_ids += range(20)
+    a.state.output_ids += range(30)
     b.state.output_ids += range(8)
-    preempted, _ = batch.make_room()
-    assert preempted == [b]
+    assert batch.overfull() is b
+    batch.remove(b)
+    batch.queue_again(b)
     assert list(batch.waiting) == [b, c]
     assert (b.cached, b.started) == (0, False)
-    assert batch.make_room() == ([], [])
+    assert batch.overfull() is None
 
 
 def test_the_last_running_row_is_never_preempted() -> None:
@@ -129,7 +152,7 @@ def test_the_last_running_row_is_never_preempted() -> None:
     a = row("a", 4)
     running(batch, a)
     a.state.output_ids += range(50)
-    assert batch.make_room() == ([], [])
+    assert batch.overfull() is None
 
 
 def test_find_knows_waiting_and_running_rows_but_not_warm_ones() -> None:

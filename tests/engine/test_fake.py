@@ -82,12 +82,7 @@ def test_batch_never_exceeds_its_maximum() -> None:
     [
         ({"max_tokens": 3}, {}, FinishReason.LENGTH, 3),
         ({"max_tokens": 9, "stop_token_ids": (7,)}, {"stop_after_tokens": 4}, FinishReason.STOP, 5),
-        (
-            {"max_tokens": 9, "stop_token_ids": (7,), "ignore_eos": True},
-            {"stop_after_tokens": 4},
-            FinishReason.LENGTH,
-            9,
-        ),
+        ({"max_tokens": 9}, {"stop_after_tokens": 4}, FinishReason.LENGTH, 9),
     ],
 )
 def test_how_generations_end(sampling: dict, fake: dict, reason: FinishReason, count: int) -> None:
@@ -138,6 +133,51 @@ def test_prefill_warms_the_cache() -> None:
     assert [type(e) for e in run(one)] == [PrefilledEvent]
     one.add(state("g", [*prompt, 99]))
     assert next(e for e in run(one) if isinstance(e, PrefilledEvent)).reused_tokens == 40
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "kind"),
+    [
+        (GenerationState(GenerationId("g"), [], state().sampling), "the prompt is empty", "request"),
+        (state(prompt=[1, 100]), "token ids must be between 0 and 99", "request"),
+        (state(output=[-1]), "token ids must be between 0 and 99", "request"),
+        (state(prompt=[1] * 20), "20 tokens do not fit into a context of 20", "context"),
+    ],
+)
+def test_what_cannot_run_fails_and_the_others_go_on(given: GenerationState, said: str, kind: str) -> None:
+    one = FakeEngine.build(
+        manifest(), EngineOptions(threads=1, batch_max=4, context_tokens_max=20), FakeSettings()
+    )
+    one.add(given)
+    one.add(state("fine"))
+    events = run(one)
+    assert [e for e in events if e.generation_id == "g"] == [FailedEvent(GenerationId("g"), said, kind)]
+    assert len(tokens(events, "fine")) == 5
+
+
+def test_a_generation_ends_with_the_context() -> None:
+    given = manifest()
+    one = FakeEngine.build(
+        given.model_copy(update={"config": {**given.config, "max_position_embeddings": 10}}),
+        OPTIONS,
+        FakeSettings(),
+    )
+    one.add(state(max_tokens=50))
+    events = run(one)
+    assert len(tokens(events)) == 7
+    assert isinstance(events[-1], TokenEvent)
+    assert events[-1].finish_reason is FinishReason.LENGTH
+    assert one.stats().context_tokens == 10
+
+
+def test_cancel_and_export_leave_a_prefill_of_the_same_id_alone() -> None:
+    one = engine()
+    one.prefill(state(prompt=list(range(20)), output=[7]))
+    assert one.export(GenerationId("g"), stop=True) is None
+    one.cancel(GenerationId("g"))
+    (prefilled,) = run(one)
+    assert isinstance(prefilled, PrefilledEvent)
+    assert prefilled.prompt_tokens == 20
 
 
 def test_export_and_cancel_leave_nothing_behind() -> None:
@@ -212,6 +252,27 @@ async def test_local_replica_prefills() -> None:
     events = await collect(replica, state("g", list(range(31))))
     assert isinstance(events[0], PrefilledEvent)
     assert events[0].reused_tokens == 30
+    await replica.close()
+
+
+async def test_local_replica_tells_no_event_of_an_earlier_generation_of_the_id() -> None:
+    replica = await local(token_seconds=0.01)
+    first = replica.generate(state(max_tokens=10**6))
+    while not isinstance(await anext(first), TokenEvent):
+        pass
+    await asyncio.sleep(0)  # the engine has made the next token and takes its time to tell
+    await first.aclose()
+    again = await collect(replica, state(max_tokens=2))
+    assert [type(event) for event in again] == [PrefilledEvent, TokenEvent, TokenEvent]
+    await replica.close()
+
+
+async def test_local_replica_answers_every_prefill() -> None:
+    replica = await local()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(replica.prefill(state()) for _ in range(3)), collect(replica, state()))
+        with pytest.raises(InvalidRequest, match="between 0 and 99"):
+            await replica.prefill(state(prompt=[100]))
     await replica.close()
 
 

@@ -129,6 +129,25 @@ def test_a_wrong_forward_never_takes_over(monkeypatch: pytest.MonkeyPatch) -> No
     assert engine.stats().runner == "transformers"
 
 
+class _Broken(FusedRunner):
+    def prefill(self, spans: Any, tokens: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("could not create a primitive")
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        raise RuntimeError("could not create a primitive")
+
+
+def test_a_forward_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "FusedRunner", _Broken)
+    model = checkpoint(random_model("LlamaForCausalLM"))
+    engine = model.engine()
+    (prompt,) = prompts((9,), VOCABULARY)
+    engine.add(state("one", prompt))
+    assert outputs(drain(engine))["one"] == reference(model.model, prompt)
+    assert engine._upgrade.finished
+    assert engine.stats().runner == "transformers"
+
+
 def _finish(taking_over: Upgrade) -> str:
     with torch.inference_mode():
         while not taking_over.finished:

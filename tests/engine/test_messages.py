@@ -56,7 +56,7 @@ MESSAGES: list[Message] = [
     Forked(1, 4711),
     ForkFailed(1, "no"),
     Exited(1, 9),
-    Attach("{}", ((4096, 4096, 1),), EngineOptions(threads=3), "/models/a", ("cpu",), "{}"),
+    Attach("{}", ((4096, 4096, 1),), EngineOptions(threads=3), ("cpu",), "{}"),
     Progress((1, 2**40)),
     Begin(),
     Add(1, STATE),
@@ -67,13 +67,13 @@ MESSAGES: list[Message] = [
     Stop(),
     Waiting(),
     Mapped(),
-    Ready({"finish": 0.1}),
+    Ready({"finish": 0.1}, 4096),
     Failed("why", None),
     Exported(1, STATE),
     Exported(1, None),
     Prefilled(1),
     Refused(1, "why"),
-    Stats(1, EngineStats(1, 2, 3, 4, 5, 6, 7, "fake", 1)),
+    Stats(1, EngineStats(1, 2, 3, 4, 5, 6, 7, "fake", 1, 4096)),
     Events((1, 2, 3, 0), ((0, 2, 1, 1),)),
 ]
 
@@ -105,7 +105,7 @@ def test_events_keep_their_order() -> None:
         TokenEvent(B, 1, 12, FinishReason.STOP),
         TokenEvent(A, 5, 5, FinishReason.LENGTH, logprob),
         FinishedEvent(A, FinishReason.LENGTH),
-        FailedEvent(B, "why"),
+        FailedEvent(B, "why", "context"),
     ]
     message = decode(over_the_wire(encode(pack_events(events, {A: 1, B: 2}))))
     assert isinstance(message, Events)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sllmd.engine.fused import FusedRunner
 from sllmd.engine.protocol import (
     FailedEvent,
     FinishedEvent,
@@ -14,6 +19,7 @@ from sllmd.engine.protocol import (
     PrefilledEvent,
     TokenEvent,
 )
+from sllmd.engine.transformer import layer_width
 from tests.engine.driving import drain, outputs, prompts, reference, state
 from tests.engine.models import ARCHITECTURES, VOCABULARY, InMemory, checkpoint, random_model
 
@@ -220,7 +226,7 @@ def test_a_stop_id_ends_a_generation_and_is_told(llama: InMemory) -> None:
     stop = plain[5]
     engine = llama.engine()
     engine.add(state("stops", prompt, stop_token_ids=(stop,)))
-    engine.add(state("ignores", prompt, stop_token_ids=(stop,), ignore_eos=True))
+    engine.add(state("ignores", prompt))
     events = [event for event in drain(engine) if isinstance(event, TokenEvent)]
     last = {event.generation_id: event for event in events}
     first_place = plain.index(stop)
@@ -358,3 +364,133 @@ def test_threads_and_options_are_told(llama: InMemory) -> None:
     engine = llama.engine(cache_tokens=1000)
     stats = engine.stats()
     assert (stats.threads, stats.cache_tokens_total, stats.runner) == (1, 1000, "transformers")
+
+
+def test_the_prepacked_forward_takes_over_with_rows_running() -> None:
+    model = checkpoint(random_model("LlamaForCausalLM"))
+    asked = prompts((9, 30), VOCABULARY)
+    engine = model.engine()
+    packed = threading.Event()
+    engine.on_work(packed.set)
+    for number, prompt in enumerate(asked):
+        engine.add(state(str(number), prompt, max_tokens=60))
+    runners, events = [], []
+    while engine.has_work():
+        events += engine.step()
+        runners.append(engine.stats().runner)
+        if runners[-1] == "fused":
+            assert packed.wait(20)
+    assert runners[-2:] == ["prepacked"] * 2
+    assert outputs(events) == {str(i): reference(model.model, p, 60) for i, p in enumerate(asked)}
+
+
+def test_an_idle_engine_is_woken_to_go_on_with_its_upgrade(
+    llama: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = FusedRunner.pack
+    idle, packed = threading.Event(), threading.Event()
+
+    def pack_later(runner: FusedRunner) -> None:
+        assert idle.wait(20)
+        pack(runner)
+
+    monkeypatch.setattr(FusedRunner, "pack", pack_later)
+    engine = llama.engine()
+    engine.on_work(packed.set)
+    engine.add(state("one", [5, 6], max_tokens=1))
+    drain(engine)
+    assert engine.stats().runner == "fused"
+    idle.set()
+    assert packed.wait(20)
+    assert engine.has_work()
+    drain(engine)
+    assert engine.stats().runner == "prepacked"
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_long_row_commits_memory_for_its_own_tokens_only() -> None:
+    model = checkpoint(random_model("LlamaForCausalLM", max_position_embeddings=16_384))
+    engine = model.engine(batch_max=64, fast_path=False)
+    engine.add(state("short", prompts((40,), VOCABULARY)[0], max_tokens=1))
+    drain(engine)
+    before = _resident_bytes()
+    engine.add(state("long", prompts((2100,), VOCABULARY)[0], max_tokens=1))
+    for _ in range(3):
+        engine.step()
+    engine._cache.reserve(1, 2100)
+    slots_bytes = 3 * 2 * 2 * 16 * 4 * 2048 * 65
+    assert _resident_bytes() - before < slots_bytes / 4
+
+
+def test_a_layer_caches_as_much_per_token_as_the_budget_counts(any_model: InMemory) -> None:
+    engine = any_model.engine(fast_path=False)
+    engine.add(state("one", [5, 6, 7], max_tokens=1))
+    drain(engine)
+    config = engine._upgrade._model.config.get_text_config()
+    kept = engine._cache.read_row(0, 1)
+    assert sum(store.numel() for store in kept) == config.num_hidden_layers * layer_width(config)
+
+
+def test_longrope_ends_where_its_frequencies_change() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 4.0}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+    model = checkpoint(random_model("LlamaForCausalLM", rope_parameters=rope))
+    engine = model.engine()
+    assert engine.stats().context_tokens == 64
+    engine.add(state("long", prompts((64,), VOCABULARY)[0]))
+    (failed,) = drain(engine)
+    assert isinstance(failed, FailedEvent)
+    assert failed.kind == "context"
+
+
+def test_memory_bounds_the_context_and_says_so(llama: InMemory) -> None:
+    assert llama.engine(cache_tokens=100).stats().context_tokens == 100
+    assert llama.engine().stats().context_tokens == 256
+
+
+def test_a_preempted_row_finds_its_cache_again(llama: InMemory) -> None:
+    asked, most = prompts((100, 60, 20), VOCABULARY), (22, 40, 40)
+    engine = llama.engine(cache_tokens=240, fast_path=False)
+    for number, prompt in enumerate(asked):
+        engine.add(state(str(number), prompt, max_tokens=most[number]))
+    events = drain(engine)
+    assert outputs(events) == {
+        str(i): reference(llama.model, prompt, most[i]) for i, prompt in enumerate(asked)
+    }
+    assert engine.stats().prefill_tokens == 180 + 1, (
+        "the youngest left, came back, and computed one token anew"
+    )
+
+
+@pytest.mark.parametrize("rules", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}])
+def test_a_row_without_numbers_fails_alone_and_leaves_nothing_behind(rules: dict[str, Any]) -> None:
+    model = checkpoint(random_model("LlamaForCausalLM"))
+    good, bad = prompts((20, 19), VOCABULARY)
+    bad = [token for token in bad if token != 9] + [9] + good
+    good = [token if token != 9 else 10 for token in good]
+    expected = reference(model.model, good)
+    engine = model.engine(prefill_chunk_tokens=100, fast_path=False)
+    with torch.inference_mode():
+        engine._upgrade._model.get_input_embeddings().weight[9] = math.nan
+    engine.add(state("bad", bad, **rules))
+    events = drain(engine)
+    (failed,) = [event for event in events if isinstance(event, FailedEvent)]
+    assert (failed.generation_id, failed.kind, len(events)) == ("bad", "internal", 1)
+    engine.add(state("good", good, logit_bias=((9, -100.0),)))
+    assert outputs(drain(engine))["good"] == expected
+    assert not any(store.isnan().any() for layer in engine._cache.layers for store in layer.stores)
+
+
+def test_a_row_that_runs_into_no_numbers_fails(llama: InMemory) -> None:
+    engine = llama.engine(fast_path=False)
+    (prompt,) = prompts((20,), VOCABULARY)
+    engine.add(state("one", prompt, max_tokens=50))
+    assert isinstance(engine.step()[-1], TokenEvent)
+    with torch.inference_mode():
+        engine._cache.layers[0].keys[0, :, 3] = math.nan
+    (failed,) = engine.step()
+    assert isinstance(failed, FailedEvent)
+    assert drain(engine) == []

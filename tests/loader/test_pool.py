@@ -12,7 +12,8 @@ import pytest
 
 from sllmd.core.errors import InsufficientCapacity
 from sllmd.core.units import KIB, MIB
-from sllmd.loader.pool import Pool, available_memory_bytes, total_memory_bytes
+from sllmd.loader.pool import Pool
+from sllmd.telemetry.memory import available_memory_bytes, total_memory_bytes
 from tests.loader.conftest import open_descriptors, status_bytes
 
 SLAB = 64 * KIB
@@ -116,6 +117,7 @@ def test_off_is_off(make_pool):
 _UNPRIVILEGED = """
 import ctypes, json, os, resource, sys
 from sllmd.loader.pool import Pool
+from sllmd.telemetry.memory import available_memory_bytes, total_memory_bytes
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (128 * 1024, 128 * 1024))
 if os.geteuid() == 0:
     os.setresuid(65534, 65534, 65534)
