@@ -158,6 +158,68 @@ async def test_an_exported_generation_goes_on_elsewhere(supervisor: Supervisor) 
     assert await source.export(GenerationId("g"), stop=False) is None
 
 
+async def test_an_export_that_nobody_waits_for_ends_its_generation(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor, token_seconds=0.001)
+    stream = replica.generate(state(max_tokens=FOREVER))
+    await anext(stream)
+    export = asyncio.create_task(replica.export(GenerationId("g"), stop=True))
+    await asyncio.sleep(0)  # it has asked, and waits
+    export.cancel()
+    assert [event async for event in stream if not isinstance(event, TokenEvent)] == [
+        event for event in expected(state(max_tokens=1)) if isinstance(event, PrefilledEvent)
+    ][1:]
+    assert not replica._running, "nothing is owed that would look like a hang"
+
+
+async def test_every_prefill_is_answered_whatever_has_the_same_id(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor)
+    prompt = list(range(90))
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(
+            *(replica.prefill(state(prompt=prompt)) for _ in range(3)), collect(replica, state(prompt=prompt))
+        )
+    assert tokens(answers[-1]) == tokens(expected(state(prompt=prompt)))
+
+
+async def test_a_prefill_that_cannot_be_is_refused(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor)
+    with pytest.raises(InvalidRequest, match="between 0 and 99"):
+        await replica.prefill(state(prompt=[100]))
+
+
+async def test_questions_before_begin_are_refused_and_harm_nothing(supervisor: Supervisor) -> None:
+    replica = await attach(supervisor)
+    for call in (
+        replica.stats(),
+        replica.prefill(state()),
+        replica.export(GenerationId("g"), stop=True),
+        collect(replica, state()),
+    ):
+        with pytest.raises(ProtocolError, match="before begin"):
+            await call
+    await replica.begin()
+    assert len(await collect(replica, state())) == 6
+
+
+class TestLongMessages:
+    @pytest.fixture
+    def worker_settings(self) -> WorkerSettings:
+        return WorkerSettings(engine="fake", frame_bytes_max=2**20)
+
+    async def test_events_too_long_for_a_message_fail_their_generation_alone(
+        self, supervisor: Supervisor
+    ) -> None:
+        replica = await serve(supervisor, token_seconds=0.001)
+        long = state("long", prompt=list(range(90)) * 60, prompt_logprobs=20)
+        fine, failed = await asyncio.gather(
+            collect(replica, state("fine", max_tokens=900)), collect(replica, long)
+        )
+        assert isinstance(failed[-1], FailedEvent)
+        assert "over the limit of 1048576" in failed[-1].message
+        assert fine == expected(state("fine", max_tokens=900))
+        assert len(await collect(replica, state("long"))) == 6
+
+
 async def test_prefill_warms_the_cache(supervisor: Supervisor) -> None:
     replica = await serve(supervisor)
     await replica.prefill(state("warm", list(range(30))))
