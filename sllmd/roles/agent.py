@@ -135,7 +135,9 @@ class Agent:
     def context_tokens(self, checkpoint: Checkpoint, stated_tokens: int) -> int:
         """The longest prompt and completion a replica of it takes."""
         options = self._options(checkpoint)
-        limits = (stated_tokens, options.context_tokens_max, options.cache_tokens)
+        residence = self.residence(checkpoint)
+        told_tokens = residence.replica.context_tokens if residence and residence.replica else 0
+        limits = (stated_tokens, options.context_tokens_max, options.cache_tokens, told_tokens)
         return min(limit for limit in limits if limit)
 
     def where(self, checkpoint: Checkpoint) -> Literal["dram", "ssd", "peer", "remote"]:

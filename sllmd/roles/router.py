@@ -16,11 +16,18 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from sllmd.core.errors import ModelReplaced, SllmdError, WorkerLost
+from sllmd.core.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelReplaced,
+    SllmdError,
+    WorkerLost,
+)
 from sllmd.core.ids import Digest, GenerationId
 from sllmd.engine.protocol import (
     EngineEvent,
     FailedEvent,
+    FailureKind,
     FinishedEvent,
     FinishReason,
     GenerationState,
@@ -41,6 +48,12 @@ from sllmd.text.tokenizer import Tokenizer, read_context_tokens
 
 TOKENIZERS_MAX = 32
 """Tokenizers kept in memory; each takes a few to some tens of MB."""
+
+_FAILURES: dict[FailureKind, type[SllmdError]] = {
+    "context": ContextLengthExceeded,
+    "request": InvalidRequest,
+    "internal": WorkerLost,
+}
 
 
 class Router:
@@ -211,8 +224,8 @@ class Generation:
                 return None
             case FinishedEvent(finish_reason=reason):
                 return self._finished(text.flush(), reason)
-            case FailedEvent(message=message):
-                raise WorkerLost(message)
+            case FailedEvent():
+                raise _FAILURES[event.kind](event.message)
 
     def _token_delta(self, event: TokenEvent, text: TextStream, tokenizer: Tokenizer) -> Delta:
         if event.index == 0:

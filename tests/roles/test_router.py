@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sllmd.core.errors import ChecksumMismatch, ModelNotFound, ModelReplaced
+from sllmd.core.errors import ChecksumMismatch, ContextLengthExceeded, ModelNotFound, ModelReplaced
 from sllmd.engine.fake import FakeSettings
 from sllmd.engine.protocol import FinishReason, Sampling
 from sllmd.roles.generation import Delta
@@ -59,6 +59,19 @@ async def test_an_unknown_model_fails_while_iterating_and_is_remembered(make_nod
         with pytest.raises(ModelNotFound):
             await collect(node, model="nope")
         assert node.router.requests()[0].state == "failed"
+
+
+async def test_what_does_not_fit_the_engine_is_the_callers_error(make_node: MakeNode) -> None:
+    async with make_node() as node:
+        await collect(node)
+        (residence,) = node.agent.residences()
+        assert residence.replica is not None
+        tokens = residence.replica.context_tokens
+        assert tokens > 0
+        with pytest.raises(ContextLengthExceeded):
+            await collect(node, prompt_ids=(5,) * (tokens + 1))
+        residence.replica.context_tokens = 7
+        assert node.agent.context_tokens(residence.checkpoint, 2048) == 7
 
 
 async def test_leaving_early_cancels_the_row(make_node: MakeNode) -> None:
