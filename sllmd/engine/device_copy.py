@@ -49,8 +49,7 @@ class DeviceCopy:
             lane.copy_until(lane.span_bytes, only_whole_chunks=False)
         for lane in self._lanes:
             lane.wait()
-        tensors = view_tensors(self._manifest, [lane.target for lane in self._lanes])
-        return Weights(tensors, tuple(lane.target.device for lane in self._lanes))
+        return Weights(view_tensors(self._manifest, [lane.target for lane in self._lanes]))
 
 
 class _Lane:

@@ -115,10 +115,6 @@ class Populator:
         self._targets.put(tuple(partition.span_bytes for partition in self._partitions))
         self._targets.put(())
 
-    def join(self) -> None:
-        """Wait for the thread; after ``finish``."""
-        self._thread.join()
-
     def _run(self) -> None:
         done_bytes = [0] * len(self._partitions)
         while target := self._targets.get():

@@ -63,10 +63,6 @@ class PrefixStore:
             return best, best_length
         return None, 0
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._retained.clear()
-
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many first elements agree. Halves instead of walking: slices compare at C speed."""

@@ -63,11 +63,6 @@ class Upgrade:
         """Whether ``advance`` would do something now."""
         return self._pieces is not None and not self._packing
 
-    @property
-    def finished(self) -> bool:
-        """Nothing more to come."""
-        return self._pieces is None
-
     def advance(self) -> None:
         """Do one piece. A forward that breaks is a failed proof."""
         try:

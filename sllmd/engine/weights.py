@@ -39,10 +39,9 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint's tensors by name, ties included, and the device each partition lies on."""
+    """A checkpoint's tensors by name, ties included."""
 
     tensors: Mapping[str, torch.Tensor]
-    devices: tuple[torch.device, ...]
 
     @classmethod
     def over_memory(cls, manifest: Manifest, partitions: Sequence[Any]) -> Weights:
@@ -52,7 +51,7 @@ class Weights:
         span what the manifest says.
         """
         bases = tuple(_as_bytes(partition) for partition in partitions)
-        return cls(view_tensors(manifest, bases), tuple(base.device for base in bases))
+        return cls(view_tensors(manifest, bases))
 
 
 def view_tensors(manifest: Manifest, bases: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

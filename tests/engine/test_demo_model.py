@@ -102,7 +102,7 @@ def test_equal_alone_while_the_fast_forward_takes_over(
     for number, prompt in enumerate(asked):
         engine.add(state(str(number), prompt, MAX_TOKENS))
         assert outputs(drain(engine))[str(number)] == expected[str(number)]
-    while not engine._upgrade.finished:
+    while engine._upgrade._pieces is not None:
         engine.step()
     assert engine.stats().runner in ("fused", "prepacked")
 
@@ -110,7 +110,7 @@ def test_equal_alone_while_the_fast_forward_takes_over(
 def test_equal_batched(
     engine: TransformerEngine, asked: list[list[int]], expected: dict[str, list[int]]
 ) -> None:
-    engine._prefixes.clear()
+    engine._prefixes._retained.clear()
     for number, prompt in enumerate(asked):
         engine.add(state(str(number), prompt, MAX_TOKENS))
     assert outputs(drain(engine)) == expected

@@ -125,7 +125,7 @@ def test_a_wrong_forward_never_takes_over(monkeypatch: pytest.MonkeyPatch) -> No
     (prompt,) = prompts((9,), VOCABULARY)
     engine.add(state("one", prompt))
     assert outputs(drain(engine))["one"] == reference(model.model, prompt)
-    assert engine._upgrade.finished
+    assert engine._upgrade._pieces is None
     assert engine.stats().runner == "transformers"
 
 
@@ -144,13 +144,13 @@ def test_a_forward_that_breaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     (prompt,) = prompts((9,), VOCABULARY)
     engine.add(state("one", prompt))
     assert outputs(drain(engine))["one"] == reference(model.model, prompt)
-    assert engine._upgrade.finished
+    assert engine._upgrade._pieces is None
     assert engine.stats().runner == "transformers"
 
 
 def _finish(taking_over: Upgrade) -> str:
     with torch.inference_mode():
-        while not taking_over.finished:
+        while taking_over._pieces is not None:
             taking_over.advance()
     return taking_over.runner.name
 

@@ -100,7 +100,7 @@ def test_the_populator_follows_the_watermark_and_finishes() -> None:
         assert time.monotonic() < deadline
     populator.advance([0])
     populator.finish()
-    populator.join()
+    populator._thread.join()
     assert resident_bytes() == SLAB
     mapped.close()
     os.close(descriptor)

@@ -63,7 +63,7 @@ def test_batched_after_the_fast_forward_took_over(
     engine = any_model.engine(prefill_chunk_tokens=24)
     engine.add(state("first", prompts((9,), VOCABULARY, seed=4)[0]))
     drain(engine)
-    while not engine._upgrade.finished:
+    while engine._upgrade._pieces is not None:
         engine.step()
     for number, prompt in enumerate(prompts(LENGTHS, VOCABULARY)):
         engine.add(state(str(number), prompt))
