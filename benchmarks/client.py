@@ -58,7 +58,8 @@ class BadAnswer(Exception):
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """Connections without a limit on their number; nothing is retried."""
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection per request: a peer that has just loaded or been paused may hang up on one that idled.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
         yield http
 
