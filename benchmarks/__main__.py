@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def main() -> int:
         return 2
     if given.rounds < ROUNDS_MIN:
         print(f"only a trial: {given.rounds} of at least {ROUNDS_MIN} rounds", file=sys.stderr)
+    # SIGTERM unwinds as Ctrl-C does, so that servers go and the page setting comes back.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with huge_pages():
         report = importlib.import_module(f"benchmarks.{given.bench}").run(given.rounds)
     print(report.text())
