@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from sllmd.engine.settings import WorkerSettings
 from sllmd.wire.frames import Channel, close_descriptors
 
 
-class Peer:
+class Peer(ABC):
     """A process at the other end of a socket."""
 
     def __init__(
@@ -67,9 +68,9 @@ class Peer:
         self.process.kill()
         await asyncio.wait([self.gone])
 
+    @abstractmethod
     def _take(self, message: Message, descriptors: list[int]) -> None:
         """Act on a message; ProtocolError when it makes no sense. Descriptors taken are removed."""
-        raise NotImplementedError
 
     def _on_frame(self, value: Any, descriptors: list[int]) -> None:
         try:

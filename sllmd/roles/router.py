@@ -111,14 +111,17 @@ class Router:
         if digest not in self._tokenizers:
             loading = asyncio.ensure_future(asyncio.to_thread(Tokenizer.load, checkpoint.directory))
             self._tokenizers[digest] = loading
+            loading.add_done_callback(lambda loaded: self._forget_if_failed(digest, loaded))
             while len(self._tokenizers) > TOKENIZERS_MAX:
                 self._tokenizers.popitem(last=False)
         self._tokenizers.move_to_end(digest)
-        try:
-            return await asyncio.shield(self._tokenizers[digest])
-        except Exception:
-            self._tokenizers.pop(digest, None)
-            raise
+        return await asyncio.shield(self._tokenizers[digest])
+
+    def _forget_if_failed(self, digest: Digest, loaded: asyncio.Future[Tokenizer]) -> None:
+        """The next request tries again; only the load that failed is forgotten, not one that followed it."""
+        failed = loaded.cancelled() or loaded.exception() is not None
+        if failed and self._tokenizers.get(digest) is loaded:
+            del self._tokenizers[digest]
 
     def generate(self, request: GenerationRequest) -> Generation:
         """A generation, not yet begun: errors come while iterating."""
