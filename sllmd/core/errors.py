@@ -15,7 +15,9 @@
     │   ├── StartupTimeout
     │   ├── MemoryBusy              it fits, once loads and replicas that go now are gone
     │   ├── ModelReplaced           the name stands for other bytes than when the request came
-    │   └── NodeDraining
+    │   ├── NodeDraining
+    │   └── ControlUnavailable      nobody leads, or the control store does not answer
+    ├── OutcomeUnknown              a change was asked for, and whether it took effect cannot be told
     ├── LoadError                   a model cannot be brought up
     │   ├── InsufficientCapacity    what it needs is more than this node has
     │   ├── LoadStalled             no byte arrived for the stall time-out
@@ -147,6 +149,18 @@ class NodeDraining(BusyError):
     """This node takes no new work."""
 
     code = "node_draining"
+
+
+class ControlUnavailable(BusyError):
+    """The cluster cannot agree just now: nobody leads, or its control store does not answer."""
+
+    code = "control_unavailable"
+
+
+class OutcomeUnknown(SllmdError):
+    """A change was asked for and no answer came: it may have taken effect, or may yet do so."""
+
+    code = "outcome_unknown"
 
 
 class LoadError(SllmdError):
