@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import structlog
 
+from sllmd.cluster.changes import Changes
 from sllmd.cluster.gossip import Gossip, GossipSettings, Meta, Start, pack_meta, unpack_meta
 from sllmd.cluster.gossip.events import (
     Action,
@@ -43,7 +44,7 @@ from sllmd.cluster.gossip.events import (
 from sllmd.cluster.gossip.members import Member
 from sllmd.cluster.gossip.messages import Status, pack_packet, pack_stream, unpack_packet, unpack_stream
 from sllmd.cluster.gossip.meta import is_urgent
-from sllmd.cluster.roster import GOSSIP_PORT, Change, Changes, Identity, JoinAttempt, Listen, MemberView
+from sllmd.cluster.roster import GOSSIP_PORT, Change, Identity, JoinAttempt, Listen, MemberView
 from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.core.units import MIB
