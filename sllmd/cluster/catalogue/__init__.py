@@ -1,8 +1,8 @@
 """The catalogue: what the agreed commands make of the cluster's state.
 
-Owns: nodes, deployments and their aliases, replica intents with revisions, API keys, join tokens, settings,
-the leader's epoch, and the memory of clients that makes a repeated command harmless. Knows nothing of
-raft, of time (wall time only as a proposed value), of what is measured rather than agreed.
+Owns: nodes and who was one, deployments and their aliases, replica intents with revisions, API keys, join
+tokens, settings, the leader's epoch, and the memory of clients that makes a repeated command harmless. Knows
+nothing of raft, of time (wall time only as a proposed value), of what is measured rather than agreed.
 
 Invariants: ``apply`` is a function: the same commands in the same order give the same state, results and
 snapshot bytes on every node; a command that is refused changes nothing but its client's memory.

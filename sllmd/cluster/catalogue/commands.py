@@ -137,11 +137,23 @@ class TokenCreate:
 
 @dataclass(frozen=True, slots=True)
 class TokenConsume:
-    """A join token is used once; refused when it is spent, expired or another one."""
+    """A join token is used once; refused when it is spent, expired or another one.
+
+    ``claim`` names who uses it: the same claim again is the same use, so that a node whose answer was lost
+    may ask once more.
+    """
 
     token_id: str
     sha256: str
     now_seconds: float
+    claim: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRevoke:
+    """A join token is no longer good."""
+
+    token_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,7 @@ Body = (
     | ApiKeyDelete
     | TokenCreate
     | TokenConsume
+    | TokenRevoke
     | SettingPut
 )
 
@@ -205,6 +218,7 @@ BODIES = Codec(
         13: TokenCreate,
         14: TokenConsume,
         15: SettingPut,
+        16: TokenRevoke,
     }
 )
 

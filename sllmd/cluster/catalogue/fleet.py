@@ -15,10 +15,10 @@ from sllmd.cluster.catalogue.commands import (
     ReplicaMove,
     ReplicaPlan,
 )
-from sllmd.cluster.catalogue.records import Node, Replica, ReplicaState
+from sllmd.cluster.catalogue.records import Node, RemovedNode, Replica, ReplicaState
 from sllmd.cluster.catalogue.registry import conflict, missing
 from sllmd.cluster.catalogue.results import Denied, Done, Planned, PlanResult, Reason, Result
-from sllmd.cluster.catalogue.state import Catalogue, place
+from sllmd.cluster.catalogue.state import REMOVED_MAX, Catalogue, place
 from sllmd.cluster.catalogue.table import Table
 
 Outcome = tuple[Catalogue, Result]
@@ -33,7 +33,7 @@ _NEXT = {
 
 def _node_admit(state: Catalogue, body: NodeAdmit) -> Outcome:
     current = state.nodes.get(body.node)
-    wrong = conflict(current, body.expected) or _name_taken(state, body)
+    wrong = _removed(state, body) or conflict(current, body.expected) or _name_taken(state, body)
     if wrong is not None:
         return state, wrong
     node = Node(
@@ -47,6 +47,13 @@ def _node_admit(state: Catalogue, body: NodeAdmit) -> Outcome:
         state.revision,
     )
     return replace(state, nodes=state.nodes.put(body.node, node)), Done(state.revision)
+
+
+def _removed(state: Catalogue, body: NodeAdmit) -> Denied | None:
+    removed = state.removed.get(body.node)
+    if removed is None:
+        return None
+    return Denied(Reason.REMOVED, f"node {body.node} was removed from the cluster", removed.revision)
 
 
 def _name_taken(state: Catalogue, body: NodeAdmit) -> Denied | None:
@@ -65,7 +72,11 @@ def _node_remove(state: Catalogue, body: NodeRemove) -> Outcome:
         return state, wrong
     for replica in [one for one in state.replicas.values() if one.node == body.node]:
         state = _drop(state, replica)
-    return replace(state, nodes=state.nodes.without(body.node)), Done(state.revision)
+    removed = state.removed
+    if len(removed) >= REMOVED_MAX:
+        removed = removed.without(min(removed.values(), key=lambda one: one.revision).node)
+    removed = removed.put(body.node, RemovedNode(body.node, current.name, state.revision))
+    return replace(state, nodes=state.nodes.without(body.node), removed=removed), Done(state.revision)
 
 
 def _node_cordon(state: Catalogue, body: NodeCordon) -> Outcome:

@@ -27,6 +27,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovedNode:
+    """A node that was a member: its certificate is still signed by the CA, and no longer let in."""
+
+    node: NodeId
+    name: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeploymentSpec:
     """What a user wants of a model. The catalogue keeps it and does not judge it."""
 
@@ -89,6 +98,8 @@ class JoinToken:
     expires_at_seconds: float
     uses_left: int
     revision: int
+    claims: tuple[str, ...] = ()
+    """Who used it. A spent token is kept until it expires, so that each of them may ask again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from sllmd.cluster.catalogue.commands import (
     SettingPut,
     TokenConsume,
     TokenCreate,
+    TokenRevoke,
 )
 from sllmd.cluster.catalogue.records import ApiKey, Deployment, JoinToken, Setting
 from sllmd.cluster.catalogue.results import Denied, Done, Reason, Result
@@ -111,10 +112,23 @@ def _token_consume(state: Catalogue, body: TokenConsume) -> Outcome:
         return state, missing(f"token {body.token_id}, or it is spent")
     if body.now_seconds >= token.expires_at_seconds:
         return state, Denied(Reason.EXPIRED, f"token {body.token_id} has expired", token.revision)
-    left = replace(token, uses_left=token.uses_left - 1, revision=state.revision)
-    spent = left.uses_left <= 0
-    tokens = state.tokens.without(body.token_id) if spent else state.tokens.put(body.token_id, left)
+    if body.claim and body.claim in token.claims:
+        return state, Done(token.revision)
+    if token.uses_left <= 0:
+        return state, missing(f"token {body.token_id}, or it is spent")
+    claims = (*token.claims, body.claim) if body.claim else token.claims
+    left = replace(token, uses_left=token.uses_left - 1, revision=state.revision, claims=claims)
+    tokens = state.tokens.put(body.token_id, left)
+    for each in list(tokens.values()):
+        if body.now_seconds >= each.expires_at_seconds:
+            tokens = tokens.without(each.token_id)
     return replace(state, tokens=tokens), Done(state.revision)
+
+
+def _token_revoke(state: Catalogue, body: TokenRevoke) -> Outcome:
+    if body.token_id not in state.tokens:
+        return state, missing(f"token {body.token_id}")
+    return replace(state, tokens=state.tokens.without(body.token_id)), Done(state.revision)
 
 
 def _setting_put(state: Catalogue, body: SettingPut) -> Outcome:
@@ -132,5 +146,6 @@ HANDLERS: dict[type, Callable[[Catalogue, Any], Outcome]] = {
     ApiKeyDelete: _api_key_delete,
     TokenCreate: _token_create,
     TokenConsume: _token_consume,
+    TokenRevoke: _token_revoke,
     SettingPut: _setting_put,
 }

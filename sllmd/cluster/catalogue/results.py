@@ -27,6 +27,8 @@ class Reason(StrEnum):
     NO_SUCH_DEVICE = "no_such_device"
     WRONG_STATE = "wrong_state"
     EXPIRED = "expired"
+    REMOVED = "removed"
+    """The node was a member and is none any more; its id never comes back."""
     IN_USE = "in_use"
     UNREADABLE = "unreadable"
     """Not a command of this version."""

@@ -28,9 +28,10 @@ _CODEC = Codec(
         7: Done,
         8: Denied,
         9: PlanResult,
+        10: records.RemovedNode,
     }
 )
-_TABLES = ("nodes", "deployments", "replicas", "api_keys", "tokens", "settings")
+_TABLES = ("nodes", "deployments", "replicas", "api_keys", "tokens", "settings", "removed")
 
 
 def snapshot(state: Catalogue) -> bytes:
@@ -61,6 +62,7 @@ def restore(data: bytes) -> Catalogue:
         api_keys=Table((one.key_id, one) for one in found["api_keys"]),
         tokens=Table((one.token_id, one) for one in found["tokens"]),
         settings=Table((one.key, one) for one in found["settings"]),
+        removed=Table((one.node, one) for one in found["removed"]),
         clients=Table((item[0], _unpack_client(item[1:])) for item in clients),
     )
     return with_books(state, found["replicas"])

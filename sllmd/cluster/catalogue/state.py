@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sllmd.cluster.catalogue.records import ApiKey, Deployment, JoinToken, Node, Replica, Setting
+from sllmd.cluster.catalogue.records import (
+    ApiKey,
+    Deployment,
+    JoinToken,
+    Node,
+    RemovedNode,
+    Replica,
+    Setting,
+)
 from sllmd.cluster.catalogue.results import Result
 from sllmd.cluster.catalogue.table import Table
 
 CLIENTS_MAX = 4_096
 """Clients whose commands are remembered; the one unheard for longest is forgotten first."""
+REMOVED_MAX = 4_096
+"""Removed nodes whose certificates are refused; the one removed first is forgotten first."""
 OPEN_MAX = 1_024
 """Answers remembered per client: as many commands as one client may have under way."""
 
@@ -40,6 +50,7 @@ class Catalogue:
     api_keys: Table[ApiKey] = field(default_factory=Table)
     tokens: Table[JoinToken] = field(default_factory=Table)
     settings: Table[Setting] = field(default_factory=Table)
+    removed: Table[RemovedNode] = field(default_factory=Table)
     clients: Table[Client] = field(default_factory=Table)
 
 

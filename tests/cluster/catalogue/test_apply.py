@@ -25,6 +25,7 @@ from sllmd.cluster.catalogue.commands import (
     SettingPut,
     TokenConsume,
     TokenCreate,
+    TokenRevoke,
 )
 from sllmd.cluster.catalogue.records import DeploymentSpec, ReplicaState
 from sllmd.cluster.catalogue.results import Denied, Done, PlanResult, Reason
@@ -46,7 +47,17 @@ class Play:
         before = self.state
         result = self(body, **envelope)
         assert isinstance(result, Denied), result
-        for name in ("nodes", "deployments", "names", "replicas", "used", "api_keys", "tokens", "settings"):
+        for name in (
+            "nodes",
+            "deployments",
+            "names",
+            "replicas",
+            "used",
+            "api_keys",
+            "tokens",
+            "settings",
+            "removed",
+        ):
             assert getattr(self.state, name) == getattr(before, name), "what is refused changes nothing"
         return result.reason
 
@@ -201,6 +212,33 @@ def test_a_token_is_good_as_often_as_it_says_and_until_then(play: Play) -> None:
     assert isinstance(play(TokenConsume("t", "hash", 99.0)), Done)
     assert isinstance(play(TokenConsume("t", "hash", 99.0)), Done)
     assert play.reason(TokenConsume("t", "hash", 99.0)) is Reason.UNKNOWN
+
+
+def test_who_used_a_token_up_may_ask_again_until_it_expires_and_nobody_else(play: Play) -> None:
+    play(TokenCreate("t", "hash", 100.0, 1))
+    play(TokenCreate("other", "hash", 300.0, 1))
+    assert isinstance(play(TokenConsume("t", "hash", 1.0, "one")), Done)
+    assert isinstance(play(TokenConsume("t", "hash", 2.0, "one")), Done)
+    assert play.reason(TokenConsume("t", "hash", 2.0, "two")) is Reason.UNKNOWN
+    assert play.reason(TokenConsume("t", "another", 2.0, "one")) is Reason.UNKNOWN
+    assert play.reason(TokenConsume("t", "hash", 100.0, "one")) is Reason.EXPIRED
+    play(TokenConsume("other", "hash", 200.0, "two"))
+    assert "t" not in play.state.tokens, "what has expired goes"
+
+
+def test_a_revoked_token_is_not_known(play: Play) -> None:
+    play(TokenCreate("t", "hash", 100.0, 1))
+    play(TokenRevoke("t"))
+    assert play.reason(TokenConsume("t", "hash", 1.0)) is Reason.UNKNOWN
+    assert play.reason(TokenRevoke("t")) is Reason.UNKNOWN
+
+
+def test_a_removed_node_is_remembered_and_its_id_never_comes_back(play: Play) -> None:
+    play(node("n1"))
+    play(NodeRemove(NodeId("n1"), None))
+    assert "n1" in play.state.removed
+    assert play.reason(node("n1", expected=None)) is Reason.REMOVED
+    assert isinstance(play(node("n2", called="host-n1")), Done), "its name may be taken again"
 
 
 def test_keys_come_and_go(play: Play) -> None:

@@ -52,7 +52,8 @@ BODIES = st.one_of(
     st.builds(c.ApiKeyPut, NAMES, NAMES, NAMES, EXPECTED),
     st.builds(c.ApiKeyDelete, NAMES),
     st.builds(c.TokenCreate, NAMES, NAMES, st.floats(0, 10), st.integers(1, 2)),
-    st.builds(c.TokenConsume, NAMES, NAMES, st.floats(0, 10)),
+    st.builds(c.TokenConsume, NAMES, NAMES, st.floats(0, 10), NAMES),
+    st.builds(c.TokenRevoke, NAMES),
     st.builds(c.SettingPut, NAMES, st.binary(max_size=4), EXPECTED),
 )
 COMMANDS = st.builds(
