@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import structlog
 
 from sllmd.telemetry.settings import LogSettings
+from sllmd.telemetry.tap import LogTap
 
 PRIVATE_KEYS = frozenset(
     {"prompt", "prompt_ids", "messages", "text", "content", "output", "output_ids", "body"}
@@ -20,9 +21,13 @@ _REDACTED = "[redacted]"
 _Event = MutableMapping[str, Any]
 
 
-def configure_logs(settings: LogSettings, *, stream: TextIO | None = None) -> None:
-    """Send everything to ``stream`` (standard error). Called once, when a process starts."""
+def configure_logs(settings: LogSettings, *, stream: TextIO | None = None) -> LogTap:
+    """Send everything to ``stream`` (standard error). Called once, when a process starts.
+
+    What it returns remembers the newest lines.
+    """
     target = stream or sys.stderr
+    tap = LogTap(settings.kept_lines, settings.level)
     as_json = settings.format == "json" or (settings.format == "auto" and not target.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -32,6 +37,7 @@ def configure_logs(settings: LogSettings, *, stream: TextIO | None = None) -> No
     ]
     if settings.redact_prompts:
         shared.append(redact_private)
+    shared += [tap.keep, tap.pass_on]
     finish = _finish(as_json=as_json, colors=target.isatty())
     structlog.configure(
         processors=[*shared, *finish],
@@ -40,6 +46,7 @@ def configure_logs(settings: LogSettings, *, stream: TextIO | None = None) -> No
         cache_logger_on_first_use=False,
     )
     _capture_standard_loggers(settings, shared, finish, target)
+    return tap
 
 
 def redact_private(_logger: Any, _method: str, event: _Event) -> _Event:
