@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Tier = Literal["device", "dram", "ssd", "peer", "remote"]
+MemberState = Literal["alive", "suspect", "dead", "left"]
+MemberRole = Literal["voter", "learner", "client"]
 
 
 class _Status(BaseModel):
@@ -113,6 +115,79 @@ class DeviceStatus(_Status):
     replicas: int
 
 
+class MemberStatus(_Status):
+    """A member of the cluster, as the node that answers sees it."""
+
+    name: str
+    id: str
+    address: str
+    """Where other nodes call it."""
+    gossip_address: str | None
+    state: MemberState
+    since: float | None
+    """Unix seconds, by the answering node's clock; None: not heard of since that node was started."""
+    leader: bool = False
+    role: MemberRole
+    """A voter and a learner keep the log; a client follows it."""
+    version: str | None
+    suspected_by: tuple[str, ...] = ()
+    """Names of the members that got no answer from it."""
+    roles: tuple[str, ...] = ()
+    """What it does, in its own words."""
+    name_conflict: bool = False
+    """Another node that is here has the same name."""
+    is_me: bool = False
+    admitted: bool = False
+    """Whether it stands in the catalogue."""
+    cordoned: bool = False
+    draining: bool = False
+    devices: tuple[str, ...] = ()
+    replicas: int = 0
+    running: int = 0
+    """Generations on its replicas."""
+
+
+class ControlStatus(_Status):
+    """Who agrees, and how new what this node knows is."""
+
+    store: str
+    """``raft``: the nodes themselves; ``etcd``."""
+    position: int
+    """Of the newest agreed command that this node knows."""
+    age_seconds: float | None
+    """Since this node last heard from whoever decides; None: not yet."""
+    voters: tuple[str, ...]
+    voters_here: int
+    """Alive or suspect."""
+    voters_may_fail: int
+    """Before nothing can be changed any more; warm models are served in any case."""
+
+
+class ClusterStatus(_Status):
+    """The cluster as the node that answers sees it."""
+
+    members: tuple[MemberStatus, ...]
+    leader: str | None
+    leader_id: str | None
+    epoch: int
+    cluster_id: str
+    control: ControlStatus
+
+
+class ClusterSummary(_Status):
+    """The cluster in a node's status."""
+
+    cluster_id: str
+    node_id: str
+    leader: str | None
+    epoch: int
+    members: dict[str, int]
+    """How many, by state."""
+    control: ControlStatus
+    degraded: tuple[str, ...]
+    """What is wrong, in plain words; empty: nothing."""
+
+
 class NodeStatus(_Status):
     """The whole node at a glance."""
 
@@ -131,6 +206,8 @@ class NodeStatus(_Status):
     processes: tuple[ProcessStatus, ...]
     worker_error: str | None
     """Why the last start of a worker failed; None after one that succeeded."""
+    cluster: ClusterSummary | None = None
+    """None while this node has not joined yet."""
 
 
 class LoadStatus(_Status):
@@ -166,6 +243,8 @@ class RequestStatus(_Status):
     """``queued``, ``loading``, ``prefill``, ``decode``, ``finished``, ``cancelled``, ``failed``."""
     cold: bool
     tier: str
+    node: str
+    """The id of the node that runs it; empty: not known yet, or a node without a cluster."""
     queue_ms: float
     load_ms: float
     load_estimate_ms: float

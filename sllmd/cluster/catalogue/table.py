@@ -49,6 +49,15 @@ class Table(Generic[Value]):
         """Every value, in the keys' order."""
         return (value for _, value in self.items())
 
+    def changes(self, before: Table[Value]) -> Iterator[tuple[str, Value | None, Value | None]]:
+        """Keys whose values differ, with the value before and now; what was not touched costs nothing."""
+        for old, new in zip(before._buckets, self._buckets, strict=True):
+            if old is new:
+                continue
+            for key in sorted(old.keys() | new.keys()):
+                if old.get(key) is not new.get(key) and old.get(key) != new.get(key):
+                    yield key, old.get(key), new.get(key)
+
     def __contains__(self, key: str) -> bool:
         return key in self._buckets[_place(key)]
 

@@ -1,0 +1,69 @@
+"""What is wrong with the cluster, in plain words, and what it means for those who use it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from sllmd.core.units import format_seconds
+from sllmd.roles.status import ClusterStatus, MemberStatus
+
+STALE_SECONDS = 5.0
+"""A catalogue this old is worth a word: whoever decides is heard several times a second."""
+_STILL_SERVED = "what is loaded is still served"
+
+
+def degraded_reasons(cluster: ClusterStatus, *, health: int = 0, now: float) -> tuple[str, ...]:
+    """The worst first; empty when all is well. ``now`` is Unix time."""
+    members = cluster.members
+    return (
+        *_agreement(cluster),
+        *(_dead(member, now) for member in members if member.state == "dead"),
+        *(_suspect(member, now) for member in members if member.state == "suspect"),
+        *_conflicts(members),
+        *_versions(members),
+        *([f"this node answers late ({health} of 8): look at its load, memory and disk"] if health else []),
+    )
+
+
+def _agreement(cluster: ClusterStatus) -> Iterator[str]:
+    control = cluster.control
+    count, here = len(control.voters), control.voters_here
+    if count and here <= count // 2:
+        yield (
+            f"only {here} of {count} voters are here: nothing can be changed, {_STILL_SERVED};"
+            " start one of the others, or see `sllmd recover` if they are lost for good"
+        )
+    elif cluster.leader is None:
+        yield f"nobody leads just now: changes wait, {_STILL_SERVED}"
+    if control.age_seconds is None:
+        yield "this node has not heard of the catalogue yet: it knows what it knew before it was started"
+    elif control.age_seconds > STALE_SECONDS:
+        yield f"what this node knows of the catalogue is {format_seconds(control.age_seconds)} old"
+
+
+def _dead(member: MemberStatus, now: float) -> str:
+    who = f"{member.name}, a voter," if member.role == "voter" else member.name
+    remedy = f"start it, or remove it with `sllmd node rm {member.name}`"
+    if member.since is None:
+        return f"{who} was not heard of since this node was started: {remedy}"
+    return f"{who} is dead for {format_seconds(now - member.since)}: {remedy}"
+
+
+def _suspect(member: MemberStatus, now: float) -> str:
+    since = f" for {format_seconds(now - member.since)}" if member.since is not None else ""
+    by = f" of {', '.join(member.suspected_by)}" if member.suspected_by else ""
+    return f"{member.name} is suspect{since}: no answer to probes{by}"
+
+
+def _conflicts(members: Sequence[MemberStatus]) -> Iterator[str]:
+    counts = Counter(member.name for member in members if member.name_conflict)
+    for name, count in sorted(counts.items()):
+        yield f"{count} nodes are called {name}: give one another name with --name"
+
+
+def _versions(members: Sequence[MemberStatus]) -> Iterator[str]:
+    counts = Counter(member.version for member in members if member.state == "alive" and member.version)
+    if len(counts) > 1:
+        told = ", ".join(f"{count} × {version}" for version, count in sorted(counts.items()))
+        yield f"nodes run different versions: {told}"

@@ -1,0 +1,209 @@
+"""What happened, told from what was before and what is now. Pure.
+
+Kinds are ``thing.what``; texts are for people, facts for programs. Nothing here is a secret: of keys and
+tokens only ids are told, of settings only names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sllmd.cluster.catalogue import Catalogue
+from sllmd.cluster.catalogue.records import ApiKey, Deployment, JoinToken, Node, Replica, Setting
+from sllmd.cluster.gossip.messages import Status
+from sllmd.cluster.roster import MemberView
+from sllmd.core.ids import NodeId
+
+NameOf = Callable[[NodeId], str]
+
+CHANGES_MAX = 50
+"""Changes of the catalogue told one by one: a node that catches up tells the rest as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """One thing that happened."""
+
+    kind: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- members ----------------------------------------------------------------------------------------
+
+
+def of_member(before: MemberView | None, after: MemberView | None, name_of: NameOf) -> Iterator[Happening]:
+    """What a change of a member means; None: not known, or no longer."""
+    if after is None:
+        if before is not None:
+            who = {"node": before.name, "node_id": before.node}
+            yield Happening("member.forgotten", f"{before.name} is no longer listed", who)
+        return
+    facts: dict[str, Any] = {
+        "node": after.name,
+        "node_id": after.node,
+        "address": after.meta.address if after.meta else after.address,
+        "state": after.status.name.lower(),
+        "suspected_by": [name_of(node) for node in after.suspected_by],
+    }
+    if before is None or before.status is not after.status:
+        kind, text = _new_status(before, after, name_of)
+        yield Happening(kind, text, facts)
+    elif before.meta and after.meta and before.meta.version != after.meta.version:
+        text = f"{after.name} runs {after.meta.version} now, before {before.meta.version}"
+        yield Happening("member.version", text, {**facts, "version": after.meta.version})
+
+
+def _new_status(before: MemberView | None, after: MemberView, name_of: NameOf) -> tuple[str, str]:
+    name = after.name
+    match after.status:
+        case Status.ALIVE if before is None or before.status is Status.LEFT:
+            address = after.meta.address if after.meta else after.address
+            return "member.joined", f"{name} ({address}) joined"
+        case Status.ALIVE if before is not None and before.status is Status.SUSPECT:
+            return "member.alive", f"{name} is alive: it answered after all"
+        case Status.ALIVE:
+            return "member.alive", f"{name} is back"
+        case Status.SUSPECT:
+            by = ", ".join(map(name_of, after.suspected_by))
+            return "member.suspect", f"{name} is suspect: no answer to probes{f' of {by}' if by else ''}"
+        case Status.DEAD:
+            return "member.dead", f"{name} is dead: it answered nobody in time"
+        case Status.LEFT:
+            return "member.left", f"{name} left"
+
+
+# --- leadership -------------------------------------------------------------------------------------
+
+Lead = tuple[int, NodeId | None]
+"""Epoch and leader."""
+
+
+def of_leadership(before: Lead, after: Lead, name_of: NameOf) -> Iterator[Happening]:
+    """A new leader, or none."""
+    epoch, leader = after
+    if before == after:
+        return
+    if leader is not None:
+        name = name_of(leader)
+        facts = {"leader": name, "leader_id": leader, "epoch": epoch}
+        yield Happening("leader.elected", f"{name} leads (epoch {epoch})", facts)
+    elif before[1] is not None:
+        yield Happening("leader.lost", f"nobody leads (epoch {epoch})", {"leader": None, "epoch": epoch})
+
+
+# --- catalogue --------------------------------------------------------------------------------------
+
+
+def of_catalogue(before: Catalogue, after: Catalogue, name_of: NameOf) -> Iterator[Happening]:
+    """Every change of what is agreed; many at once as one."""
+    happened: list[Happening] = []
+    for table, tell in _TELLERS.items():
+        for _, old, new in getattr(after, table).changes(getattr(before, table)):
+            happened.append(tell(old, new, name_of))
+    if len(happened) > CHANGES_MAX:
+        facts = {"changes": len(happened), "revision": after.revision}
+        text = f"{len(happened)} changes of the catalogue at once: this node caught up"
+        happened = [Happening("catalogue.caught_up", text, facts)]
+    yield from happened
+
+
+def _of_node(old: Node | None, new: Node | None, _: NameOf) -> Happening:
+    node = new or old
+    assert node is not None
+    facts = {"node": node.name, "node_id": node.node, "address": node.address}
+    if new is None:
+        return Happening("node.removed", f"{node.name} is no member any more", facts)
+    if old is None:
+        return Happening("node.admitted", f"{node.name} ({node.address}) was admitted", facts)
+    if old.cordoned != new.cordoned:
+        if new.cordoned:
+            return Happening("node.cordoned", f"{node.name} takes no new replicas", facts)
+        return Happening("node.uncordoned", f"{node.name} takes new replicas again", facts)
+    return Happening("node.changed", f"{node.name} tells other facts: {node.address}", facts)
+
+
+def _of_deployment(old: Deployment | None, new: Deployment | None, _: NameOf) -> Happening:
+    deployment = new or old
+    assert deployment is not None
+    facts = {"model": deployment.name, "digest": deployment.spec.digest, "revision": deployment.revision}
+    what = "created" if old is None else "deleted" if new is None else "changed"
+    return Happening(f"deployment.{what}", f"deployment {deployment.name} was {what}", facts)
+
+
+def _of_intent(old: Replica | None, new: Replica | None, name_of: NameOf) -> Happening:
+    replica = new or old
+    assert replica is not None
+    node = name_of(replica.node)
+    facts = {"replica": replica.replica, "model": replica.deployment, "node": node, "state": replica.state}
+    state = "gone" if new is None else str(new.state)
+    text = f"{replica.deployment} on {node}: {state} (agreed)"
+    return Happening(f"intent.{state}", text, {**facts, "state": state})
+
+
+def _of_key(old: ApiKey | None, new: ApiKey | None, _: NameOf) -> Happening:
+    key = new or old
+    assert key is not None
+    what = "created" if old is None else "revoked" if new is None else "replaced"
+    return Happening(
+        f"key.{what}", f"API key {key.key_id} was {what}", {"key": key.key_id, "scope": key.scope}
+    )
+
+
+def _of_token(old: JoinToken | None, new: JoinToken | None, _: NameOf) -> Happening:
+    token = new or old
+    assert token is not None
+    what = "created" if old is None else "gone" if new is None else "used"
+    facts = {"token": token.token_id, "uses_left": new.uses_left if new else 0}
+    told = {"created": "was created", "used": "was used", "gone": "is spent, expired or revoked"}[what]
+    return Happening(f"token.{what}", f"join token {token.token_id} {told}", facts)
+
+
+def _of_setting(old: Setting | None, new: Setting | None, _: NameOf) -> Happening:
+    setting = new or old
+    assert setting is not None
+    return Happening("setting.changed", f"the cluster's {setting.key} changed", {"setting": setting.key})
+
+
+_TELLERS: Mapping[str, Callable[[Any, Any, NameOf], Happening]] = {
+    "nodes": _of_node,
+    "deployments": _of_deployment,
+    "replicas": _of_intent,
+    "api_keys": _of_key,
+    "tokens": _of_token,
+    "settings": _of_setting,
+}
+
+# --- replicas of this node --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSeen:
+    """A loaded copy on this node, or one on its way up or down."""
+
+    model: str
+    state: str
+    """As ``admission.ReplicaState``."""
+
+
+def of_replicas(
+    before: Mapping[str, ReplicaSeen], after: Mapping[str, ReplicaSeen], failures: Mapping[str, str]
+) -> Iterator[Happening]:
+    """Starts, stops and failures; ``failures``: why, by replica, where it was not meant."""
+    for replica in before.keys() | after.keys():
+        old, new = before.get(replica), after.get(replica)
+        if old == new:
+            continue
+        seen = new or old
+        assert seen is not None
+        facts = {"replica": replica, "model": seen.model}
+        if new is not None:
+            yield Happening(f"replica.{new.state}", f"{seen.model} is {new.state} ({replica})", facts)
+        elif replica in failures:
+            reason = failures[replica]
+            text = f"{seen.model} failed ({replica}): {reason}"
+            yield Happening("replica.failed", text, {**facts, "reason": reason})
+        else:
+            yield Happening("replica.stopped", f"{seen.model} stopped ({replica})", facts)
