@@ -9,7 +9,9 @@
     │   ├── ModelNotFound
     │   ├── ContextLengthExceeded
     │   ├── BodyTooLarge
-    │   └── InvalidApiKey
+    │   ├── InvalidApiKey
+    │   ├── RecordNotFound          no node, deployment or key of the cluster has this name
+    │   └── Conflict                what is asked for does not fit what is
     ├── BusyError                   nothing is broken: try again after ``retry_after_seconds``
     │   ├── QueueFull
     │   ├── StartupTimeout
@@ -35,7 +37,8 @@
     ├── PeerError                   another node of the cluster did not do what it was asked
     │   ├── PeerUnreachable         no connection to it, or the connection broke
     │   ├── PeerRefused             it, or we, will not talk: identity, cluster, token or protocol version
-    │   └── DeadlineExceeded        it did not answer in time
+    │   ├── DeadlineExceeded        it did not answer in time
+    │   └── NotHere                 it has not what it was asked for, whatever the table said
     ├── WorkerLost                  the process that ran a generation is gone
     ├── ProtocolError               a process of ours sent bytes that are no message
     └── ConfigError                 the configuration cannot be used
@@ -111,6 +114,18 @@ class InvalidApiKey(CallerError):
     """A key is required and the one given, if any, is not known."""
 
     code = "invalid_api_key"
+
+
+class RecordNotFound(CallerError):
+    """No node, deployment or key of the cluster has this name."""
+
+    code = "not_found"
+
+
+class Conflict(CallerError):
+    """What is asked for does not fit what is: another revision, a name that is taken, a node that lives."""
+
+    code = "conflict"
 
 
 class BusyError(SllmdError):
@@ -268,6 +283,12 @@ class DeadlineExceeded(PeerError):
     """Another node did not answer in time; what it was asked to do may have been done."""
 
     code = "deadline_exceeded"
+
+
+class NotHere(PeerError):
+    """Another node was asked for a model or a file that it has not: the asker's table is out of date."""
+
+    code = "not_here"
 
 
 class WorkerLost(SllmdError):

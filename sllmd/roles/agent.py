@@ -51,6 +51,10 @@ from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
 
+ReplicaChange = Literal["starting", "serving", "failed", "stopped"]
+Observer = Callable[[Residence, ReplicaChange, str | None], None]
+"""Told of a replica's life; with the reason where it failed."""
+
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
@@ -98,6 +102,7 @@ class Agent:
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.observers: list[Observer] = []
 
     # -- what the router asks ------------------------------------------------------------------
 
@@ -184,6 +189,10 @@ class Agent:
         except TimeoutError:
             _log.warning("drain timed out", running=self._running())
         return self._running()
+
+    def resume(self) -> None:
+        """Take work again: what this node was drained for does not come about."""
+        self.draining = False
 
     async def close(self) -> None:
         """Stop every replica; returns when all workers are reaped."""
@@ -334,6 +343,7 @@ class Agent:
             replica_id=ReplicaId(f"{checkpoint.name}-{self._replica_count}"),
         )
         self._residences[ticket.need.key] = residence
+        self._tell(residence, "starting")
         residence.task = self._spawn(self._bring_up(residence))
 
     async def _bring_up(self, residence: Residence) -> None:
@@ -374,6 +384,7 @@ class Agent:
             startup_seconds=round(now_seconds - residence.started_seconds, 3),
             estimate_seconds=round(residence.estimate_seconds, 3),
         )
+        self._tell(residence, "serving")
         self._rest(residence)
         self._pump()
         if residence.unloading:
@@ -391,6 +402,7 @@ class Agent:
 
     def _start_failed(self, residence: Residence, error: SllmdError) -> None:
         _log.error("replica failed to start", model=residence.checkpoint.name, error=str(error))
+        self._tell(residence, "failed", str(error))
         residence.task = None
         self._stop(residence)
         for ticket in self._tickets:
@@ -401,6 +413,7 @@ class Agent:
         if lost.cancelled() or residence.state is ReplicaState.STOPPING:
             return
         _log.error("replica lost", model=residence.checkpoint.name, reason=lost.result())
+        self._tell(residence, "failed", lost.result())
         self._stop(residence)
 
     def _rest(self, residence: Residence) -> None:
@@ -450,7 +463,12 @@ class Agent:
             residence.lease.release()
         del self._residences[residence.need.key]
         residence.gone.set()
+        self._tell(residence, "stopped")
         self._pump()
+
+    def _tell(self, residence: Residence, change: ReplicaChange, reason: str | None = None) -> None:
+        for observer in self.observers:
+            observer(residence, change, reason)
 
     # -- pictures and small change -------------------------------------------------------------
 

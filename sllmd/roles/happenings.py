@@ -6,7 +6,7 @@ tokens only ids are told, of settings only names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,31 +179,20 @@ _TELLERS: Mapping[str, Callable[[Any, Any, NameOf], Happening]] = {
 # --- replicas of this node --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaSeen:
-    """A loaded copy on this node, or one on its way up or down."""
+_REPLICA_TEXTS = {
+    "starting": "{model} starts on {devices}",
+    "serving": "{model} serves on {devices}",
+    "failed": "{model} failed on {devices}: {reason}",
+    "stopped": "{model} stopped on {devices}",
+}
 
-    model: str
-    state: str
-    """As ``admission.ReplicaState``."""
 
-
-def of_replicas(
-    before: Mapping[str, ReplicaSeen], after: Mapping[str, ReplicaSeen], failures: Mapping[str, str]
-) -> Iterator[Happening]:
-    """Starts, stops and failures; ``failures``: why, by replica, where it was not meant."""
-    for replica in before.keys() | after.keys():
-        old, new = before.get(replica), after.get(replica)
-        if old == new:
-            continue
-        seen = new or old
-        assert seen is not None
-        facts = {"replica": replica, "model": seen.model}
-        if new is not None:
-            yield Happening(f"replica.{new.state}", f"{seen.model} is {new.state} ({replica})", facts)
-        elif replica in failures:
-            reason = failures[replica]
-            text = f"{seen.model} failed ({replica}): {reason}"
-            yield Happening("replica.failed", text, {**facts, "reason": reason})
-        else:
-            yield Happening("replica.stopped", f"{seen.model} stopped ({replica})", facts)
+def of_replica(
+    model: str, replica: str, devices: Sequence[str], change: str, reason: str | None
+) -> Happening:
+    """A replica of this node starts, serves, fails or stops."""
+    facts = {"model": model, "replica": replica, "devices": list(devices)}
+    if reason is not None:
+        facts["reason"] = reason
+    text = _REPLICA_TEXTS[change].format(model=model, devices=", ".join(devices), reason=reason)
+    return Happening(f"replica.{change}", text, facts)

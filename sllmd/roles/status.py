@@ -188,6 +188,15 @@ class ClusterSummary(_Status):
     """What is wrong, in plain words; empty: nothing."""
 
 
+class LeaveReport(_Status):
+    """What a node's leaving came to."""
+
+    node: str
+    left: bool
+    cut_short: int
+    """Generations that outlasted the drain."""
+
+
 class NodeStatus(_Status):
     """The whole node at a glance."""
 

@@ -24,11 +24,10 @@ from sllmd.cluster.gossip.messages import Status
 from sllmd.core.ids import Digest, ModelName, ReplicaId
 from sllmd.roles.happenings import (
     CHANGES_MAX,
-    ReplicaSeen,
     of_catalogue,
     of_leadership,
     of_member,
-    of_replicas,
+    of_replica,
 )
 from tests.roles.test_members import A, B, C, admit, agreed, view
 
@@ -106,16 +105,11 @@ def test_many_changes_at_once_are_told_as_one() -> None:
 
 
 def test_replicas() -> None:
-    starting, serving = ReplicaSeen("m", "starting"), ReplicaSeen("m", "serving")
-    for before, after, failures, kind in (
-        ({}, {"m-1": starting}, {}, "replica.starting"),
-        ({"m-1": starting}, {"m-1": serving}, {}, "replica.serving"),
-        ({"m-1": serving}, {}, {}, "replica.stopped"),
-        ({"m-1": starting}, {}, {"m-1": "no such tensor"}, "replica.failed"),
-    ):
-        [happening] = of_replicas(before, after, failures)
-        assert (happening.kind, happening.facts["model"]) == (kind, "m")
-    assert list(of_replicas({"m-1": serving}, {"m-1": serving}, {})) == []
+    serving = of_replica("m", "m-1", ["cpu:0"], "serving", None)
+    assert (serving.kind, serving.text) == ("replica.serving", "m serves on cpu:0")
+    failed = of_replica("m", "m-1", ["cpu:0"], "failed", "no such tensor")
+    assert failed.text == "m failed on cpu:0: no such tensor"
+    assert failed.facts["reason"] == "no such tensor"
 
 
 def test_the_other_nodes_of_a_catalogue_are_not_told_again() -> None:

@@ -1,0 +1,102 @@
+"""Watches this node and its cluster, and records what happens: the source of ``sllmd events``.
+
+Every node records its own view: what one learns first, another learns later, and a node that was cut off
+records that. What happened is decided by ``happenings``; here it is only noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import structlog
+
+from sllmd.cluster.control import ControlStore
+from sllmd.cluster.membership import Membership
+from sllmd.core.ids import NodeId
+from sllmd.roles.agent import Agent, ReplicaChange
+from sllmd.roles.happenings import Happening, Lead, of_catalogue, of_leadership, of_member, of_replica
+from sllmd.roles.members import name_table
+from sllmd.roles.residence import Residence
+from sllmd.telemetry.feed import Feed
+
+_log = structlog.get_logger(__name__)
+
+
+def record(feed: Feed, happening: Happening) -> None:
+    """Put it where it can be followed."""
+    feed.add({"kind": happening.kind, "text": happening.text, **happening.facts})
+
+
+def watch_replicas(feed: Feed, agent: Agent) -> None:
+    """From now on, the lives of this node's replicas."""
+
+    def observe(residence: Residence, change: ReplicaChange, reason: str | None) -> None:
+        name, devices = residence.checkpoint.name, residence.devices
+        record(feed, of_replica(name, residence.replica_id, devices, change, reason))
+
+    agent.observers.append(observe)
+
+
+class Watcher:
+    """Follows members, leadership and catalogue from ``start`` to ``close``."""
+
+    def __init__(self, feed: Feed, membership: Membership, control: ControlStore) -> None:
+        self._feed = feed
+        self._membership = membership
+        self._control = control
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """From what is known now on."""
+        loop = asyncio.get_running_loop()
+        for follow in (self._follow_members, self._follow_leadership, self._follow_catalogue):
+            task = loop.create_task(follow())
+            task.add_done_callback(_ended)
+            self._tasks.append(task)
+
+    async def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _follow_members(self) -> None:
+        changes = self._membership.changed()
+        seen = {view.node: view for view in self._membership.members()}
+        async for change in changes:
+            before = seen.pop(change.node, None)
+            if change.member is not None:
+                seen[change.node] = change.member
+            self._record(of_member(before, change.member, self._name))
+
+    async def _follow_leadership(self) -> None:
+        changes = self._control.leaderships()
+        changes.put(self._control.leadership())
+        before: Lead = (0, None)
+        async for leadership in changes:
+            now = (leadership.epoch, leadership.leader)
+            self._record(of_leadership(before, now, self._name))
+            before = now
+
+    async def _follow_catalogue(self) -> None:
+        changes = self._control.views()
+        before = self._control.view().catalogue
+        async for view in changes:
+            self._record(of_catalogue(before, view.catalogue, self._name))
+            before = view.catalogue
+
+    def _record(self, happened: Iterable[Happening]) -> None:
+        for happening in happened:
+            record(self._feed, happening)
+
+    def _name(self, node: NodeId) -> str:
+        names = name_table(self._membership.members(), self._control.view().catalogue)
+        return names.get(node, node)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """Events are no reason for a daemon to stop, but that they stopped must not stay unknown."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("events of one kind are no longer recorded", exc_info=task.exception())
