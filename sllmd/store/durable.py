@@ -50,9 +50,9 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = view[written:]
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Create ``path`` with ``data`` on stable storage; its directory still needs ``sync_directory``."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)
@@ -60,12 +60,12 @@ def write_file(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Put ``data`` at ``path`` in one step: readers see the old file or the new one, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        write_file(temporary, data)
+        write_file(temporary, data, mode=mode)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

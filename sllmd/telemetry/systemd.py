@@ -49,6 +49,11 @@ class ServiceManager:
         watchdog_seconds = int(microseconds) / 1e6 if microseconds.isdigit() and int(microseconds) else None
         return cls(environ.get("NOTIFY_SOCKET") or None, watchdog_seconds=watchdog_seconds)
 
+    def starting(self, status: str, seconds: float) -> None:
+        """The daemon is on its way and may need ``seconds`` more: waiting for others is no failure."""
+        self._status = status
+        self._send(EXTEND_TIMEOUT_USEC=int(seconds * 1e6), STATUS=status)
+
     def ready(self, status: str) -> None:
         """The daemon serves."""
         self._status = status

@@ -151,6 +151,19 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
+def key_to_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """A private key as text; for its owner's disk only."""
+    return _key_pem(key)
+
+
+def key_from_pem(text: str) -> ec.EllipticCurvePrivateKey:
+    """The inverse; raises ConfigError."""
+    try:
+        return _load_key(text)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"this is no private key: {error}") from error
+
+
 def make_request(node: NodeId, key: ec.EllipticCurvePrivateKey) -> str:
     """What a node asks the cluster to sign, in PEM."""
     request = x509.CertificateSigningRequestBuilder().subject_name(_name(node)).sign(key, hashes.SHA256())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sllmd.core.errors import ConfigError
@@ -43,6 +44,21 @@ def bind_port(host: str, port: int, *, exactly: bool) -> BoundPort:
             break  # past the last port there is
     hint = "choose another port" if exactly else "choose another port to begin from, or another host"
     raise ConfigError(f"cannot bind port {port} on {host}: {last}", hint=hint)
+
+
+async def first_free(listen: Callable[[int], Awaitable[int]], port: int, *, exactly: bool) -> int:
+    """Have ``listen`` take ``port``, or the first of those that follow which it can have; what it took.
+
+    Raises ConfigError as ``listen`` does.
+    """
+    last: ConfigError | None = None
+    for candidate in range(port, port + (1 if exactly or not port else PORTS_TRIED)):
+        try:
+            return await listen(candidate)
+        except ConfigError as error:
+            last = error
+    assert last is not None
+    raise last
 
 
 def _bind_both(family: socket.AddressFamily, host: str, port: int) -> BoundPort:

@@ -15,6 +15,7 @@ from sllmd.core.errors import PeerRefused
 
 SECRET_BYTES = 16
 TOKEN_ID_BYTES = 5
+REMEDY = "make a new one with `sllmd token create` on a member"
 _TEXT = re.compile(r"sllm-join\.([0-9a-f]{10})\.([0-9a-f]{32})\.([0-9a-f]{64})")
 
 
@@ -80,13 +81,12 @@ def check_token(record: TokenRecord | None, secret: str, now_seconds: float) -> 
     """
     expected = record.sha256 if record is not None else ""
     same = hmac.compare_digest(expected.encode(), hash_secret(secret).encode())
-    hint = "make a new one with `sllmd token create` on a member"
     if record is None or not same:
-        raise PeerRefused("the join token is not known here, or it was used up", hint=hint)
+        raise PeerRefused("the join token is not known here, or it was used up", hint=REMEDY)
     if now_seconds >= record.expires_at_seconds:
-        raise PeerRefused("the join token has expired", hint=hint)
+        raise PeerRefused("the join token has expired", hint=REMEDY)
     if record.uses_left <= 0:
-        raise PeerRefused("the join token was used up", hint=hint)
+        raise PeerRefused("the join token was used up", hint=REMEDY)
 
 
 def check_pin(token: JoinToken, ca_pin: str) -> None:

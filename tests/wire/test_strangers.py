@@ -200,7 +200,7 @@ async def test_a_stranger_joins(make_node: MakeNode, authority, tmp_path: Path):
     request = {"node": node, "request": make_request(node, key)}
     token = door.token(authority.pin)
     signed = await ask_to_join(HOST, server.port, token, request, SETTINGS)
-    ca_pem = await fetch_authority(HOST, server.port, token, SETTINGS)
+    ca_pem, _ = await fetch_authority(HOST, server.port, token, SETTINGS)
     path = save_identity(tmp_path / "newcomer", make_identity(key, signed, ca_pem))
     newcomer = await make_node("newcomer", tls=path)
     connection = await newcomer.dial(server)

@@ -86,9 +86,10 @@ class BulkServer:
         if self._tls is None:
             self._plain_port = self._listen(host, port, encrypted=False)
             return self._plain_port
+        taken = self._listen(host, port, encrypted=True)
         if self._settings.encryption == "off":
             self._plain_port = self._listen(host, 0, encrypted=False)
-        return self._listen(host, port, encrypted=True)
+        return taken
 
     def _listen(self, host: str, port: int, *, encrypted: bool) -> int:
         try:

@@ -10,12 +10,9 @@ from sllmd.core.frozen import Frozen
 from sllmd.core.units import MIB, PositiveSeconds
 
 
-class BulkSettings(Frozen):
+class ChunkSettings(Frozen):
     """``[cluster.chunks]``: checkpoints from node to node."""
 
-    encryption: Literal["on", "off"] = "on"
-    """``off``: weights travel readable for everybody on the network, tagged so that nobody can change them,
-    at about twice the speed per core. For networks that are trusted with the weights."""
     connections_max: int = Field(default=64, ge=1, le=4096)
     """Served at once; each is a thread."""
     strangers_max: int = Field(default=16, ge=1)
@@ -32,3 +29,10 @@ class BulkSettings(Frozen):
     """Good at once; the oldest give way."""
     read_bytes_max: ByteSize = ByteSize(256 * MIB)
     """Asked for at once."""
+
+
+class BulkSettings(ChunkSettings):
+    """What client and server of chunks are told."""
+
+    encryption: Literal["on", "off"] = "on"
+    """See ``[cluster] chunk_encryption``."""

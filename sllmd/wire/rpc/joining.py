@@ -1,18 +1,21 @@
 """A node that wants to join: it makes sure of the cluster before it says anything secret.
 
 1. It connects without a certificate, believing nobody, and asks for the CA's certificate.
-2. It compares that with the pin in its token.
+2. It compares that with the pin in its token; or, if it has the cluster key, asks for proof that the other
+   side has it, too.
 3. It connects again; now TLS proves that the server's certificate is of that CA. Only here goes the secret.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sllmd.core.errors import ProtocolError
 from sllmd.core.ids import NodeId
+from sllmd.wire.cluster_key import NONCE_BYTES, ClusterKey
 from sllmd.wire.identity import pin_of
-from sllmd.wire.rpc.connection import Local
+from sllmd.wire.rpc.connection import Connection, Local
 from sllmd.wire.rpc.dialing import dial_with
 from sllmd.wire.rpc.hello import Hello
 from sllmd.wire.rpc.methods import Caller, Methods
@@ -24,46 +27,73 @@ AUTHORITY_METHOD = "join.authority"
 JOIN_METHOD = "join"
 
 
-def offer_authority(methods: Methods, ca_pem: str) -> None:
-    """Tell strangers the CA's certificate: it is public, and recognised by its pin."""
+def offer_authority(methods: Methods, ca_pem: str, key: ClusterKey | None = None) -> None:
+    """Tell strangers the CA's certificate: it is public, and recognised by its pin, or vouched for."""
 
-    async def authority(_body: Any, _caller: Caller) -> str:
-        return ca_pem
+    async def authority(body: Any, _caller: Caller) -> dict[str, Any]:
+        match body:
+            case bytes(nonce) if key is not None and len(nonce) == NONCE_BYTES:
+                proof = key.vouch(nonce, ca_pem)
+            case _:
+                proof = b""
+        return {"ca": ca_pem, "proof": proof}
 
     methods.unary(AUTHORITY_METHOD, authority, strangers=True)
 
 
-async def fetch_authority(host: str, port: int, token: JoinToken, settings: RpcSettings) -> str:
-    """The CA's certificate, which is the one that ``token`` names. Nothing secret leaves this node.
+async def fetch_authority(
+    host: str, port: int, secret: JoinToken | ClusterKey, settings: RpcSettings
+) -> tuple[str, JoinToken]:
+    """The CA's certificate, made sure of by ``secret``, and the token to join with. Nothing secret leaves
+    this node.
 
-    Raises PeerRefused when the pin does not match, or as ``dial``.
+    Raises PeerRefused when pin or proof does not match, or as ``dial``.
     """
-    connection = await dial_with(_stranger(settings), host, port, anonymous_client(None))
+    nonce = os.urandom(NONCE_BYTES)
+    connection = await dial_stranger(host, port, settings)
     try:
-        ca_pem = await connection.call(AUTHORITY_METHOD, deadline_seconds=settings.connect_timeout_seconds)
+        answer = await connection.call(
+            AUTHORITY_METHOD, nonce, deadline_seconds=settings.connect_timeout_seconds
+        )
     finally:
         await connection.close()
-    if not isinstance(ca_pem, str):
-        raise ProtocolError("the CA's certificate that came is none")
-    check_pin(token, pin_of(ca_pem))
-    return ca_pem
+    match answer:
+        case {"ca": str(ca_pem), "proof": bytes(proof)}:
+            pass
+        case _:
+            raise ProtocolError("the CA's certificate that came is none")
+    if isinstance(secret, ClusterKey):
+        secret.check_vouched(nonce, ca_pem, proof)
+        return ca_pem, secret.token_for(pin_of(ca_pem))
+    check_pin(secret, pin_of(ca_pem))
+    return ca_pem, secret
+
+
+async def dial_stranger(host: str, port: int, settings: RpcSettings) -> Connection:
+    """A connection of somebody without a certificate to somebody whose certificate is not believed."""
+    return await dial_with(_stranger(settings), host, port, anonymous_client(None))
 
 
 async def ask_to_join(
-    host: str, port: int, token: JoinToken | None, request: dict[str, Any], settings: RpcSettings
+    host: str,
+    port: int,
+    secret: JoinToken | ClusterKey | None,
+    request: dict[str, Any],
+    settings: RpcSettings,
 ) -> Any:
     """The answer of the cluster's ``join`` method to ``request`` with the token's id and secret in it.
 
-    ``token`` None: plain TCP without one, what ``--dev`` nodes on loopback do. Raises as ``dial``, and what
+    ``secret`` None: plain TCP without one, what ``--dev`` nodes on loopback do. Raises as ``dial``, and what
     the method raises.
     """
-    context, secret = None, {}
-    if token is not None:
-        context = anonymous_client(await fetch_authority(host, port, token, settings))
-        secret = {"token_id": token.token_id, "secret": token.secret}
+    context, proof = None, {}
+    if secret is not None:
+        ca_pem, token = await fetch_authority(host, port, secret, settings)
+        context = anonymous_client(ca_pem)
+        proof = {"token_id": token.token_id, "secret": token.secret}
     connection = await dial_with(_stranger(settings), host, port, context)
     try:
-        return await connection.call(JOIN_METHOD, request | secret)
+        return await connection.call(JOIN_METHOD, request | proof)
     finally:
         await connection.close()
 

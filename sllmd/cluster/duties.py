@@ -1,0 +1,255 @@
+"""What a member does all the time: follow what was agreed, tell who leads, keep its papers in order.
+
+Each duty is a task of its own; one that crashes is logged and begins anew after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sllmd.cluster import keyrings
+from sllmd.cluster.admitting import AUTHORITY_METHOD, RENEW_METHOD
+from sllmd.cluster.agreeing import keeps_authority
+from sllmd.cluster.catalogue import Catalogue
+from sllmd.cluster.catalogue.commands import NodeAdmit
+from sllmd.cluster.catalogue.results import Denied, Reason
+from sllmd.cluster.home import Belonging
+from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerRefused, SllmdError
+from sllmd.wire.identity import make_identity, make_request, new_key, parse_authority
+
+if TYPE_CHECKING:
+    from sllmd.cluster.node import ClusterNode
+
+MEET_SECONDS = 3.0
+"""A node that was just let in waits so long for gossip to know the others; later it goes on without."""
+RETRY_SECONDS = 1.0
+"""Before something that the cluster could not do is asked for again, or a crashed duty begins anew."""
+CERTIFICATE_SECONDS = 3600.0
+"""How often the certificate's age is looked at; it is renewed months before its end."""
+AUTHORITY_SECONDS = 2.0
+"""How often a node looks whether it is to keep the CA: who just began to vote asks soon."""
+PEERS_SECONDS = 5.0
+"""Peers are written down at most so often."""
+PEERS_MAX = 64
+"""Written down: more than ever die at once."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Duties:
+    """Of one started node."""
+
+    def __init__(self, node: ClusterNode, belonging: Belonging) -> None:
+        self._node = node
+        self._belonging = belonging
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, *, fresh: bool) -> None:
+        """Begin. ``fresh``: this node was let in just now, and waits until gossip knows somebody."""
+        meeting = asyncio.create_task(self._keep_up("meet", self._meet))
+        self._tasks.append(meeting)
+        for name, duty in (
+            ("catalogue", self._follow_catalogue),
+            ("leadership", self._tell_leadership),
+            ("registration", self._register),
+            ("certificate", self._keep_certificate),
+            ("authority", self._keep_authority),
+            ("peers", self._remember_peers),
+            ("id", self._watch_id),
+        ):
+            self._tasks.append(asyncio.create_task(self._keep_up(name, duty)))
+        if fresh:
+            await asyncio.wait([meeting], timeout=MEET_SECONDS)
+
+    async def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep_up(self, name: str, duty: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await duty()
+            except (ControlUnavailable, OutcomeUnknown) as error:
+                _log.info("the cluster cannot agree now, trying again", duty=name, reason=str(error))
+            except Exception:  # noqa: BLE001  a duty that ends silently would be missed much later
+                _log.exception("duty crashed", duty=name)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    # --- others ---
+
+    async def _meet(self) -> None:
+        addresses = [peer.gossip for peer in self._node.remembered if peer.gossip]
+        if not addresses:
+            return
+        attempt = await self._node.membership.join_for_ever(addresses)
+        if not attempt.joined:
+            _log.error("the other members refuse this node", address=attempt.address, reason=attempt.reason)
+
+    async def _remember_peers(self) -> None:
+        node, known = self._node, list(self._node.remembered)
+        async for _ in node.membership.changed():
+            peers = [peer for peer in node.known_peers() if peer.node != node.identity.node][:PEERS_MAX]
+            if peers and peers != known:
+                await asyncio.to_thread(node.home.save_peers, peers)
+                known = peers
+            await asyncio.sleep(PEERS_SECONDS)
+
+    async def _watch_id(self) -> None:
+        address = await self._node.membership.id_taken
+        self._node.fail(
+            PeerRefused(
+                f"another node with this node's id {self._node.identity.node} lives at {address}: this data "
+                "directory is a copy",
+                hint="never clone a data directory; start the copy with an empty one and --join",
+            )
+        )
+
+    # --- what was agreed ---
+
+    async def _follow_catalogue(self) -> None:
+        views = self._node.control.views()
+        self._follow(self._node.control.view().catalogue)
+        async for view in views:
+            self._follow(view.catalogue)
+
+    def _follow(self, catalogue: Catalogue) -> None:
+        node = self._node
+        removed = node.doorkeeper.follow(catalogue)
+        if node.identity.node in removed:
+            node.fail(
+                PeerRefused(
+                    f"node {node.identity.name} was removed from the cluster",
+                    hint=f"to join again, as a new node, move {node.home.directory} away",
+                )
+            )
+        if removed:
+            node.hang_up(removed)
+        keys = keyrings.agreed_keys(catalogue)
+        if keys is not None and keyrings.follow(node.keyring, keys):
+            node.home.save_keyring(node.keyring)
+
+    async def _tell_leadership(self) -> None:
+        node = self._node
+        leaderships = node.control.leaderships()
+        self.tell()
+        async for _ in leaderships:
+            self.tell()
+
+    def tell(self) -> None:
+        """Have gossip tell who leads, and what this node is."""
+        membership, leadership = self._node.membership, self._node.control.leadership()
+        meta = replace(
+            membership.meta,
+            roles=self._node.roles(),
+            epoch=leadership.epoch,
+            leader=leadership.leader,
+        )
+        if meta != membership.meta:
+            membership.tell(meta)
+
+    # --- this node's papers ---
+
+    async def _register(self) -> None:
+        """The catalogue knows this node as it is now."""
+        node = self._node
+        catalogue = await node.control.read()
+        known = catalogue.nodes.get(node.identity.node)
+        identity = node.home.identity()
+        wanted = NodeAdmit(
+            node.identity.node,
+            node.identity.name,
+            node.address,
+            identity.fingerprint if identity else "",
+            node.devices,
+            node.labels,
+            known.revision if known else 0,
+        )
+        if known is None or _facts(wanted) != _facts(known):
+            result = await node.control.propose(wanted)
+            if isinstance(result, Denied):
+                self._not_registered(result)
+        if self._belonging.founding:
+            self._belonging = replace(self._belonging, founding=False)
+            await asyncio.to_thread(node.home.save_belonging, self._belonging)
+        await self.register_key()
+
+    async def register_key(self) -> None:
+        """Nodes with the cluster key may join."""
+        node = self._node
+        if node.key is not None and node.tokens is not None:
+            await node.tokens.register(node.key)
+
+    def _not_registered(self, result: Denied) -> None:
+        if result.reason is Reason.CONFLICT:
+            raise ControlUnavailable(
+                "this node's record changed meanwhile", retry_after_seconds=RETRY_SECONDS
+            )
+        if result.reason is Reason.REMOVED:
+            return  # the catalogue tells, too
+        _log.warning(
+            "the cluster knows this node as it was before",
+            reason=result.message,
+            hint="choose another --name",
+        )
+
+    async def _keep_certificate(self) -> None:
+        while not self._node.dev:
+            identity = self._node.home.identity()
+            if identity is not None and identity.renewal_due(time.time()):
+                await self.renew()
+            await asyncio.sleep(CERTIFICATE_SECONDS)
+
+    async def renew(self) -> None:
+        """Have a new certificate for a new key, and use it from the next connection on."""
+        node, old = self._node, self._node.home.identity()
+        assert old is not None
+        assert node.tls is not None
+        key = new_key()
+        request = make_request(node.identity.node, key)
+        if node.authority is not None:
+            signed = node.authority.sign(request, node.identity.node, now_seconds=time.time())
+        else:
+            signed = await self._ask_keepers(RENEW_METHOD, request)
+        node.home.save_identity(make_identity(key, signed, old.ca_pem))
+        node.tls.reload()
+        _log.info("this node has a new certificate")
+        await self._register()
+
+    async def _keep_authority(self) -> None:
+        node = self._node
+        while node.authority is None and not node.dev:
+            if keeps_authority(node.control, node.identity.node) and node.keepers():
+                authority = parse_authority(await self._ask_keepers(AUTHORITY_METHOD, None))
+                identity = node.home.identity()
+                if identity is None or authority.certificate_pem != identity.ca_pem:
+                    raise PeerRefused("a node sent the CA of another cluster")
+                await asyncio.to_thread(node.home.save_authority, authority)
+                node.authority = authority
+                self.tell()
+                return
+            await asyncio.sleep(AUTHORITY_SECONDS)
+
+    async def _ask_keepers(self, method: str, body: str | None) -> str:
+        lost: SllmdError | None = None
+        for keeper in self._node.keepers():
+            try:
+                return str(await self._node.call(keeper, method, body))
+            except SllmdError as error:
+                lost = error
+        raise ControlUnavailable(
+            f"no node with the cluster's CA answers{f': {lost.message}' if lost else ''}",
+            retry_after_seconds=RETRY_SECONDS,
+        )
+
+
+def _facts(record: object) -> tuple[object, ...]:
+    names = ("name", "address", "certificate_fingerprint", "devices", "labels")
+    return tuple(getattr(record, name) for name in names)
