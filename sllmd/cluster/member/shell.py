@@ -1,0 +1,460 @@
+"""Raft's machine on a real clock, disk and network: events in, actions out.
+
+Everything happens on the event loop, in the machine's order; only the disk works in a thread of its own. A
+``Persist`` is begun at once and its messages leave when it is durable. What the machine agreed on is carried
+out in order even while a snapshot is being read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from sllmd.cluster.catalogue import apply, apply_bytes, pack_command, restore, snapshot, unpack_command
+from sllmd.cluster.catalogue.commands import Command, EpochBegin
+from sllmd.cluster.catalogue.results import Result
+from sllmd.cluster.journal.snapshots import describe
+from sllmd.cluster.member.bell import Bell
+from sllmd.cluster.member.disk import Disk
+from sllmd.cluster.member.settings import ControlSettings
+from sllmd.cluster.raft import Raft, RaftSettings, RaftStatus, Start
+from sllmd.cluster.raft.entries import Entry, EntryKind, Membership, SnapshotMeta
+from sllmd.cluster.raft.events import (
+    Action,
+    Appended,
+    Apply,
+    ChangeMembership,
+    ChunkRead,
+    ChunkUnavailable,
+    Event,
+    FinishSnapshot,
+    JournalLost,
+    LeadershipChanged,
+    MembershipChanged,
+    Persist,
+    Persisted,
+    Proposal,
+    Propose,
+    Read,
+    ReadChunk,
+    ReadReady,
+    ReadRefused,
+    Receive,
+    Refusal,
+    Refused,
+    Restore,
+    Role,
+    Send,
+    SnapshotReceived,
+    SnapshotRejected,
+    SnapshotTaken,
+    Stopped,
+    Tick,
+    TransferFailed,
+    TransferLeadership,
+    WriteChunk,
+)
+from sllmd.cluster.raft.messages import Message, pack_message
+from sllmd.core.errors import JournalError, ProtocolError
+from sllmd.core.ids import NodeId
+
+_log = structlog.get_logger(__name__)
+
+Answers = list[Refusal | None]
+"""Of proposals, in their order: why each was not begun; None: it has a place in the leader's log."""
+
+
+TIMER_SECONDS = 0.001
+"""The loop's timers are so coarse; one that goes off early goes off twice."""
+EPOCH, CHANGE = -1, -2
+"""Names of proposals that are the shell's own; those of others are counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What the shell tells whoever runs it."""
+
+    send: Callable[[Message, bytes], None]
+    carried_out: Callable[[Command, Result], None]
+    """A command and its result, in the log's order."""
+    restored: Callable[[], None]
+    """The state jumped ahead: what happened in between shows in it alone."""
+    advanced: Callable[[], None]
+    changed: Callable[[], None]
+    """Leadership or membership."""
+
+
+class Shell:
+    """One life of one member."""
+
+    def __init__(
+        self, node: NodeId, disk: Disk, raft: RaftSettings, settings: ControlSettings, owner: Owner
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._disk, self._journal = disk, disk.journal
+        self._journal_settings = disk.settings
+        self._settings = settings
+        self._owner = owner
+        self._random = random.Random()
+        restored = disk.restored
+        self.raft = Raft(
+            Start(node, raft, restored, self._loop.time(), self._random.random(), secrets.randbits(64))
+        )
+        self.catalogue = disk.catalogue
+        self.position = restored.snapshot.index if restored.snapshot else 0
+        self.term = restored.snapshot.term if restored.snapshot else 0
+        self.lost_reason: str | None = None
+        """Why this node agrees to nothing any more."""
+        self.changed = Bell()
+        self._led_at = float("-inf")
+        self._events: deque[Event] = deque()
+        self._busy = False
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._late = False
+        self._behind: deque[Action] | None = None
+        """What waits for a snapshot that is being read."""
+        self._answers: dict[int, Refusal | None] = {}
+        self._proposals: list[tuple[Sequence[bytes], asyncio.Future[Answers]]] = []
+        self._reads: dict[int, asyncio.Future[Refusal | None]] = {}
+        self._last_read = 0
+        self._next_read: asyncio.Future[Refusal | None] | None = None
+        self._since_snapshot = [0, 0]
+        self._saving = False
+        self._arm()
+
+    # --- what its owner asks ---
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node leads, and its epoch stands in the catalogue."""
+        return self.raft.role is Role.LEADER and self.catalogue.epoch == self.raft.term
+
+    @property
+    def age_seconds(self) -> float:
+        """Since this node last heard from whoever decides."""
+        if self.raft.role is Role.LEADER:
+            return 0.0
+        return self._loop.time() - max(self.raft.leader_contact, self._led_at)
+
+    def status(self) -> RaftStatus:
+        """What there is to see of raft."""
+        return self.raft.status()
+
+    def receive(self, message: Message) -> None:
+        """A message arrived."""
+        self._handle(Receive(self._loop.time(), message))
+
+    def propose(self, commands: Sequence[bytes]) -> asyncio.Future[Answers]:
+        """Give commands a place in the log; those of one turn of the loop go together."""
+        answers: asyncio.Future[Answers] = self._loop.create_future()
+        if not self._proposals:
+            self._loop.call_soon(self._propose)
+        self._proposals.append((commands, answers))
+        return answers
+
+    def read(self) -> asyncio.Future[Refusal | None]:
+        """None once ``catalogue`` is no older than this call; reads of one turn of the loop go together."""
+        if self._next_read is None:
+            self._next_read = self._loop.create_future()
+            self._loop.call_soon(self._read)
+        return self._next_read
+
+    def change(self, wanted: Membership) -> Refusal | None:
+        """Begin to go over to this membership; says why not."""
+        self._handle(ChangeMembership(self._loop.time(), CHANGE, wanted))
+        return self._answers.pop(CHANGE, Refusal.NO_LEADER)
+
+    def transfer(self, target: NodeId) -> None:
+        """Begin to hand the leadership to this voter."""
+        self._handle(TransferLeadership(self._loop.time(), target))
+
+    async def close(self) -> None:
+        """Stop; what is on its way to the disk still gets there."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for _, answers in self._proposals:
+            if not answers.done():
+                answers.set_result([Refusal.NO_LEADER])
+        for answer in [*self._reads.values(), *([self._next_read] if self._next_read else [])]:
+            if not answer.done():
+                answer.set_result(Refusal.NO_LEADER)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._disk.close()
+        self.changed.ring()
+
+    # --- the loop ---
+
+    def _handle(self, event: Event) -> None:
+        if self._closed:
+            return
+        self._events.append(event)
+        if self._busy:
+            return  # whoever is carrying out actions takes it next
+        self._busy = True
+        try:
+            while self._events:
+                for action in self.raft.handle(self._events.popleft()):
+                    self._carry_out(action)
+        finally:
+            self._busy = False
+        if self.raft.role is Role.LEADER:
+            self._led_at = self._loop.time()
+        self._arm()
+
+    def _carry_out(self, action: Action) -> None:  # noqa: C901  a table of one line each
+        match action:
+            case Send(message):
+                self._owner.send(message, pack_message(message))
+            case Persist():
+                self._persist(action)
+            case Apply() | Restore() | ReadReady():
+                self._in_order(action)
+            case Appended(proposal_id):
+                self._answers[proposal_id] = None
+            case Refused(proposal_id, reason) if proposal_id == EPOCH:
+                self._loop.call_later(self._settings.retry_seconds, self._begin_epoch)
+            case Refused(int() as proposal_id, reason):
+                self._answers[proposal_id] = reason
+            case ReadRefused(read_id, reason):
+                self._answer_read(read_id, reason)
+            case LeadershipChanged():
+                self._leadership_changed(action)
+            case MembershipChanged() | TransferFailed() | Refused():
+                self._tell_changed()
+            case ReadChunk():
+                self._spawn(self._read_chunk(action))
+            case WriteChunk(meta, offset, data):
+                self._spawn(self._journal.write_snapshot_part(meta, offset, data))
+            case FinishSnapshot(meta):
+                self._spawn(self._finish_snapshot(meta))
+            case Stopped(reason):
+                self._stopped(reason)
+
+    def _tell_changed(self) -> None:
+        self._owner.changed()
+        self.changed.ring()
+
+    def _leadership_changed(self, action: LeadershipChanged) -> None:
+        if action.role is Role.LEADER:
+            self._begin_epoch()
+        self._tell_changed()
+
+    def _begin_epoch(self) -> None:
+        """A new leader's first command: until it is applied, its orders are refused."""
+        if self.raft.role is Role.LEADER and self.catalogue.epoch != self.raft.term:
+            command = pack_command(Command(EpochBegin(self.raft.term)))
+            self._handle(Propose(self._loop.time(), (Proposal(EPOCH, command),)))
+
+    def _stopped(self, reason: str) -> None:
+        self.lost_reason = reason
+        _log.error(
+            "this node agrees to nothing any more: its journal failed",
+            reason=reason,
+            hint="it goes on serving; free or replace the disk under its data directory, then restart it",
+        )
+        self._tell_changed()
+
+    # --- time ---
+
+    def _arm(self) -> None:
+        """Have the timer go off no later than is due; one that goes off early sets itself again."""
+        due = self.raft.deadline_seconds()
+        if due >= self._timer_at or self._closed or self.raft.role is Role.STOPPED:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_at(due + TIMER_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        now, self._timer_at = self._loop.time(), float("inf")
+        late_seconds = now - self.raft.deadline_seconds()
+        if late_seconds > self._settings.late_seconds_max and not self._late:
+            # The whole process stood still. What others sent meanwhile is still to be read.
+            self._late = True
+            self._timer_at = now + self.raft.settings.heartbeat_seconds
+            self._timer = self._loop.call_at(self._timer_at, self._tick)
+        elif late_seconds >= 0:
+            self._late = False
+            self._handle(Tick(now, self._random.random()))
+        else:
+            self._late = False
+            self._arm()
+
+    # --- proposals and reads ---
+
+    def _propose(self) -> None:
+        waiting, self._proposals = self._proposals, []
+        commands = [command for group, _ in waiting for command in group]
+        self._answers.clear()
+        proposals = tuple(Proposal(number, command) for number, command in enumerate(commands))
+        self._handle(Propose(self._loop.time(), proposals))
+        answers = [self._answers.get(number, Refusal.NO_LEADER) for number in range(len(commands))]
+        self._answers.clear()
+        start = 0
+        for group, answer in waiting:
+            if not answer.done():
+                answer.set_result(answers[start : start + len(group)])
+            start += len(group)
+
+    def _read(self) -> None:
+        answer, self._next_read = self._next_read, None
+        if answer is None or answer.done():
+            return
+        self._last_read += 1
+        self._reads[self._last_read] = answer
+        self._handle(Read(self._loop.time(), self._last_read))
+        if self.raft.role is Role.STOPPED or self._closed:
+            self._answer_read(self._last_read, Refusal.NO_LEADER)
+
+    def _answer_read(self, read_id: int, refusal: Refusal | None) -> None:
+        answer = self._reads.pop(read_id, None)
+        if answer is not None and not answer.done():
+            answer.set_result(refusal)
+
+    # --- the disk ---
+
+    def _persist(self, persist: Persist) -> None:
+        written = self._journal.persist(persist)
+        written.add_done_callback(lambda done: self._persisted(persist, done))
+
+    def _persisted(self, persist: Persist, done: asyncio.Future[None]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            self._lose(error)
+            return
+        if self._closed:
+            return
+        for message in persist.messages:
+            self._owner.send(message, pack_message(message))
+        self._handle(Persisted(self._loop.time(), persist.ticket))
+
+    def _lose(self, error: BaseException) -> None:
+        if not isinstance(error, JournalError):
+            raise error
+        self._handle(JournalLost(self._loop.time(), str(error)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Disk work that the loop does not wait for; begun in this order."""
+        task = self._loop.create_task(self._watch(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except JournalError as error:
+            self._lose(error)
+
+    async def _read_chunk(self, wanted: ReadChunk) -> None:
+        target, meta, offset = wanted.target, wanted.meta, wanted.offset
+        data = await self._journal.read_snapshot_part(meta, offset, wanted.bytes_max)
+        now = self._loop.time()
+        if data is None:
+            self._handle(ChunkUnavailable(now, target, meta))
+        else:
+            self._handle(ChunkRead(now, target, meta, offset, data))
+
+    async def _finish_snapshot(self, meta: SnapshotMeta) -> None:
+        whole = await self._journal.finish_snapshot(meta)
+        now = self._loop.time()
+        self._handle(SnapshotReceived(now, meta) if whole else SnapshotRejected(now, meta))
+
+    # --- the state ---
+
+    def _in_order(self, action: Action) -> None:
+        if self._behind is not None:
+            self._behind.append(action)
+            return
+        match action:
+            case Apply(entries):
+                self._apply(entries)
+            case ReadReady(read_id):
+                self._answer_read(read_id, None)
+            case Restore(meta):
+                self._behind = deque()
+                self._spawn(self._restore(meta))
+
+    async def _restore(self, meta: SnapshotMeta) -> None:
+        data = await self._journal.read_snapshot(meta)
+        self.catalogue = await asyncio.to_thread(restore, data)
+        self.position, self.term = meta.index, meta.term
+        self._since_snapshot = [0, 0]
+        _log.info("took over a snapshot", position=meta.index, bytes=meta.size_bytes)
+        self._owner.advanced()
+        self._owner.restored()
+        self._tell_changed()
+        behind, self._behind = self._behind or deque(), None
+        while behind:
+            self._in_order(behind.popleft())
+            if self._behind is not None:
+                self._behind.extend(behind)
+                return
+
+    def _apply(self, entries: tuple[Entry, ...]) -> None:
+        outcomes: list[tuple[Command, Result]] = []
+        size_bytes, epoch = 0, self.catalogue.epoch
+        for entry in entries:
+            size_bytes += len(entry.data)
+            if entry.kind is EntryKind.COMMAND:
+                self._apply_command(entry.data, outcomes)
+        self.position, self.term = entries[-1].index, entries[-1].term
+        self._owner.advanced()
+        self.changed.ring()
+        for command, result in outcomes:
+            self._owner.carried_out(command, result)
+        if self.catalogue.epoch != epoch:
+            self._owner.changed()
+        self._since_snapshot[0] += len(entries)
+        self._since_snapshot[1] += size_bytes
+        self._snapshot_if_due()
+
+    def _apply_command(self, data: bytes, outcomes: list[tuple[Command, Result]]) -> None:
+        try:
+            command = unpack_command(data)
+        except ProtocolError:
+            self.catalogue, result = apply_bytes(self.catalogue, data)
+            _log.warning("a command that this release cannot read was passed over", reason=str(result))
+            return
+        self.catalogue, result = apply(self.catalogue, command)
+        outcomes.append((command, result))
+
+    def _snapshot_if_due(self) -> None:
+        entries, size_bytes = self._since_snapshot
+        limits = self._journal_settings
+        due = entries >= limits.snapshot_entries or size_bytes >= limits.snapshot_bytes
+        if due and not self._saving and self.lost_reason is None:
+            self._saving = True
+            self._since_snapshot = [0, 0]
+            self._spawn(self._take_snapshot())
+
+    async def _take_snapshot(self) -> None:
+        """The catalogue never changes in place: a thread may write it down while the loop goes on."""
+        if self._behind is not None:
+            self._saving = False  # a newer one is being read
+            return
+        state, index, term = self.catalogue, self.position, self.term
+        members = self.raft.log.membership_at(index)
+        try:
+            data = await asyncio.to_thread(snapshot, state)
+            meta = describe(index, term, members, data)
+            if await self._journal.save_snapshot(meta, data):
+                self._handle(SnapshotTaken(self._loop.time(), meta))
+        finally:
+            self._saving = False
