@@ -1,0 +1,177 @@
+"""``ControlStore`` over an external etcd: introduces the parts to each other and keeps them running."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Self
+
+import structlog
+
+from sllmd.cluster.catalogue import Catalogue
+from sllmd.cluster.catalogue.commands import Body
+from sllmd.cluster.catalogue.results import Result
+from sllmd.cluster.control import Latest, Leadership, View
+from sllmd.cluster.etcd.election import Election
+from sllmd.cluster.etcd.failures import RETRY_AFTER_SECONDS
+from sllmd.cluster.etcd.gateway import Gateway
+from sllmd.cluster.etcd.keys import Keys
+from sllmd.cluster.etcd.log import Log, Seat
+from sllmd.cluster.etcd.proposals import Proposals
+from sllmd.cluster.etcd.sender import Sender
+from sllmd.cluster.etcd.settings import EtcdSettings
+from sllmd.cluster.etcd.snapshots import Snapshots
+from sllmd.core.errors import ControlUnavailable, OutcomeUnknown
+from sllmd.core.ids import NodeId
+
+CRASH_PAUSE_SECONDS = 1.0
+"""Before a part that crashed begins anew."""
+
+_log = structlog.get_logger(__name__)
+
+
+class EtcdControl:
+    """One node's side of it. Make it with ``start``; ``close`` when done."""
+
+    def __init__(self, node: NodeId, cluster_id: str, settings: EtcdSettings, gateway: Gateway) -> None:
+        keys = self._keys = Keys(f"{settings.prefix}/{cluster_id}")
+        self._settings = settings
+        self._gateway = gateway
+        self._proposals = Proposals(keys, node)
+        self._log = Log(gateway, keys, settings, self)
+        self._sender = Sender(gateway, keys, settings, self._proposals)
+        self._election = Election(node, gateway, keys, settings, self.propose, self._publish_leadership)
+        self._snapshots = Snapshots(gateway, keys, settings, self._log, self._election)
+        self._views: weakref.WeakSet[Latest[View]] = weakref.WeakSet()
+        self._leaderships: weakref.WeakSet[Latest[Leadership]] = weakref.WeakSet()
+        self._published = self._election.leadership()
+        self._closed = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(cls, *, node: NodeId, cluster_id: str, settings: EtcdSettings) -> Self:
+        """Take part. An etcd that does not answer is waited for in the background, from an empty catalogue.
+
+        Raises ConfigError for what waiting does not help: files, passwords, certificates, other servers.
+        """
+        gateway = Gateway.open(settings)
+        try:
+            control = cls(node, cluster_id, settings, gateway)
+            await gateway.check(control._keys.tip)
+        except BaseException:
+            await gateway.close()
+            raise
+        for part in (
+            control._log.run,
+            control._log.pulse,
+            control._sender.run,
+            control._election.run,
+            control._snapshots.run,
+        ):
+            control._tasks.append(asyncio.create_task(_keep_running(part)))
+        return control
+
+    def view(self) -> View:
+        """See ``ControlStore``."""
+        return View(self._log.catalogue, self._log.position, self._log.age_seconds)
+
+    def leadership(self) -> Leadership:
+        """See ``ControlStore``."""
+        return self._election.leadership()
+
+    def views(self) -> Latest[View]:
+        """See ``ControlStore``."""
+        latest: Latest[View] = Latest()
+        self._views.add(latest)
+        return latest
+
+    def leaderships(self) -> Latest[Leadership]:
+        """See ``ControlStore``."""
+        latest: Latest[Leadership] = Latest()
+        self._leaderships.add(latest)
+        return latest
+
+    async def read(self) -> Catalogue:
+        """See ``ControlStore``."""
+        self._check_open()
+        try:
+            async with asyncio.timeout(self._settings.read_seconds):
+                await self._log.confirm()
+        except TimeoutError as error:
+            message = "what etcd has agreed on did not arrive in time"
+            raise ControlUnavailable(message, retry_after_seconds=RETRY_AFTER_SECONDS) from error
+        return self._log.catalogue
+
+    async def propose(self, body: Body, *, epoch: int | None = None) -> Result:
+        """See ``ControlStore``. Raises InvalidRequest for a command that is too large for etcd, too."""
+        self._check_open()
+        proposal = self._proposals.submit(body, epoch)
+        try:
+            async with asyncio.timeout(self._settings.propose_seconds):
+                return await proposal.outcome
+        except TimeoutError as error:
+            cause = self._sender.last_cause
+            if proposal.begun:
+                raise OutcomeUnknown(f"no result came from etcd in time; {cause}") from error
+            raise ControlUnavailable(cause, retry_after_seconds=RETRY_AFTER_SECONDS) from error
+        finally:
+            self._proposals.leave(proposal)
+
+    async def hand_over(self) -> bool:
+        """See ``ControlStore``."""
+        return await self._election.hand_over()
+
+    async def close(self) -> None:
+        """See ``ControlStore``. Gives the seat back; what waits ends as unavailable or unknown."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._proposals.fail("this node stops")
+        await self._log.close()
+        await self._election.resign()
+        await self._gateway.close()
+
+    def batch_applied(self, name: bytes, results: list[Result]) -> None:
+        """The log's: match results with our proposals."""
+        self._proposals.applied(name, results)
+
+    def restored(self, catalogue: Catalogue) -> None:
+        """The log's: some of our proposals may be in there."""
+        self._proposals.restored(catalogue)
+
+    def seat_changed(self, seat: Seat | None, revision: int) -> None:
+        """The log's: who leads."""
+        self._election.seat_changed(seat, revision)
+
+    def moved(self) -> None:
+        """The log's: tell whoever watches."""
+        self._snapshots.wake()
+        view = self.view()
+        for latest in self._views:
+            latest.put(view)
+
+    def _publish_leadership(self) -> None:
+        leadership = self._election.leadership()
+        if leadership == self._published:
+            return
+        self._published = leadership
+        for latest in self._leaderships:
+            latest.put(leadership)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ControlUnavailable("this node stops", retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+async def _keep_running(part: Callable[[], Awaitable[None]]) -> None:
+    """A part that crashes says so and begins anew: the others must not wait for it for ever."""
+    while True:
+        try:
+            await part()
+        except Exception:  # noqa: BLE001 - a supervisor
+            _log.exception("a part of the etcd store crashed")
+            await asyncio.sleep(CRASH_PAUSE_SECONDS)
