@@ -25,8 +25,3 @@ the seat away; nothing but leadership hangs on a lease: without etcd, ``view`` o
 Start at ``control.py``, then ``log.py`` (reading), ``proposals.py`` and ``sender.py`` (writing),
 ``election.py``, ``snapshots.py``; ``gateway.py`` is the wire.
 """
-
-from sllmd.cluster.etcd.control import EtcdControl
-from sllmd.cluster.etcd.settings import EtcdSettings
-
-__all__ = ["EtcdControl", "EtcdSettings"]
