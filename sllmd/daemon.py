@@ -1,7 +1,8 @@
 """The daemon: builds every room, starts them from the ground up, stops them from the roof down.
 
-Start order: store, DRAM tier, workers, roles, API. Stopping: no new work, running requests finish (or their
-time is up), the API closes, workers are reaped, slabs go back.
+Start order: store, DRAM tier, workers, roles, cluster, API. A node that joins waits for the cluster before
+it serves. Stopping: no new work, running requests finish (or their time is up), the API closes, the cluster
+hears that this node goes, workers are reaped, slabs go back.
 """
 
 from __future__ import annotations
@@ -17,75 +18,132 @@ from typing import Any
 import structlog
 import uvloop
 
+from sllmd.api.keys import is_loopback
 from sllmd.api.server import ApiServer
+from sllmd.cluster.home import claimed
+from sllmd.cluster.joining import read_secret_file
+from sllmd.cluster.node import ClusterNode
 from sllmd.config.settings import Config
 from sllmd.core.errors import SllmdError
+from sllmd.core.ids import NodeId
 from sllmd.engine.devices import detect_devices
 from sllmd.engine.supervisor import Supervisor
+from sllmd.loader.sharing import Sharing
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
+from sllmd.roles.desk import open_desk
+from sllmd.roles.dispatch import OnlyHere
+from sllmd.roles.following import Following
+from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
+from sllmd.roles.place import Here
 from sllmd.roles.provision import is_built_in, provision
 from sllmd.roles.router import Router
+from sllmd.roles.watching import Watcher, watch_replicas
 from sllmd.store.store import Store
+from sllmd.telemetry.feed import Feed
 from sllmd.telemetry.logs import configure_logs
 from sllmd.telemetry.metrics import Metrics
 from sllmd.telemetry.systemd import ServiceManager
+from sllmd.telemetry.tap import LogTap
+from sllmd.wire.cluster_key import parse_cluster_key
+from sllmd.wire.token import parse_token
 
 _log = structlog.get_logger(__name__)
 
+DIRECTORY, DEV_DIRECTORY = "cluster", "dev-cluster"
+"""Of a node's own files, below its data directory: playing with --dev leaves no trace in a real cluster."""
+PATIENCE_SECONDS = 30.0
+"""How often systemd hears that a node still waits for its cluster."""
 LAG_PROBE_SECONDS = 0.05
 """How often the event loop is asked how late it is."""
 
 
-def run(config: Config) -> bool:
+def run(config: Config, *, dev: bool = False, token: str | None = None) -> bool:
     """Serve until SIGTERM or SIGINT; whether a second signal cut short what was still running.
 
-    Raises ConfigError, StoreError and OSError when it cannot start.
+    ``dev``: a cluster on this machine alone, without TLS. ``token``: to join with, before what the
+    configuration names. Raises ConfigError, StoreError, JournalError, PeerRefused and OSError when it cannot
+    start, and PeerRefused when the cluster no longer wants this node.
     """
-    return uvloop.run(serve(config))
+    return uvloop.run(serve(config, dev=dev, token=token))
 
 
-async def serve(config: Config) -> bool:
+async def serve(config: Config, *, dev: bool = False, token: str | None = None) -> bool:
     """The daemon's whole life; see ``run``."""
-    configure_logs(config.log)
+    tap = configure_logs(config.log)
     began_seconds = time.monotonic()
     stop, stop_at_once = _stop_events()
+    manager = ServiceManager.from_environment()
     async with AsyncExitStack() as rooms:
-        daemon = await Daemon.start(config, rooms)
-        manager = ServiceManager.from_environment()
+        node = cluster_node(config, dev=dev, token=token)
+        starting = asyncio.create_task(Daemon.start(config, node, rooms, tap))
+        await _unless(stop, _patiently(manager, starting, joining=bool(config.cluster.join)))
+        if not starting.done():
+            await _cancel(starting)
+            return False
+        daemon = starting.result()
         manager.ready(daemon.summary())
         rooms.push_async_callback(_cancel, asyncio.create_task(_watch_loop(manager, daemon)))
         daemon.announce(time.monotonic() - began_seconds)
-        await stop.wait()
+        await _unless(stop, daemon.ended())
         manager.stopping(config.serving.drain_timeout)
         await _unless(stop_at_once, daemon.agent.drain(config.serving.drain_timeout))
         # Ends what outlasted the drain while the API can still tell its clients so.
         await daemon.agent.close()
+    if node.failed.done() and not node.failed.cancelled():
+        raise node.failed.result()
     return stop_at_once.is_set()
+
+
+def cluster_node(config: Config, *, dev: bool, token: str | None) -> ClusterNode:
+    """This node, not started. Raises ConfigError and PeerRefused for secrets that are none."""
+    directory = config.node.data_dir / (DEV_DIRECTORY if dev else DIRECTORY)
+    node = ClusterNode(config.cluster, directory=directory, name=config.node.name, dev=dev)
+    node.labels = config.node.all_labels
+    if config.cluster.secret_file is not None:
+        node.key = parse_cluster_key(read_secret_file(config.cluster.secret_file))
+    if token is None and config.cluster.token_file is not None:
+        token = read_secret_file(config.cluster.token_file)
+    node.token = None if token is None else parse_token(token)
+    return node
 
 
 class Daemon:
     """The rooms of a running daemon, introduced to each other."""
 
     def __init__(
-        self, config: Config, agent: Agent, router: Router, operator: Operator, metrics: Metrics
+        self,
+        config: Config,
+        node: ClusterNode,
+        agent: Agent,
+        router: Router,
+        operator: Operator,
+        metrics: Metrics,
     ) -> None:
         self.config = config
+        self.node = node
         self.agent = agent
         self.router = router
         self.operator = operator
         self.metrics = metrics
 
     @classmethod
-    async def start(cls, config: Config, rooms: AsyncExitStack) -> Daemon:
-        """Build every room; ``rooms`` closes them again, whatever has been built by then."""
+    async def start(
+        cls, config: Config, node: ClusterNode, rooms: AsyncExitStack, tap: LogTap | None = None
+    ) -> Daemon:
+        """Build every room; ``rooms`` closes them again, whatever has been built by then.
+
+        ``tap``: what this process logs; None: nobody set its log up.
+        """
+        rooms.enter_context(claimed(config.node.data_dir))
         store = Store(config.node.store_directory)
         store.prepare()
         if rooms.enter_context(store.attended()):
             _log.info("other daemons serve this store, too", hint="each has a DRAM budget of its own")
         devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
-        tier = DramTier(config.loader, quarantine=store.quarantine, complete_remote=store.complete_remote)
+        library = Library(store)
+        tier = DramTier(config.loader, quarantine=library.quarantine, complete_remote=library.complete_remote)
         rooms.push_async_callback(tier.close)
         supervisor = Supervisor(config.workers)
         rooms.push_async_callback(supervisor.close)
@@ -101,7 +159,11 @@ class Daemon:
             model_settings=config.models,
         )
         rooms.push_async_callback(agent.close)
-        router = Router(store, agent, config.serving)
+        following = Following(Feed(config.log.kept_events), tap)
+        following.offer(node.methods)
+        watch_replicas(following.feed, agent)
+        here = Here(agent, library.obtain_exactly, NodeId(""))
+        router = Router(library, agent, OnlyHere(here), config.serving)
         operator = Operator(
             node=config.node.name,
             store_directory=str(config.node.store_directory),
@@ -110,8 +172,18 @@ class Daemon:
             supervisor=supervisor,
             agent=agent,
             router=router,
+            following=following,
         )
-        daemon = cls(config, agent, router, operator, metrics)
+        node.devices = {device.name: device.memory_bytes or tier.budget_bytes for device in devices}
+        node.share = Sharing(tier, library.find).hold
+        # Whoever answers other nodes registers with node.methods before this.
+        rooms.push_async_callback(node.close)
+        await node.start()
+        watcher = Watcher(following.feed, node.membership, node.control)
+        rooms.push_async_callback(watcher.close)
+        watcher.start()
+        operator.cluster = open_desk(node, agent, following, dict, config.serving.drain_timeout)
+        daemon = cls(config, node, agent, router, operator, metrics)
         built_in = {name: own for name, own in config.models.items() if is_built_in(own)}
         await provision(store, operator, built_in)  # takes no time, and the first request comes at once
         others = {name: own for name, own in config.models.items() if name not in built_in}
@@ -120,6 +192,14 @@ class Daemon:
         rooms.push_async_callback(server.close)
         operator.listen = await server.start()
         return daemon
+
+    async def ended(self) -> None:
+        """Wait until this node is no member any more: it left, was removed, or turned out to be a copy."""
+        assert self.operator.cluster is not None, "a daemon has started"
+        left = asyncio.create_task(self.operator.cluster.departure.left.wait())
+        ends: list[asyncio.Future[Any]] = [self.node.failed, left]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
 
     def summary(self) -> str:
         """One line for ``systemctl status``."""
@@ -141,10 +221,33 @@ class Daemon:
         lines = [f"  sllmd {status.version} · node {status.node} · {devices}"]
         lines.append(f"  store {status.store_directory}")
         lines += [f"  api {address}" for address in status.listen]
+        lines += self._about_the_cluster()
         lines.append(f"  ready in {start_seconds:.1f} s · models: {status.models} (sllmd list)")
         if not self.config.workers.in_process:
             lines.append("  the first worker takes some seconds more; a request waits for it")
         sys.stderr.write("\n".join(lines) + "\n")
+
+    def _about_the_cluster(self) -> list[str]:
+        """Where other nodes find this one, and how they join."""
+        node = self.node
+        others = len(node.members_here())
+        known = "founded now" if node.founded else f"{others} other {'node' if others == 1 else 'nodes'}"
+        lines = [f"  cluster {node.identity.cluster_id} · {known} · nodes meet at {node.address}"]
+        if node.dev:
+            return [*lines, f"  join it: sllmd start --dev --join {node.address} --name NAME"]
+        if others == 0:
+            lines.append("  join it: `sllmd token create` here tells what to type there")
+            if is_loopback(node.address):
+                lines.append("  only this machine can; open it with --cluster-listen 0.0.0.0")
+        return lines
+
+
+async def _patiently(manager: ServiceManager, starting: asyncio.Task[Daemon], *, joining: bool) -> None:
+    """Wait until it has started; a cluster that is away may take any time, and systemd shall not give up."""
+    while not starting.done():
+        if joining:
+            manager.starting("waiting for the cluster", 2 * PATIENCE_SECONDS)
+        await asyncio.wait([starting], timeout=PATIENCE_SECONDS)
 
 
 def _stop_events() -> tuple[asyncio.Event, asyncio.Event]:
@@ -188,6 +291,6 @@ async def _watch_loop(manager: ServiceManager, daemon: Daemon) -> None:
         manager.alive(daemon.summary)
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait([task])

@@ -18,6 +18,8 @@ class ApiSettings(Frozen):
 
     listen: tuple[str, ...] = ("127.0.0.1:8343",)
     """``host:port`` of every TCP address; port 0: the kernel chooses."""
+    next_free_port: bool = False
+    """Take the next free port where one of ``listen`` is in use: several daemons on one machine."""
     uds: Path | None = None
     """Unix socket that the command line speaks to; who may open it may do everything, no key needed."""
     keys_file: Path = Path("/etc/sllmd/keys.toml")

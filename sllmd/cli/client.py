@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from sllmd.core.errors import (
     BusyError,
+    Conflict,
     ContextLengthExceeded,
     InsufficientCapacity,
     InvalidApiKey,
@@ -91,6 +92,14 @@ class Client:
         """The JSON body of the answer to a POST."""
         return self._exchange("POST", path, {} if body is None else body)[0]
 
+    def delete(self, path: str) -> Any:
+        """The JSON body of the answer to a DELETE."""
+        return self._exchange("DELETE", path, None)[0]
+
+    def delete(self, path: str) -> Any:
+        """The JSON body of the answer to a DELETE."""
+        return self._exchange("DELETE", path, None)[0]
+
     def post_with_headers(self, path: str, body: Any) -> tuple[Any, Mapping[str, str]]:
         """Body and headers of the answer to a POST."""
         return self._exchange("POST", path, body)
@@ -100,9 +109,25 @@ class Client:
 
         ``headers_out`` receives the answer's headers before the first payload is yielded.
         """
+        yield from self._streamed("POST", path, body, headers_out=headers_out)
+
+    def follow(self, path: str, *, last_id: str | None = None) -> Iterator[Any]:
+        """The payloads of a stream of events, going on after the one with ``last_id``."""
+        headers = {} if last_id is None else {"Last-Event-ID": last_id}
+        yield from self._streamed("GET", path, None, headers=headers)
+
+    def _streamed(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        *,
+        headers: Mapping[str, str] = {},
+        headers_out: dict[str, str] | None = None,
+    ) -> Iterator[Any]:
         connection = self._connection()
         try:
-            response = self._send(connection, "POST", path, body)
+            response = self._send(connection, method, path, body, headers)
             if headers_out is not None:
                 headers_out.update(response.getheaders())
             try:
@@ -132,9 +157,14 @@ class Client:
             connection.close()
 
     def _send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Any
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Any,
+        more_headers: Mapping[str, str] = {},
     ) -> http.client.HTTPResponse:
-        headers = dict(self._headers)
+        headers = {**self._headers, **more_headers}
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -185,6 +215,8 @@ def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
     code = told.get("code")
     if status == 401:
         return InvalidApiKey(message, hint="give a key with --api-key or SLLMD_API_KEY")
+    if code == Conflict.code:
+        return SllmdError(message)
     if status == 404 or code == ModelNotFound.code:
         return ModelNotFound(message, code=code)
     if code in _TRY_AGAIN or (status in (429, 503) and code not in _LOAD_FAILED):

@@ -37,12 +37,14 @@ class Tokens:
         self._control = control
         self._ca_pin = ca_pin
 
-    async def create(self, *, lifetime_seconds: float = LIFETIME_SECONDS, uses: int = 1) -> JoinToken:
-        """A new token. Raises ControlUnavailable, OutcomeUnknown."""
+    async def create(
+        self, *, lifetime_seconds: float = LIFETIME_SECONDS, uses: int = 1
+    ) -> tuple[JoinToken, float]:
+        """A new token, and until when it is good (Unix time). Raises ControlUnavailable, OutcomeUnknown."""
         token = make_token(os.urandom(TOKEN_ID_BYTES + SECRET_BYTES), self._ca_pin)
         expires_at_seconds = min(time.time() + lifetime_seconds, FOR_EVER_SECONDS)
         await self._put(token, expires_at_seconds, uses)
-        return token
+        return token, expires_at_seconds
 
     async def register(self, key: ClusterKey) -> None:
         """Let the cluster key open, if it does not yet. Raises as ``create``."""

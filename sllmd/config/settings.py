@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from sllmd.api.settings import ApiSettings
+from sllmd.cluster.settings import ClusterSettings
 from sllmd.core.frozen import Frozen
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
@@ -23,11 +24,21 @@ class NodeSettings(Frozen):
     """What other nodes and people call it; the host's name unless set."""
     data_dir: Path = Path("/var/lib/sllmd")
     """Holds ``store/`` and the node's state. /var/lib/sllmd for root, ~/.local/share/sllmd for others."""
+    zone: str = ""
+    """What fails together: a rack, a power feed. The label ``rack`` unless ``labels`` has one: voters and
+    replicas are spread over its values."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """What models may ask of a node that shall run them."""
 
     @property
     def store_directory(self) -> Path:
         """Where checkpoints are kept."""
         return self.data_dir / "store"
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        """``labels`` with ``zone`` among them."""
+        return ({"rack": self.zone} if self.zone else {}) | self.labels
 
 
 class EngineSettings(Frozen):
@@ -61,6 +72,7 @@ class Config(Frozen):
     """Everything that can be set. Built by ``sllmd.config.loading.load_config``."""
 
     node: NodeSettings = NodeSettings()
+    cluster: ClusterSettings = ClusterSettings()
     api: ApiSettings = ApiSettings()
     devices: DeviceSettings = DeviceSettings()
     serving: ServingSettings = ServingSettings()

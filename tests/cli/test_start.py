@@ -112,7 +112,7 @@ def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
 def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
     result = start(tmp_path, "--data-dir", "/proc/sllmd")
     assert result.returncode == 1
-    assert "cannot create the store" in result.stderr
+    assert "cannot create the data directory" in result.stderr
     assert "/proc/sllmd" in result.stderr
     assert "ready in" not in result.stderr
 
@@ -126,7 +126,7 @@ def test_an_unknown_key(sllmd: RunCommand) -> None:
 @pytest.mark.parametrize("assignment", ["serving", "keep_alive=1", "=1"])
 def test_a_malformed_assignment(assignment: str) -> None:
     with pytest.raises(InvalidRequest, match="not SECTION"):
-        flag_values(name=None, listen=None, uds=None, data_dir=None, assignments=[assignment])
+        flag_values({}, [assignment])
 
 
 def test_the_version_is_quick() -> None:
