@@ -82,7 +82,7 @@ async def make_process(tmp_path: Path) -> AsyncIterator[MakeProcess]:
         path = tmp_path / f"{len(made)}.log"
         log = path.open("wb")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.cluster.member", json.dumps(options),
+            sys.executable, "-m", "tests.cluster.gossiping_process", json.dumps(options),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
         )  # fmt: skip
         log.close()

@@ -1,6 +1,6 @@
 """One real member in a process of its own. Lines of JSON say what it shall do, and what it sees.
 
-``python -m tests.cluster.member '{"name": ..., "join": [...], ...}'``
+``python -m tests.cluster.gossiping_process '{"name": ..., "join": [...], ...}'``
 """
 
 from __future__ import annotations
