@@ -25,7 +25,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Handler."""
     rooms, exchange = request.app[ROOMS], request[EXCHANGE]
     wanted = await read_body(request, parse_chat)
-    card = rooms.router.model(wanted.model)
+    card = await rooms.router.prepare(wanted.model)
     exchange.model = card.name
     tokenizer = await rooms.router.tokenizer(wanted.model)
     prompt_ids = await encode_chat(

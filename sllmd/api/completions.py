@@ -52,7 +52,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     """Handler. Choice ``i * n + j`` is the j-th text for prompt i."""
     rooms, exchange = request.app[ROOMS], request[EXCHANGE]
     wanted = await read_body(request, parse_completion)
-    card = rooms.router.model(wanted.model)
+    card = await rooms.router.prepare(wanted.model)
     exchange.model = card.name
     tokenizer = await rooms.router.tokenizer(wanted.model)
     prompts = [

@@ -25,7 +25,7 @@ async def tokenize(request: web.Request) -> web.Response:
     """Handler."""
     rooms = request.app[ROOMS]
     wanted = await read_body(request, parse_tokenize)
-    card = rooms.router.model(wanted.model)
+    card = await rooms.router.prepare(wanted.model)
     request[EXCHANGE].model = card.name
     tokenizer = await rooms.router.tokenizer(wanted.model)
     text, special = await _text(wanted, rooms.renderer, tokenizer)

@@ -60,6 +60,8 @@ class Timing:
     """Where the checkpoint lay when the request came: ``remote``, ``ssd``, ``dram``, ``device``."""
     stages: dict[str, float] = field(default_factory=dict)
     """Parts of ``load_ms`` by name, e.g. ``ssd→dram``, ``attach``."""
+    node: str = ""
+    """The id of the node that runs it; empty: not known yet, or a node without a cluster."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
-"""One generation's life: find a replica, turn its token events into text, account for its time.
+"""One generation's life: find a place for it, turn its token events into text, account for its time.
 
-Owns: the generations under way and the recent ones. Knows nothing of HTTP or of devices.
+Owns: the generations under way and the recent ones. Knows nothing of HTTP or of devices, nor on which node a
+generation runs: text is made here, whoever made the tokens.
 Invariants: text leaves only when it can no longer change; the last delta carries the finish reason, and
 nothing follows it; leaving the ``async with`` cancels whatever is still going on, in every state.
 """
@@ -20,6 +21,7 @@ from sllmd.core.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelReplaced,
+    NotHere,
     SllmdError,
     WorkerLost,
 )
@@ -37,12 +39,14 @@ from sllmd.engine.protocol import (
 )
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
+from sllmd.roles.dispatch import Places, run
 from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob, Timing, Usage
-from sllmd.roles.residence import Grant
+from sllmd.roles.library import Library
 from sllmd.roles.settings import ServingSettings
-from sllmd.roles.status import ModelCard, RequestStatus
+from sllmd.roles.status import ModelCard, RequestStatus, Tier
+from sllmd.roles.work import Granted, Work
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.store import Store, StoredModel
+from sllmd.store.store import StoredModel
 from sllmd.text.stream import TextStream
 from sllmd.text.tokenizer import Tokenizer, read_context_tokens
 
@@ -59,8 +63,9 @@ _FAILURES: dict[FailureKind, type[SllmdError]] = {
 class Router:
     """Starts generations and remembers them."""
 
-    def __init__(self, store: Store, agent: Agent, settings: ServingSettings) -> None:
-        self._store = store
+    def __init__(self, library: Library, agent: Agent, places: Places, settings: ServingSettings) -> None:
+        self.places = places
+        self._library = library
         self._agent = agent
         self._tokenizers: OrderedDict[Digest, asyncio.Future[Tokenizer]] = OrderedDict()
         self._context_tokens: dict[Digest, int] = {}
@@ -69,29 +74,58 @@ class Router:
 
     def models(self) -> list[ModelCard]:
         """The catalogue, by name."""
-        return [self._card_or_problem(stored) for stored in self._store.models()]
+        return [self._card_or_problem(stored) for stored in self._library.models()]
 
     def model(self, name: str) -> ModelCard:
         """The model that ``name`` or alias stands for. Raises ModelNotFound, and why it cannot be served."""
-        return self._card(self._store.model(name), self.checkpoint(name))
+        stored = self._library.model(name)
+        try:
+            return self._card(stored, self.checkpoint(name))
+        except NotHere:
+            return self._remote_card(stored)
+
+    async def prepare(self, name: str) -> ModelCard:
+        """The same, once what text needs is on this node. Raises NotHere when nobody has it."""
+        stored = self._library.model(name)
+        return self._card(stored, await self._library.obtain(name))
 
     def _card_or_problem(self, stored: StoredModel) -> ModelCard:
         """One bad model must not hide the others."""
+        if stored.problem is not None:
+            return ModelCard(**_stored_facts(stored), problem=stored.problem)
         try:
             return self._card(stored, self.checkpoint(stored.name))
+        except NotHere:
+            return self._remote_card(stored)
         except SllmdError as error:
             return ModelCard(**_stored_facts(stored), problem=str(error))
 
     def _card(self, stored: StoredModel, checkpoint: Checkpoint) -> ModelCard:
         residence = self._agent.residence(checkpoint)
         serving = residence is not None and residence.state is ReplicaState.SERVING
+        elsewhere = None if residence else self._library.state_elsewhere(stored.name, stored.digest)
+        tier: Tier = "device" if serving or elsewhere == "serving" else self._agent.where(checkpoint)
+        estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
         return ModelCard(
             **_stored_facts(stored),
             context_tokens=self._agent.context_tokens(checkpoint, self._context_tokens_of(checkpoint)),
             partitions=len(checkpoint.manifest.partitions),
-            tier="device" if serving else self._agent.where(checkpoint),
-            state=residence.state if residence else "cold",
-            startup_estimate_seconds=self._agent.startup_estimate_seconds(checkpoint),
+            tier=tier,
+            state=residence.state if residence else elsewhere or "cold",
+            startup_estimate_seconds=0.0 if elsewhere == "serving" else estimate_seconds,
+        )
+
+    def _remote_card(self, stored: StoredModel) -> ModelCard:
+        """Of a model that this node has not met yet, as other nodes tell of it."""
+        fact = self._library.fact(stored.digest)
+        state = self._library.state_elsewhere(stored.name, stored.digest) or "cold"
+        return ModelCard(
+            **_stored_facts(stored),
+            context_tokens=fact.context_tokens if fact else 0,
+            partitions=fact.partitions if fact else 0,
+            tier="device" if state == "serving" else "peer",
+            state=state,
+            problem=stored.problem,
         )
 
     def _context_tokens_of(self, checkpoint: Checkpoint) -> int:
@@ -101,12 +135,16 @@ class Router:
         return self._context_tokens[digest]
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """What ``name`` or alias stands for. Raises ModelNotFound."""
-        return self._store.resolve(name)
+        """What ``name`` or alias stands for, as it is on this node. Raises ModelNotFound, NotHere."""
+        return self._library.checkpoint(name)
+
+    async def obtain(self, name: str) -> Checkpoint:
+        """The same, fetched from another node if need be: without its weights, if those are not here."""
+        return await self._library.obtain(name)
 
     async def tokenizer(self, name: str) -> Tokenizer:
-        """The model's tokenizer, loaded once in a thread. Raises ModelNotFound, CheckpointError."""
-        checkpoint = self.checkpoint(name)
+        """The model's tokenizer, loaded once in a thread. Raises ModelNotFound, NotHere, CheckpointError."""
+        checkpoint = await self.obtain(name)
         digest = checkpoint.manifest.digest
         if digest not in self._tokenizers:
             loading = asyncio.ensure_future(asyncio.to_thread(Tokenizer.load, checkpoint.directory))
@@ -125,7 +163,7 @@ class Router:
 
     def generate(self, request: GenerationRequest) -> Generation:
         """A generation, not yet begun: errors come while iterating."""
-        return Generation(self, self._agent, request)
+        return Generation(self, request)
 
     def requests(self) -> list[RequestStatus]:
         """Running ones first, then the recent ones, newest first."""
@@ -144,14 +182,13 @@ class Router:
 class Generation:
     """Asynchronously iterable over its deltas, once, inside ``async with``."""
 
-    def __init__(self, router: Router, agent: Agent, request: GenerationRequest) -> None:
+    def __init__(self, router: Router, request: GenerationRequest) -> None:
         self.request = request
         self.generation_id = GenerationId(uuid4().hex)
         self.timing = Timing()
         self.usage = Usage(prompt_tokens=len(request.prompt_ids))
         self.prompt_logprobs: tuple[TextLogprob | None, ...] | None = None
         self._router = router
-        self._agent = agent
         self._deltas = self._run()
         self._state = "queued"
         self._finish_reason: FinishReason | None = None
@@ -159,7 +196,7 @@ class Generation:
         self._began_seconds = time.monotonic()
         self._first_token_seconds = 0.0
         self._ended_seconds = 0.0
-        self._load_estimate_seconds = 0.0
+        self._load_estimate_ms = 0.0
 
     async def __aenter__(self) -> Self:
         self._router.began(self)
@@ -181,25 +218,31 @@ class Generation:
 
     async def _run(self) -> AsyncGenerator[Delta, None]:
         try:
-            checkpoint = self._router.checkpoint(self.request.model)
+            checkpoint = await self._router.obtain(self.request.model)
             if self.request.digest not in (None, checkpoint.manifest.digest):
                 raise ModelReplaced(
                     f"`{checkpoint.name}` was imported anew while the request was read", retry_after_seconds=0
                 )
             tokenizer = await self._router.tokenizer(self.request.model)
             self._state = "loading"
-            self._load_estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
-            keep_alive_seconds = self.request.keep_alive_seconds
-            async with self._agent.hold(checkpoint, keep_alive_seconds=keep_alive_seconds) as grant:
-                self._note_grant(grant)
-                async with aclosing(self._decode(grant, tokenizer)) as deltas:
-                    async for delta in deltas:
-                        yield delta
+            async with aclosing(self._decode(self._work(checkpoint), tokenizer)) as deltas:
+                async for delta in deltas:
+                    yield delta
         except SllmdError as error:
             self._error = str(error)
             raise
 
-    async def _decode(self, grant: Grant, tokenizer: Tokenizer) -> AsyncGenerator[Delta, None]:
+    def _work(self, checkpoint: Checkpoint) -> Work:
+        request = self.request
+        return Work(
+            request.request_id,
+            checkpoint.name,
+            checkpoint.manifest.digest,
+            GenerationState(self.generation_id, list(request.prompt_ids), request.sampling),
+            request.keep_alive_seconds,
+        )
+
+    async def _decode(self, work: Work, tokenizer: Tokenizer) -> AsyncGenerator[Delta, None]:
         request = self.request
         text = TextStream(
             tokenizer,
@@ -207,16 +250,18 @@ class Generation:
             stop=request.stop,
             skip_special=request.skip_special_tokens,
         )
-        state = GenerationState(self.generation_id, list(request.prompt_ids), request.sampling)
-        async with aclosing(grant.replica.generate(state)) as events:
-            async for event in events:
-                delta = self._delta(event, text, tokenizer)
+        async with aclosing(run(work, self._router.places)) as happenings:
+            async for happening in happenings:
+                if isinstance(happening, Granted):
+                    self._note_grant(happening)
+                    continue
+                delta = self._delta(happening, text, tokenizer)
                 if delta is None:
                     continue
                 yield delta
                 if delta.finish_reason is not None:
                     return
-        raise WorkerLost(f"the generation on replica {grant.residence.replica_id} ended without a reason")
+        raise WorkerLost(f"the generation ended without a reason on {self.timing.node or 'this node'}")
 
     def _delta(self, event: EngineEvent, text: TextStream, tokenizer: Tokenizer) -> Delta | None:
         match event:
@@ -252,20 +297,17 @@ class Generation:
         self._state = "finished"
         return Delta(text, tokens, token_count, reason)
 
-    def _note_grant(self, grant: Grant) -> None:
+    def _note_grant(self, granted: Granted) -> None:
         """Split the wait so far into what the load took and what was queueing."""
-        waited_seconds = time.monotonic() - self._began_seconds
-        residence = grant.residence
-        load_seconds = 0.0
-        if grant.cold:
-            load_seconds = residence.resident_since_seconds - max(
-                residence.started_seconds, self._began_seconds
-            )
-            self.timing.stages = {name: s * 1000 for name, s in residence.stages_seconds.items()}
-            self.timing.tier = residence.tier
-        self.timing.cold = grant.cold
-        self.timing.load_ms = load_seconds * 1000
-        self.timing.queue_ms = (waited_seconds - load_seconds) * 1000
+        waited_ms = (time.monotonic() - self._began_seconds) * 1000
+        timing = self.timing
+        timing.node = granted.node
+        timing.cold = granted.cold
+        timing.tier = granted.tier
+        timing.stages = granted.stages
+        timing.load_ms = granted.load_ms
+        timing.queue_ms = max(0.0, waited_ms - granted.load_ms)
+        self._load_estimate_ms = granted.estimate_ms
         self._state = "prefill"
 
     def _note_prefill(self, event: PrefilledEvent, tokenizer: Tokenizer) -> None:
@@ -289,7 +331,8 @@ class Generation:
             tier=timing.tier,
             queue_ms=timing.queue_ms,
             load_ms=timing.load_ms,
-            load_estimate_ms=self._load_estimate_seconds * 1000 if timing.cold else 0.0,
+            load_estimate_ms=self._load_estimate_ms,
+            node=timing.node,
             stages_ms=timing.stages,
             prefill_ms=timing.prefill_ms,
             decode_ms=decode_seconds * 1000,

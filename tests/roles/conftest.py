@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sllmd.config.settings import EngineSettings
-from sllmd.core.ids import RequestId
+from sllmd.core.ids import NodeId, RequestId
 from sllmd.engine.devices import Device
 from sllmd.engine.fake import FakeSettings
 from sllmd.engine.protocol import Sampling
@@ -21,13 +21,18 @@ from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
+from sllmd.roles.dispatch import OnlyHere
+from sllmd.roles.following import Following
 from sllmd.roles.generation import GenerationRequest
+from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
+from sllmd.roles.place import Here
 from sllmd.roles.router import Router
 from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
 from sllmd.store.builtin import make_builtin
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
+from sllmd.telemetry.feed import Feed
 
 MODELS = ("a", "b", "c")
 
@@ -37,6 +42,7 @@ class Node:
     """The rooms under test."""
 
     store: Store
+    library: Library
     tier: DramTier
     agent: Agent
     router: Router
@@ -95,7 +101,9 @@ def make_node(store_root: Path) -> MakeNode:
             engine_options=EngineSettings(threads=1, batch_max=batch_max).options,
             model_settings=models or {},
         )
-        router = Router(store, agent, serving_settings)
+        library = Library(store)
+        here = Here(agent, library.obtain_exactly, NodeId(""))
+        router = Router(library, agent, OnlyHere(here), serving_settings)
         operator = Operator(
             node="test",
             store_directory=str(store.root),
@@ -104,9 +112,10 @@ def make_node(store_root: Path) -> MakeNode:
             supervisor=supervisor,
             agent=agent,
             router=router,
+            following=Following(Feed(100), None),
         )
         try:
-            yield Node(store, tier, agent, router, operator)
+            yield Node(store, library, tier, agent, router, operator)
         finally:
             await agent.close()
             await supervisor.close()
