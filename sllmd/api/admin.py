@@ -4,26 +4,19 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Literal, TypeVar
+from typing import Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sllmd.api.chunks import compact
 from sllmd.api.errors import HttpRefusal, reply_of
 from sllmd.api.events import EventStream
-from sllmd.api.parsing import parse_plain
-from sllmd.api.rooms import EXCHANGE, ROOMS, error_response, read_body
+from sllmd.api.orders import Order, read_order
+from sllmd.api.rooms import EXCHANGE, ROOMS, error_response
 
 
-class _Order(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-_AnyOrder = TypeVar("_AnyOrder", bound=_Order)
-
-
-class LoadOrder(_Order):
+class LoadOrder(Order):
     """Body of POST models/{model}/load; may be absent."""
 
     tier: Literal["dram", "device"] = "device"
@@ -31,13 +24,13 @@ class LoadOrder(_Order):
     """False: one answer when the load is over, instead of events."""
 
 
-class UnloadOrder(_Order):
+class UnloadOrder(Order):
     """Body of POST models/{model}/unload; may be absent."""
 
     keep_dram: bool = False
 
 
-class EvictOrder(_Order):
+class EvictOrder(Order):
     """Body of POST cache/evict."""
 
     model: str = Field(min_length=1)
@@ -64,7 +57,7 @@ async def load(request: web.Request) -> web.StreamResponse:
     """Handler: lift a model; an event per step, the last one ``ready`` or ``error``."""
     rooms = request.app[ROOMS]
     name = request.match_info["model"]
-    order = await _order(request, LoadOrder)
+    order = await read_order(request, LoadOrder)
     request[EXCHANGE].model = rooms.router.model(name).name
     async with (
         aclosing(rooms.operator.load(name, order.tier)) as steps,
@@ -84,7 +77,7 @@ async def load(request: web.Request) -> web.StreamResponse:
 
 async def unload(request: web.Request) -> web.Response:
     """Handler: stop the model's replica once it is idle; free its DRAM unless told to keep it."""
-    order = await _order(request, UnloadOrder)
+    order = await read_order(request, UnloadOrder)
     report = await request.app[ROOMS].operator.unload(request.match_info["model"], keep_dram=order.keep_dram)
     return web.json_response(text=report.model_dump_json())
 
@@ -96,7 +89,7 @@ async def cache(request: web.Request) -> web.Response:
 
 async def evict(request: web.Request) -> web.Response:
     """Handler: free a model's copy in DRAM; 0 bytes when it is in use or not there."""
-    order = await _order(request, EvictOrder)
+    order = await read_order(request, EvictOrder)
     freed_bytes = request.app[ROOMS].operator.evict(order.model)
     return web.json_response({"model": order.model, "freed_bytes": freed_bytes})
 
@@ -126,13 +119,6 @@ async def one_request(request: web.Request) -> web.Response:
         )
     body = {"request_id": wanted, "generations": [entry.model_dump() for entry in mine]}
     return web.json_response(text=compact(body))
-
-
-async def _order(request: web.Request, kind: type[_AnyOrder]) -> _AnyOrder:
-    """The order in the body; no body asks for the defaults."""
-    if not request.body_exists:
-        return parse_plain(kind, {})
-    return await read_body(request, lambda body, _: parse_plain(kind, body))
 
 
 ROUTES = (

@@ -1,6 +1,7 @@
-"""API keys from a file, and who needs one.
+"""API keys, of this node's file and of the cluster, and who needs one.
 
-``keys.toml``, read again whenever it changes::
+The cluster's are in its catalogue, which every node has: nobody has to be asked for a request. A file is for
+one node: ``keys.toml``, read again whenever it changes::
 
     [[keys]]
     id = "team-a"
@@ -14,13 +15,15 @@ import hashlib
 import hmac
 import ipaddress
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sllmd.cluster.catalogue import records
+from sllmd.cluster.catalogue.table import Table
 from sllmd.core.errors import ConfigError
 
 Scope = Literal["inference", "admin"]
@@ -56,28 +59,51 @@ class _KeysFile(BaseModel):
     keys: tuple[ApiKey, ...] = ()
 
 
-class KeyRing:
-    """The keys of a file that need not exist. A file that breaks later keeps the old keys, loudly."""
+Source = Literal["file", "cluster"]
 
-    def __init__(self, path: Path) -> None:
+
+class KeyRing:
+    """The keys of a file that need not exist, and those that the cluster agreed on.
+
+    A file that breaks later keeps the old keys, loudly.
+    """
+
+    def __init__(self, path: Path, agreed: Callable[[], Table[records.ApiKey] | None] = lambda: None) -> None:
+        """``agreed``: the catalogue's keys; None while this node knows of none."""
         self._path = path
         self._stamp = self._read_stamp()
         self._keys = _read_keys(path)
+        self._agreed = agreed
+        self._agreed_seen: Table[records.ApiKey] | None = None
+        self._agreed_keys: tuple[ApiKey, ...] = ()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.all())
+
+    def all(self) -> list[tuple[Source, ApiKey]]:
+        """Every key and where it is from."""
+        self._refresh()
+        ours: list[tuple[Source, ApiKey]] = [("file", key) for key in self._keys]
+        return ours + [("cluster", key) for key in self._agreed_keys]
 
     def find(self, secret: str) -> ApiKey | None:
         """The key with this secret. Takes the same time whichever key it is and whether it is one."""
         self._refresh()
         presented = hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
         found = None
-        for key in self._keys:
+        for key in (*self._keys, *self._agreed_keys):
             if hmac.compare_digest(key.digest, presented):
                 found = key
         return found
 
     def _refresh(self) -> None:
+        agreed = self._agreed()
+        if agreed is not self._agreed_seen:
+            self._agreed_seen = agreed
+            self._agreed_keys = tuple(map(_from_record, agreed.values())) if agreed is not None else ()
+        self._refresh_file()
+
+    def _refresh_file(self) -> None:
         stamp = self._read_stamp()
         if stamp == self._stamp:
             return
@@ -94,6 +120,12 @@ class KeyRing:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _from_record(record: records.ApiKey) -> ApiKey:
+    """Scopes of a newer release open nothing here."""
+    scopes = frozenset(scope for scope in get_args(Scope) if scope in record.scope.split())
+    return ApiKey(id=record.key_id, sha256=record.sha256, scopes=scopes)
 
 
 def _read_keys(path: Path) -> tuple[ApiKey, ...]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from sllmd.api import admin, health, models
+from sllmd.api import admin, cluster, health, joining, models
 from sllmd.api.chat import create_chat_completion
 from sllmd.api.completions import create_completion
 from sllmd.api.connection import Connection
 from sllmd.api.exposure import check_exposure, exposed_addresses, key_needed
+from sllmd.api.following import CLOSING
 from sllmd.api.keys import KeyRing
 from sllmd.api.middleware import add_headers, exchange_middleware
 from sllmd.api.rooms import ROOMS, Rooms
@@ -32,6 +32,7 @@ from sllmd.roles.operator import Operator
 from sllmd.roles.router import Router
 from sllmd.telemetry.metrics import Metrics
 from sllmd.text.renderer import Renderer
+from sllmd.wire.ports import PORTS_TRIED
 
 _log = structlog.get_logger(__name__)
 
@@ -50,7 +51,10 @@ def build_app(
     """The application without a socket."""
     app = web.Application(client_max_size=int(settings.body_max_bytes), middlewares=[exchange_middleware])
     renderer = Renderer()
-    app[ROOMS] = Rooms(router, operator, settings, metrics, keys or KeyRing(settings.keys_file), renderer)
+    keys = keys or KeyRing(settings.keys_file, operator.agreed_keys)
+    app[ROOMS] = Rooms(router, operator, settings, metrics, keys, renderer)
+    app[CLOSING] = asyncio.Event()
+    app.on_shutdown.append(_end_followers)
     app.on_cleanup.append(lambda _: renderer.close())
     app.on_response_prepare.append(add_headers)
     app.add_routes(
@@ -64,6 +68,8 @@ def build_app(
             web.get("/version", health.version),
             web.get("/metrics", health.metrics),
             *admin.ROUTES,
+            *cluster.ROUTES,
+            *joining.ROUTES,
         ]
     )
     if settings.openapi:
@@ -78,7 +84,7 @@ class ApiServer:
         self, *, router: Router, operator: Operator, settings: ApiSettings, metrics: Metrics
     ) -> None:
         self._settings = settings
-        self._keys = KeyRing(settings.keys_file)
+        self._keys = KeyRing(settings.keys_file, operator.agreed_keys)
         self._unix_path: Path | None = None
         self._listeners: list[asyncio.Server] = []
         self._app = build_app(
@@ -104,7 +110,7 @@ class ApiServer:
             _log.warning(
                 "anybody who reaches this machine may use the API: require_key is off", listen=exposed
             )
-        sockets = _bound_all(self._settings.listen, self._settings.backlog)
+        sockets = _bound_all(self._settings)
         await self._runner.setup()
         for bound in sockets:
             await self._serve(bound)
@@ -144,6 +150,10 @@ class ApiServer:
         self._listeners.append(listener)
 
 
+async def _end_followers(app: web.Application) -> None:
+    app[CLOSING].set()
+
+
 def _openai_routes(prefix: str) -> list[web.RouteDef]:
     """OpenAI's endpoints; also without ``/v1``, for clients whose base address lacks it."""
     return [
@@ -158,15 +168,28 @@ async def _openapi(_request: web.Request) -> web.Response:
     return web.json_response(text=openapi_json())
 
 
-def _bound_all(addresses: Sequence[str], backlog: int) -> list[socket.socket]:
-    """A listening socket on each, or on none. Raises ConfigError."""
+def _bound_all(settings: ApiSettings) -> list[socket.socket]:
+    """A listening socket on each address, or on none. Raises ConfigError."""
     with ExitStack() as opened:
-        sockets = [opened.enter_context(_bound(address, backlog)) for address in addresses]
+        sockets = [opened.enter_context(_bound(address, settings)) for address in settings.listen]
         opened.pop_all()
         return sockets
 
 
-def _bound(address: str, backlog: int) -> socket.socket:
+def _bound(address: str, settings: ApiSettings) -> socket.socket:
+    """A listening socket on ``host:port``, or on the next free port. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    tries = PORTS_TRIED if settings.next_free_port and port.isdecimal() and int(port) else 1
+    for attempt in range(tries):
+        try:
+            return _bound_exactly(f"{host}:{int(port) + attempt}" if attempt else address, settings.backlog)
+        except ConfigError:
+            if attempt == tries - 1:
+                raise
+    raise AssertionError("one attempt at least")
+
+
+def _bound_exactly(address: str, backlog: int) -> socket.socket:
     """A listening socket on ``host:port``. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")

@@ -96,10 +96,6 @@ class Client:
         """The JSON body of the answer to a DELETE."""
         return self._exchange("DELETE", path, None)[0]
 
-    def delete(self, path: str) -> Any:
-        """The JSON body of the answer to a DELETE."""
-        return self._exchange("DELETE", path, None)[0]
-
     def post_with_headers(self, path: str, body: Any) -> tuple[Any, Mapping[str, str]]:
         """Body and headers of the answer to a POST."""
         return self._exchange("POST", path, body)
@@ -111,10 +107,12 @@ class Client:
         """
         yield from self._streamed("POST", path, body, headers_out=headers_out)
 
-    def follow(self, path: str, *, last_id: str | None = None) -> Iterator[Any]:
+    def follow(
+        self, path: str, *, last_id: str | None = None, headers_out: dict[str, str] | None = None
+    ) -> Iterator[Any]:
         """The payloads of a stream of events, going on after the one with ``last_id``."""
         headers = {} if last_id is None else {"Last-Event-ID": last_id}
-        yield from self._streamed("GET", path, None, headers=headers)
+        yield from self._streamed("GET", path, None, headers=headers, headers_out=headers_out)
 
     def _streamed(
         self,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sllmd.cli.agreement import cluster_pairs
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
@@ -183,7 +184,7 @@ def status(
         str | None, typer.Option(metavar="DURATION", help="Wait so long for the daemon to be ready.")
     ] = None,
 ) -> None:
-    """Show the node: devices, memory, processes."""
+    """Show the node and its cluster: who leads, what is wrong, devices, memory."""
     if wait is not None:
         _wait_until_ready(session, parse_duration_seconds(wait))
     node = session.client.get("/sllmd/v1/status")
@@ -208,6 +209,7 @@ def _status_text(node: Mapping[str, Any]) -> str:
     pairs = [
         ("node", f"{node['node']}, sllmd {node['version']}, {node['state']}"),
         ("up", format_seconds(node["uptime_seconds"])),
+        *cluster_pairs(node.get("cluster")),
         ("listens on", "  ".join(node["listen"])),
         ("store", f"{node['store_directory']}, {node['models']} models"),
         ("requests", f"{node['requests_running']} running, {node['requests_waiting']} waiting"),

@@ -28,7 +28,7 @@ class Following:
 
     def __init__(self, events: Feed, tap: LogTap | None) -> None:
         """``tap`` None: nobody set this process's log up, so that it has no lines."""
-        self._events = events
+        self.feed = events
         self._tap = tap
 
     def offer(self, methods: Methods) -> None:
@@ -38,7 +38,7 @@ class Following:
 
     def events(self, place: Place, *, follow: bool = True) -> AsyncGenerator[Entry, None]:
         """This node's events. Raises QueueFull."""
-        return self._events.read(place, follow=follow)
+        return self.feed.read(place, follow=follow)
 
     def logs(self, place: Place, wanted: LogFilter, *, follow: bool = True) -> AsyncGenerator[Entry, None]:
         """This node's log. Raises QueueFull."""

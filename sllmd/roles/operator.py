@@ -13,6 +13,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal
 
 import sllmd
+from sllmd.cluster.catalogue import records
+from sllmd.cluster.catalogue.table import Table
 from sllmd.core.errors import SllmdError
 from sllmd.engine.devices import Device
 from sllmd.engine.process import ProcessStats, process_stats
@@ -20,6 +22,8 @@ from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
+from sllmd.roles.desk import ClusterDesk
+from sllmd.roles.following import Following
 from sllmd.roles.residence import Residence
 from sllmd.roles.router import Router
 from sllmd.roles.status import (
@@ -51,6 +55,7 @@ class Operator:
         supervisor: Supervisor,
         agent: Agent,
         router: Router,
+        following: Following,
     ) -> None:
         self._node = node
         self._store_directory = store_directory
@@ -62,11 +67,21 @@ class Operator:
         self._started_seconds = time.monotonic()
         self.listen: tuple[str, ...] = ()
         """Where the API listens; the daemon sets it once the ports are known."""
+        self.following = following
+        """This node's events and log."""
+        self.cluster: ClusterDesk | None = None
+        """The daemon sets it once this node has joined."""
 
     @property
     def node(self) -> str:
         """This node's name."""
         return self._node
+
+    def agreed_keys(self) -> Table[records.ApiKey] | None:
+        """The cluster's API keys, as this node knows them; None while it has not joined."""
+        if self.cluster is None:
+            return None
+        return self.cluster.fleet.cluster.control.view().catalogue.api_keys
 
     @property
     def draining(self) -> bool:
@@ -77,7 +92,7 @@ class Operator:
         self, name: str, tier: Literal["dram", "device"] = "device"
     ) -> AsyncGenerator[LoadStatus, None]:
         """Lift a model; one status per step, the last one ``ready`` or ``error``. Raises ModelNotFound."""
-        checkpoint = self._router.checkpoint(name)
+        checkpoint = await self._router.obtain(name)
         steps = self._load_dram(checkpoint) if tier == "dram" else self._load_device(checkpoint)
         began_seconds = time.monotonic()
         try:
@@ -178,6 +193,7 @@ class Operator:
             store_directory=self._store_directory,
             processes=tuple(process_statuses(workers.processes, replicas)),
             worker_error=workers.last_error,
+            cluster=self.cluster.fleet.summary() if self.cluster is not None else None,
         )
 
     def _device_status(self, device: Device) -> DeviceStatus:

@@ -19,7 +19,8 @@ from sllmd.telemetry.feed import Entry, Feed, Place
 LEVELS = ("debug", "info", "warning", "error")
 TEXT_CHARACTERS_MAX = 8_000
 """Of one value of a line: a traceback is rarely longer."""
-_PLAIN = (int, float, bool, type(None))
+NUMBER_MAX = 1 << 63
+"""What fits a message; infinities and what is no number do not."""
 
 _Event = MutableMapping[str, Any]
 
@@ -104,10 +105,13 @@ def _line(event: _Event) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _PLAIN):
+    if isinstance(value, bool | None):
+        return value
+    if isinstance(value, int | float) and abs(value) < NUMBER_MAX:
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return str(value)[:TEXT_CHARACTERS_MAX]
+    text = str(value)[:TEXT_CHARACTERS_MAX]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import uvloop
 
+from sllmd.cluster.node import ClusterNode
 from sllmd.config.settings import Config
 from sllmd.daemon import Daemon
 from sllmd.store.builtin import make_builtin
@@ -131,7 +132,9 @@ async def serving(data_directory: Path, directory: Path, **sections) -> AsyncIte
         **sections.get("api", {}),
     }
     async with AsyncExitStack() as rooms, aiohttp.ClientSession() as client:
-        daemon = await Daemon.start(Config.model_validate(values), rooms)
+        config = Config.model_validate(values)
+        node = ClusterNode(config.cluster, directory=directory / "cluster", name="test", dev=True)
+        daemon = await Daemon.start(config, node, rooms)
         yield Live(daemon, daemon.operator.listen[0], client)
 
 

@@ -138,7 +138,7 @@ def test_usage_is_2(sllmd: RunCommand, arguments: tuple[str, ...]) -> None:
     assert sllmd(*arguments).code == 2
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("lst", "list"), ("stat", "start"), ("modelz", None)])
+@pytest.mark.parametrize(("typed", "meant"), [("lst", "list"), ("stat", "start"), ("xylophone", None)])
 def test_a_command_that_is_none_is_told_its_neighbour(
     sllmd: RunCommand, typed: str, meant: str | None
 ) -> None:

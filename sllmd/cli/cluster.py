@@ -1,0 +1,143 @@
+"""Commands about the nodes of a cluster, asked of any of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from sllmd.cli.client import segment
+from sllmd.cli.session import Session, command
+from sllmd.cli.tables import Column
+from sllmd.core.errors import SllmdError
+from sllmd.core.units import format_seconds, parse_duration_seconds
+
+app = typer.Typer()
+node_app = typer.Typer(help="List nodes, or remove one that is dead.", no_args_is_help=True)
+app.add_typer(node_app, name="node")
+
+GONE_SECONDS = 60.0
+"""How long a daemon that left may take to end."""
+_ASK_SECONDS = 0.1
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node's name or id.")]
+
+
+def _since(row: Mapping[str, Any]) -> str:
+    return "-" if row["since"] is None else format_seconds(max(0.0, time.time() - row["since"]))
+
+
+def _role(row: Mapping[str, Any]) -> str:
+    return f"{row['role']}, leads" if row["leader"] else str(row["role"])
+
+
+def member_note(row: Mapping[str, Any]) -> str:
+    """What else there is to say of a member."""
+    notes = []
+    if row["suspected_by"]:
+        notes.append(f"no answer to {', '.join(row['suspected_by'])}")
+    if row["name_conflict"]:
+        notes.append("another node has this name")
+    if row["draining"]:
+        notes.append("draining")
+    if row["cordoned"]:
+        notes.append("cordoned")
+    if row["state"] == "dead" and row["since"] is None:
+        notes.append("not heard of since this daemon was started")
+    return "; ".join(notes)
+
+
+_MEMBER_COLUMNS = (
+    Column("NODE", lambda row: f"{row['name']}{' *' if row['is_me'] else ''}"),
+    Column("ADDRESS", lambda row: row["address"] or "-"),
+    Column("STATUS", lambda row: row["state"]),
+    Column("FOR", _since, right=True),
+    Column("ROLE", _role),
+    Column("REPLICAS", lambda row: str(row["replicas"]), right=True),
+    Column("REQS", lambda row: str(row["running"]), right=True),
+    Column("VERSION", lambda row: row["version"] or "-"),
+    Column("DEVICES", lambda row: ", ".join(row["devices"]) or "-", wide=True),
+    Column("GOSSIP", lambda row: row["gossip_address"] or "-", wide=True),
+    Column("ID", lambda row: row["id"], wide=True),
+    Column("NOTE", member_note),
+)
+
+
+@command(app, "members")
+def members(session: Session) -> None:
+    """Show the nodes of the cluster as the one that is asked (*) sees them: who lives, who leads."""
+    cluster = session.client.get("/sllmd/v1/members")
+    session.show_rows(cluster["members"], _MEMBER_COLUMNS, empty="no nodes")
+    if cluster["leader"] is None and session.for_people:
+        session.note("nobody leads just now: changes wait, what is loaded is still served")
+
+
+def _labels(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items())) or "-"
+
+
+_NODE_COLUMNS = (
+    Column("NODE", lambda row: row["name"]),
+    Column("ADDRESS", lambda row: row["address"] or "-"),
+    Column("DEVICES", lambda row: ", ".join(row["devices"]) or "-"),
+    Column("LABELS", _labels),
+    Column("CORDONED", lambda row: "yes" if row["cordoned"] else "no"),
+    Column("ID", lambda row: row["id"]),
+    Column("REVISION", lambda row: str(row["revision"]), wide=True, right=True),
+)
+
+
+@command(node_app, "list")
+def node_list(session: Session) -> None:
+    """List the nodes that the cluster admitted, whether they live or not."""
+    found = session.client.get("/sllmd/v1/nodes")
+    session.show_rows(found["nodes"], _NODE_COLUMNS, empty="no node was admitted yet")
+
+
+@command(node_app, "rm")
+def node_rm(
+    session: Session,
+    node: NodeArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although it lives: it is cut off and must join anew.")
+    ] = False,
+) -> None:
+    """Remove a dead node from the cluster for good; its name and its vote are free again."""
+    query = "?force=true" if force else ""
+    removed = session.client.delete(f"/sllmd/v1/nodes/{segment(node)}{query}")
+    session.show_object(removed, f"{removed['node']} is no member any more")
+
+
+@command(app, "leave")
+def leave(
+    session: Session,
+    drain: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="How long running requests may finish. [default: configured]"),
+    ] = None,
+) -> None:
+    """Let the node that is asked leave the cluster for good; its daemon ends.
+
+    Running requests finish, leadership and vote go to other nodes. To stop a node for a while, stop its
+    daemon.
+    """
+    order = {} if drain is None else {"drain_seconds": parse_duration_seconds(drain)}
+    status = session.client.get("/sllmd/v1/status")
+    session.note(f"{status['node']}: no new work; {status['requests_running']} running requests may finish")
+    report = session.client.post("/sllmd/v1/leave", order)
+    _wait_until_gone(session)
+    cut = f"; {report['cut_short']} requests were cut short" if report["cut_short"] else ""
+    session.show_object(report, f"{report['node']} left the cluster, its daemon has ended{cut}")
+
+
+def _wait_until_gone(session: Session) -> None:
+    deadline_seconds = time.monotonic() + GONE_SECONDS
+    while session.client.answers():
+        if time.monotonic() >= deadline_seconds:
+            raise SllmdError(
+                f"the node left the cluster, and its daemon still answers at {session.client.address}",
+                hint="look at its log",
+            )
+        time.sleep(_ASK_SECONDS)

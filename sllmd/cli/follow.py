@@ -1,0 +1,154 @@
+"""Commands that follow what happens, until somebody stops them.
+
+A connection that breaks is made again and goes on where it was; what was missed meanwhile is told. Nodes have
+events and logs of their own, so that a place in one means nothing in another.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+
+from sllmd.cli.session import OutputFormat, Session, command
+from sllmd.cli.tables import as_json
+from sllmd.core.errors import CallerError, SllmdError
+from sllmd.core.units import parse_duration_seconds
+
+app = typer.Typer()
+
+AGAIN_SECONDS = 60.0
+"""How long a daemon that went away is asked again: longer than a restart."""
+_PAUSE_SECONDS = 1.0
+_GAP = "gap"
+
+Entry = Mapping[str, Any]
+
+
+class Level(StrEnum):
+    """How serious a line is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+NodeOption = Annotated[
+    str | None, typer.Argument(metavar="NODE", help="A node's name or id. [default: the one that is asked]")
+]
+NoFollowOption = Annotated[bool, typer.Option("--no-follow", help="Show what is remembered, and end.")]
+
+
+@command(app, "events")
+def events(
+    session: Session,
+    node: NodeOption = None,
+    since: Annotated[
+        str, typer.Option(metavar="DURATION", help="Begin with what happened this long ago.")
+    ] = "10m",
+    no_follow: NoFollowOption = False,
+) -> None:
+    """Follow what happens in the cluster, as one node sees it; with -o json one object a line."""
+    query = {"since": str(time.time() - parse_duration_seconds(since)), "node": node}
+    _print_all(session, "/sllmd/v1/events", query, event_line, follow=not no_follow)
+
+
+@command(app, "monitor")
+def monitor(
+    session: Session,
+    node: NodeOption = None,
+    level: Annotated[Level, typer.Option(help="The least serious lines to show.")] = Level.INFO,
+    model: Annotated[str | None, typer.Option(help="Only lines about this model.")] = None,
+    request: Annotated[str | None, typer.Option(metavar="ID", help="Only lines about this request.")] = None,
+    lines: Annotated[
+        int, typer.Option("-n", "--lines", min=0, max=100_000, help="Begin with the newest so many.")
+    ] = 20,
+    no_follow: NoFollowOption = False,
+) -> None:
+    """Follow the log of any node; with -o json one object a line."""
+    query = {"newest": str(lines), "level": level.value, "model": model, "request": request, "node": node}
+    _print_all(session, "/sllmd/v1/logs", query, log_line, follow=not no_follow)
+
+
+def event_line(entry: Entry, *, wide: bool) -> str:
+    """An event for people."""
+    words = f"{clock_text(entry['time'], wide=wide)}  {entry['kind']:<18}  {entry['text']}"
+    return f"{words}  [{entry['id']}]" if wide and entry["id"] else words
+
+
+def log_line(entry: Entry, *, wide: bool) -> str:
+    """A line of a log for people."""
+    if entry.get("kind") == _GAP:
+        return f"{clock_text(entry['time'], wide=wide)}  -- {entry['text']} --"
+    known = ("id", "time", "level", "event", "exception")
+    fields = [
+        f"{key}={_value(value)}" for key, value in entry.items() if key not in known and value is not None
+    ]
+    line = (
+        f"{clock_text(entry['time'], wide=wide)}  {entry['level']:<7}  {'  '.join([entry['event'], *fields])}"
+    )
+    return f"{line}\n{entry['exception']}" if entry.get("exception") else line
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else as_json(value, lines=True).rstrip()
+
+
+def clock_text(seconds: float, *, wide: bool) -> str:
+    """A time of day here; with the date if there is room."""
+    moment = datetime.fromtimestamp(seconds).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] if wide else moment.strftime("%H:%M:%S")
+
+
+def _print_all(
+    session: Session,
+    path: str,
+    query: Mapping[str, str | None],
+    line: Callable[..., str],
+    *,
+    follow: bool,
+) -> None:
+    given = {key: value for key, value in query.items() if value is not None}
+    wide = session.output is OutputFormat.WIDE
+    try:
+        for entry in _entries(session, path, given, follow=follow):
+            text = line(entry, wide=wide) if session.for_people else as_json(entry, lines=True).rstrip()
+            print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _entries(session: Session, path: str, query: dict[str, str], *, follow: bool) -> Iterator[Entry]:
+    """Entries for ever, over any number of connections; the first has to come about."""
+    query = query if follow else {**query, "follow": "false"}
+    last_id: str | None = None
+    give_up_seconds = 0.0
+    while True:
+        answered: dict[str, str] = {}
+        address = f"{path}?{urlencode(query)}"
+        try:
+            for entry in session.client.follow(address, last_id=last_id, headers_out=answered):
+                last_id = entry["id"] or last_id
+                yield entry
+            if not follow:
+                return
+            session.note("the daemon ended; waiting for it")
+        except CallerError:
+            raise
+        except SllmdError as error:
+            if not follow or not (answered or time.monotonic() < give_up_seconds):
+                raise
+            session.note(f"{error.message}; trying again")
+        if answered:
+            give_up_seconds = time.monotonic() + AGAIN_SECONDS
+        time.sleep(_PAUSE_SECONDS)
