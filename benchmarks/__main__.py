@@ -9,7 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+from benchmarks.cluster.options import Options
 from benchmarks.pages import huge_pages
+from benchmarks.report import Report
 
 ROUNDS_MIN = 5
 """Fewer are for trying the harness; no claim rests on them."""
@@ -17,24 +19,41 @@ ROUNDS_MIN = 5
 
 def main() -> int:
     """0: every target is reached. 1: one is missed. 2: nothing could be measured."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("bench", choices=["load", "coldstart", "serve"])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write targets and rows there")
-    parser.add_argument("--rounds", type=int, default=ROUNDS_MIN)
-    given = parser.parse_args()
+    given = _parser().parse_args()
     if os.geteuid() != 0:
-        print("scripts/bench drops the page cache, so it must run as root", file=sys.stderr)
+        print(
+            "scripts/bench drops the page cache and makes network namespaces: run it as root", file=sys.stderr
+        )
         return 2
     if given.rounds < ROUNDS_MIN:
         print(f"only a trial: {given.rounds} of at least {ROUNDS_MIN} rounds", file=sys.stderr)
     # SIGTERM unwinds as Ctrl-C does, so that servers go and the page setting comes back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with huge_pages():
-        report = importlib.import_module(f"benchmarks.{given.bench}").run(given.rounds)
+        report = _run(given)
     print(report.text())
     if given.json:
         report.write(given.json)
     return 0 if report.passed() and given.rounds >= ROUNDS_MIN else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("bench", choices=["load", "coldstart", "serve", "cluster"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write targets and rows there")
+    parser.add_argument("--rounds", type=int, default=ROUNDS_MIN)
+    cluster = parser.add_argument_group("cluster")
+    defaults = Options(ROUNDS_MIN)
+    cluster.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="the others are misses")
+    cluster.add_argument("--seeds", type=int, default=defaults.seeds, help="of the raft simulator")
+    return parser
+
+
+def _run(given: argparse.Namespace) -> Report:
+    bench = importlib.import_module(f"benchmarks.{given.bench}")
+    options = Options(given.rounds, tuple(given.only), given.seeds)
+    report: Report = bench.run(options if given.bench == "cluster" else given.rounds)
+    return report
 
 
 if __name__ == "__main__":

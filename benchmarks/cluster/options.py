@@ -1,0 +1,16 @@
+"""What the command line says to the cluster bench."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Defaults are what the targets are defined by."""
+
+    rounds: int
+    only: tuple[str, ...] = ()
+    """Sections; empty: all."""
+    seeds: int = 2000
+    """Of the raft simulator: two cores take four minutes for these."""
