@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 import uvloop
 
+import sllmd
 from sllmd.api.keys import is_loopback
 from sllmd.api.server import ApiServer
 from sllmd.cluster.home import claimed
@@ -34,12 +35,13 @@ from sllmd.roles.agent import Agent
 from sllmd.roles.desk import open_desk
 from sllmd.roles.dispatch import OnlyHere
 from sllmd.roles.following import Following
+from sllmd.roles.happenings import of_start, of_stop
 from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
 from sllmd.roles.place import Here
 from sllmd.roles.provision import is_built_in, provision
 from sllmd.roles.router import Router
-from sllmd.roles.watching import Watcher, watch_replicas
+from sllmd.roles.watching import Watcher, record, watch_door, watch_replicas
 from sllmd.store.store import Store
 from sllmd.telemetry.feed import Feed
 from sllmd.telemetry.logs import configure_logs
@@ -88,6 +90,7 @@ async def serve(config: Config, *, dev: bool = False, token: str | None = None) 
         daemon.announce(time.monotonic() - began_seconds)
         await _unless(stop, daemon.ended())
         manager.stopping(config.serving.drain_timeout)
+        record(daemon.operator.following.feed, of_stop(config.node.name))
         await _unless(stop_at_once, daemon.agent.drain(config.serving.drain_timeout))
         # Ends what outlasted the drain while the API can still tell its clients so.
         await daemon.agent.close()
@@ -162,6 +165,7 @@ class Daemon:
         following = Following(Feed(config.log.kept_events), tap)
         following.offer(node.methods)
         watch_replicas(following.feed, agent)
+        watch_door(following.feed, node)
         here = Here(agent, library.obtain_exactly, NodeId(""))
         router = Router(library, agent, OnlyHere(here), config.serving)
         operator = Operator(
@@ -191,6 +195,7 @@ class Daemon:
         server = ApiServer(router=router, operator=operator, settings=config.api, metrics=metrics)
         rooms.push_async_callback(server.close)
         operator.listen = await server.start()
+        record(following.feed, of_start(config.node.name, sllmd.__version__))
         return daemon
 
     async def ended(self) -> None:

@@ -7,6 +7,7 @@ older than the question. What is changed is agreed on, or refused, or (``outcome
 from __future__ import annotations
 
 from dataclasses import asdict
+
 from aiohttp import web
 from pydantic import Field
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from typing import get_args
 
 from aiohttp import web
 
 import sllmd
 from sllmd.api.rooms import ROOMS
-from sllmd.roles.status import NodeStatus
+from sllmd.roles.status import ClusterSummary, MemberState, NodeStatus
 from sllmd.telemetry.metrics import Metrics
 
 WAITING_STATES = ("queued", "loading")
@@ -22,9 +24,16 @@ async def healthz(_request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """Handler: the node takes work; 503 and why when it does not."""
-    if request.app[ROOMS].operator.draining:
-        return web.json_response({"status": "not ready", "reason": "this node is draining"}, status=503)
+    operator = request.app[ROOMS].operator
+    if operator.draining:
+        return _not_ready("this node is draining")
+    if operator.cluster is None:
+        return _not_ready("this node has not joined its cluster yet")
     return web.json_response({"status": "ready"})
+
+
+def _not_ready(reason: str) -> web.Response:
+    return web.json_response({"status": "not ready", "reason": reason}, status=503)
 
 
 async def version(_request: web.Request) -> web.Response:
@@ -35,7 +44,10 @@ async def version(_request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """Handler: what is counted as it happens, and the node's state as of now."""
     rooms = request.app[ROOMS]
-    _note_status(rooms.metrics, rooms.operator.status())
+    status = rooms.operator.status()
+    _note_status(rooms.metrics, status)
+    if status.cluster is not None:
+        _note_cluster(rooms.metrics, status.cluster)
     waiting = Counter(entry.model for entry in rooms.router.requests() if entry.state in WAITING_STATES)
     for model, count in waiting.items():
         rooms.metrics.requests_waiting.labels(model).set(count)
@@ -60,3 +72,14 @@ def _note_status(metrics: Metrics, status: NodeStatus) -> None:
     metrics.worker_memory_bytes.clear()
     for process in status.processes:
         metrics.worker_memory_bytes.labels(process.role).inc(process.rss_bytes)
+
+
+def _note_cluster(metrics: Metrics, cluster: ClusterSummary) -> None:
+    """Every state has its series, so that one that nobody is in says 0."""
+    for state in get_args(MemberState):
+        metrics.members.labels(state).set(cluster.members.get(state, 0))
+    metrics.leader.set(cluster.leads)
+    metrics.epoch.set(cluster.epoch)
+    metrics.voters_may_fail.set(cluster.control.voters_may_fail)
+    age_seconds = cluster.control.age_seconds
+    metrics.control_age_seconds.set(math.inf if age_seconds is None else age_seconds)

@@ -26,6 +26,7 @@ _GETS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("/v1/models/{model}", "retrieveModel", openai.ModelObject),
     ("/sllmd/v1/status", "nodeStatus", status.NodeStatus),
     ("/sllmd/v1/cache", "cacheStatus", status.CacheStatus),
+    ("/sllmd/v1/members", "clusterMembers", status.ClusterStatus),
 )
 
 

@@ -7,9 +7,6 @@ from typing import Any
 
 from sllmd.core.units import format_seconds
 
-_LISTED_MAX = 9
-"""Voters named one by one: there are five at most, unless somebody sets more."""
-
 
 def cluster_pairs(cluster: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Lines of ``sllmd status``."""
@@ -31,7 +28,7 @@ def agreement_text(control: Mapping[str, Any], nodes: int) -> str:
         return f"kept by {control['store']}"
     if not voters:
         return "nobody is known to vote yet"
-    names = ", ".join(voters[:_LISTED_MAX])
+    names = ", ".join(sorted(voters))
     if len(voters) == 1:
         if nodes <= 1:
             return f"1 voter ({names}), the only node"

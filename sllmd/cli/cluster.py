@@ -26,10 +26,15 @@ NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node's name
 
 
 def _since(row: Mapping[str, Any]) -> str:
-    return "-" if row["since"] is None else format_seconds(max(0.0, time.time() - row["since"]))
+    if row["since"] is None:
+        return "-"
+    seconds = round(max(0.0, time.time() - row["since"]))
+    return f"{seconds} s" if seconds < 60 else format_seconds(seconds)
 
 
 def _role(row: Mapping[str, Any]) -> str:
+    if row["state"] == "left":
+        return "-"
     return f"{row['role']}, leads" if row["leader"] else str(row["role"])
 
 
@@ -125,7 +130,9 @@ def leave(
     """
     order = {} if drain is None else {"drain_seconds": parse_duration_seconds(drain)}
     status = session.client.get("/sllmd/v1/status")
-    session.note(f"{status['node']}: no new work; {status['requests_running']} running requests may finish")
+    session.note(
+        f"{status['node']} is asked to leave; {status['requests_running']} running requests may finish"
+    )
     report = session.client.post("/sllmd/v1/leave", order)
     _wait_until_gone(session)
     cut = f"; {report['cut_short']} requests were cut short" if report["cut_short"] else ""

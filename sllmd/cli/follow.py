@@ -133,22 +133,26 @@ def _entries(session: Session, path: str, query: dict[str, str], *, follow: bool
     query = query if follow else {**query, "follow": "false"}
     last_id: str | None = None
     give_up_seconds = 0.0
+    told = ""
     while True:
         answered: dict[str, str] = {}
         address = f"{path}?{urlencode(query)}"
         try:
             for entry in session.client.follow(address, last_id=last_id, headers_out=answered):
-                last_id = entry["id"] or last_id
+                last_id, told = entry["id"] or last_id, ""
                 yield entry
             if not follow:
                 return
-            session.note("the daemon ended; waiting for it")
+            reason = "the daemon ended"
         except CallerError:
             raise
         except SllmdError as error:
             if not follow or not (answered or time.monotonic() < give_up_seconds):
                 raise
-            session.note(f"{error.message}; trying again")
+            reason = error.message
+        if reason != told:
+            session.note(f"{reason}; trying again")
+            told = reason
         if answered:
             give_up_seconds = time.monotonic() + AGAIN_SECONDS
         time.sleep(_PAUSE_SECONDS)

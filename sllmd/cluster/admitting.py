@@ -43,6 +43,8 @@ RETRY_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 Call = Callable[[NodeId, str, Any], Any]
+Refused = Callable[[str, str, str], None]
+"""Told of a node that was not let in: the name it gave, where it is, and why."""
 
 
 class Admitting:
@@ -60,6 +62,7 @@ class Admitting:
         keepers: Callable[[], Sequence[NodeId]],
         may_keep: Callable[[NodeId], bool],
         call: Call,
+        refused: Refused,
     ) -> None:
         """``keepers``: other living nodes that have the CA; ``may_keep``: whether a node shall have it."""
         self._cluster_id = cluster_id
@@ -71,6 +74,7 @@ class Admitting:
         self._keepers = keepers
         self._may_keep = may_keep
         self._call = call
+        self._refused = refused
 
     def register(self, methods: Methods) -> None:
         """Answer from now on."""
@@ -82,9 +86,14 @@ class Admitting:
     async def _join(self, body: Any, caller: Caller) -> dict[str, Any]:
         application = parse_application(body)
         _log.info("node asks to join", name=application.name, node=application.node, address=caller.address)
-        if self._plain or self._authority() is not None:
-            return (await self._admit(application)).to_wire()
-        return await self._pass_on(body)
+        try:
+            if self._plain or self._authority() is not None:
+                return (await self._admit(application)).to_wire()
+            return await self._pass_on(body)
+        except PeerRefused as error:
+            _log.warning("node not let in", name=application.name, address=caller.address, reason=str(error))
+            self._refused(application.name, caller.address, error.message)
+            raise
 
     async def _admit_for(self, body: Any, caller: Caller) -> dict[str, Any]:
         """Asked by a member, for a node that asked it."""

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 import sllmd
-from sllmd.cluster.admitting import Admitting
+from sllmd.cluster.admitting import Admitting, Refused
 from sllmd.cluster.agreeing import agreement_role, keeps_authority, retire, start_control
 from sllmd.cluster.bootstrapping import State, bootstrap, offer_bootstrap
 from sllmd.cluster.catalogue.commands import NodeRemove
@@ -85,6 +85,7 @@ class ClusterNode:
         """What a scripted fleet shares: it joins with it where it has no token, and lets others in by it."""
         self.share: Provider | None = None
         """What other nodes may read; None: this node serves no chunks."""
+        self.on_refused: Refused = lambda _name, _address, _reason: None
         self.founded = False
         """Whether this start founded the cluster."""
         self.identity: Identity
@@ -296,6 +297,7 @@ class ClusterNode:
             keepers=self.keepers,
             may_keep=lambda node: keeps_authority(self.control, node),
             call=self.call,
+            refused=self.on_refused,
         ).register(self.methods)
 
     async def _listen(self) -> None:

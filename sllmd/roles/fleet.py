@@ -45,6 +45,7 @@ class Fleet:
             cluster_id=status.cluster_id,
             node_id=facts.me,
             leader=status.leader,
+            leads=control.leadership().is_me,
             epoch=status.epoch,
             members=dict(Counter(member.state for member in status.members)),
             control=status.control,

@@ -117,12 +117,14 @@ def _of_node(old: Node | None, new: Node | None, _: NameOf) -> Happening:
     if new is None:
         return Happening("node.removed", f"{node.name} is no member any more", facts)
     if old is None:
-        return Happening("node.admitted", f"{node.name} ({node.address}) was admitted", facts)
+        return Happening("node.admitted", f"{node.name} was admitted", facts)
     if old.cordoned != new.cordoned:
         if new.cordoned:
             return Happening("node.cordoned", f"{node.name} takes no new replicas", facts)
         return Happening("node.uncordoned", f"{node.name} takes new replicas again", facts)
-    return Happening("node.changed", f"{node.name} tells other facts: {node.address}", facts)
+    moved = old.address != new.address
+    text = f"{node.name} is at {node.address}" if moved else f"{node.name} has other devices or labels"
+    return Happening("node.changed", text, facts)
 
 
 def _of_deployment(old: Deployment | None, new: Deployment | None, _: NameOf) -> Happening:
@@ -175,6 +177,25 @@ _TELLERS: Mapping[str, Callable[[Any, Any, NameOf], Happening]] = {
     "tokens": _of_token,
     "settings": _of_setting,
 }
+
+# --- this node -------------------------------------------------------------------------------------
+
+
+def of_start(node: str, version: str) -> Happening:
+    """This node's daemon serves."""
+    return Happening("node.started", f"{node} serves (sllmd {version})", {"node": node, "version": version})
+
+
+def of_stop(node: str) -> Happening:
+    """This node's daemon drains, to stop."""
+    return Happening("node.draining", f"{node} takes no new work: its daemon stops", {"node": node})
+
+
+def of_refusal(name: str, address: str, reason: str) -> Happening:
+    """A node was not let in."""
+    facts = {"node": name, "address": address, "reason": reason}
+    return Happening("join.refused", f"{name} at {address} was not let in: {reason}", facts)
+
 
 # --- replicas of this node --------------------------------------------------------------------------
 

@@ -180,6 +180,8 @@ class ClusterSummary(_Status):
     cluster_id: str
     node_id: str
     leader: str | None
+    leads: bool
+    """Whether this node leads, and may give orders."""
     epoch: int
     members: dict[str, int]
     """How many, by state."""

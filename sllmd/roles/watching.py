@@ -13,9 +13,18 @@ import structlog
 
 from sllmd.cluster.control import ControlStore
 from sllmd.cluster.membership import Membership
+from sllmd.cluster.node import ClusterNode
 from sllmd.core.ids import NodeId
 from sllmd.roles.agent import Agent, ReplicaChange
-from sllmd.roles.happenings import Happening, Lead, of_catalogue, of_leadership, of_member, of_replica
+from sllmd.roles.happenings import (
+    Happening,
+    Lead,
+    of_catalogue,
+    of_leadership,
+    of_member,
+    of_refusal,
+    of_replica,
+)
 from sllmd.roles.members import name_table
 from sllmd.roles.residence import Residence
 from sllmd.telemetry.feed import Feed
@@ -36,6 +45,11 @@ def watch_replicas(feed: Feed, agent: Agent) -> None:
         record(feed, of_replica(name, residence.replica_id, devices, change, reason))
 
     agent.observers.append(observe)
+
+
+def watch_door(feed: Feed, cluster: ClusterNode) -> None:
+    """Who is not let in, from the node's start on."""
+    cluster.on_refused = lambda name, address, reason: record(feed, of_refusal(name, address, reason))
 
 
 class Watcher:

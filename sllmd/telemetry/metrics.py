@@ -43,6 +43,7 @@ class Metrics:
         self._requests()
         self._cold_starts()
         self._node()
+        self._cluster()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -124,6 +125,17 @@ class Metrics:
         )
         self.event_loop_lag_seconds = self._histogram(
             "sllmd_event_loop_lag_seconds", "How late the event loop wakes.", LAG_SECONDS
+        )
+
+    def _cluster(self) -> None:
+        self.members = self._gauge("sllmd_members", "Nodes of the cluster, by what is believed.", "status")
+        self.leader = self._gauge("sllmd_leader", "1 while this node leads.")
+        self.epoch = self._gauge("sllmd_epoch", "Grows with every change of leader.")
+        self.voters_may_fail = self._gauge(
+            "sllmd_voters_may_fail", "Voters that may fail before nothing can be changed."
+        )
+        self.control_age_seconds = self._gauge(
+            "sllmd_control_age_seconds", "Since this node last heard from whoever decides."
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -116,7 +116,9 @@ def events_of(raw: bytes) -> list[dict | str]:
 
 
 @asynccontextmanager
-async def serving(data_directory: Path, directory: Path, **sections) -> AsyncIterator[Live]:
+async def serving(
+    data_directory: Path, directory: Path, cluster_directory: Path | None = None, **sections
+) -> AsyncIterator[Live]:
     """A daemon with the fake engine. ``sections``: of the configuration."""
     values = {
         "node": {"name": "test", "data_dir": data_directory},
@@ -133,7 +135,9 @@ async def serving(data_directory: Path, directory: Path, **sections) -> AsyncIte
     }
     async with AsyncExitStack() as rooms, aiohttp.ClientSession() as client:
         config = Config.model_validate(values)
-        node = ClusterNode(config.cluster, directory=directory / "cluster", name="test", dev=True)
+        node = ClusterNode(
+            config.cluster, directory=cluster_directory or directory / "cluster", name="test", dev=True
+        )
         daemon = await Daemon.start(config, node, rooms)
         yield Live(daemon, daemon.operator.listen[0], client)
 

@@ -67,6 +67,9 @@ CASES = [
         {"x-should-retry": "false"},
     ),
     (e.WorkerLost("x"), 503, "server_error", "worker_lost", "model", {"Retry-After": "1"}),
+    (e.RecordNotFound("x"), 404, "invalid_request_error", "not_found", None, {}),
+    (e.Conflict("x"), 409, "invalid_request_error", "conflict", None, {"x-should-retry": "false"}),
+    (e.OutcomeUnknown("x"), 504, "server_error", "outcome_unknown", None, {"x-should-retry": "false"}),
     (e.StoreError("x"), 500, "server_error", "store_error", None, {"x-should-retry": "false"}),
     (e.SllmdError("x"), 500, "server_error", "internal_error", None, {}),
     (
@@ -93,12 +96,14 @@ def every_class(root=e.SllmdError):
         yield from every_class(child)
 
 
-def test_no_error_is_retried_with_409():
+def test_no_error_of_a_caller_is_retried_by_official_clients():
     for kind in every_class():
         error = kind.__new__(kind)
         error.message, error.hint, error.param, error.retry_after_seconds = "x", None, None, 1.0
         error.status, error.headers = HTTPStatus.NOT_FOUND, {}
-        assert reply_to(error).status not in (408, 409, 422)
+        reply = reply_to(error)
+        assert reply.status not in (408, 422)
+        assert reply.status != 409 or reply.headers["x-should-retry"] == "false"
 
 
 def test_defects_tell_the_request_id_and_nothing_else():

@@ -133,8 +133,9 @@ async def test_a_socket_that_a_crash_left_is_replaced_and_a_live_one_is_not(serv
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "sllmd.sock"))
     async with serve():
+        other = tmp_path / "other"
         with pytest.raises(ConfigError, match="another daemon listens on"):
-            async with serve():
+            async with serve(node={"name": "other", "data_dir": other}, cluster_directory=other / "cluster"):
                 pass
         assert (tmp_path / "sllmd.sock").exists()
 
