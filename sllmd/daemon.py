@@ -26,19 +26,18 @@ from sllmd.cluster.joining import read_secret_file
 from sllmd.cluster.node import ClusterNode
 from sllmd.config.settings import Config
 from sllmd.core.errors import SllmdError
-from sllmd.core.ids import NodeId
 from sllmd.engine.devices import detect_devices
 from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.sharing import Sharing
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
+from sllmd.roles.chunks import Chunks
+from sllmd.roles.dataplane import DataPlane
 from sllmd.roles.desk import open_desk
-from sllmd.roles.dispatch import OnlyHere
 from sllmd.roles.following import Following
 from sllmd.roles.happenings import of_start, of_stop
 from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
-from sllmd.roles.place import Here
 from sllmd.roles.provision import is_built_in, provision
 from sllmd.roles.router import Router
 from sllmd.roles.watching import Watcher, record, watch_door, watch_replicas
@@ -146,7 +145,13 @@ class Daemon:
             _log.info("other daemons serve this store, too", hint="each has a DRAM budget of its own")
         devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
         library = Library(store)
-        tier = DramTier(config.loader, quarantine=library.quarantine, complete_remote=library.complete_remote)
+        chunks = Chunks(node)
+        tier = DramTier(
+            config.loader,
+            quarantine=library.quarantine,
+            complete_remote=library.complete_remote,
+            peers=chunks.access,
+        )
         rooms.push_async_callback(tier.close)
         supervisor = Supervisor(config.workers)
         rooms.push_async_callback(supervisor.close)
@@ -166,8 +171,18 @@ class Daemon:
         following.offer(node.methods)
         watch_replicas(following.feed, agent)
         watch_door(following.feed, node)
-        here = Here(agent, library.obtain_exactly, NodeId(""))
-        router = Router(library, agent, OnlyHere(here), config.serving)
+        plane = DataPlane(
+            node,
+            library,
+            agent,
+            tier,
+            chunks,
+            directory=node.home.directory,
+            models=config.models,
+            routing=config.routing,
+            serving=config.serving,
+        )
+        router = Router(library, agent, plane.placing, config.serving)
         operator = Operator(
             node=config.node.name,
             store_directory=str(config.node.store_directory),
@@ -183,10 +198,12 @@ class Daemon:
         # Whoever answers other nodes registers with node.methods before this.
         rooms.push_async_callback(node.close)
         await node.start()
+        rooms.push_async_callback(plane.close)
+        await plane.start()
         watcher = Watcher(following.feed, node.membership, node.control)
         rooms.push_async_callback(watcher.close)
         watcher.start()
-        operator.cluster = open_desk(node, agent, following, dict, config.serving.drain_timeout)
+        operator.cluster = open_desk(node, agent, following, plane.inventories, config.serving.drain_timeout)
         daemon = cls(config, node, agent, router, operator, metrics)
         built_in = {name: own for name, own in config.models.items() if is_built_in(own)}
         await provision(store, operator, built_in)  # takes no time, and the first request comes at once

@@ -13,7 +13,7 @@ from sllmd.core.frozen import Frozen
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
 from sllmd.loader.settings import LoaderSettings
-from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
+from sllmd.roles.settings import DeviceSettings, ModelSettings, RoutingSettings, ServingSettings
 from sllmd.telemetry.settings import LogSettings
 
 
@@ -76,6 +76,7 @@ class Config(Frozen):
     api: ApiSettings = ApiSettings()
     devices: DeviceSettings = DeviceSettings()
     serving: ServingSettings = ServingSettings()
+    routing: RoutingSettings = RoutingSettings()
     loader: LoaderSettings = LoaderSettings()
     workers: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()

@@ -102,6 +102,10 @@ class Agent:
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.changed: Callable[[], None] = lambda: None
+        """Called when replicas, what they run, or what waits for them may have changed."""
+        self.keep_alive_of: Callable[[ModelName], float | None] = lambda _name: None
+        """What the cluster says of a model's keep-alive, where this node's configuration says nothing."""
         self.observers: list[Observer] = []
 
     # -- what the router asks ------------------------------------------------------------------
@@ -127,11 +131,26 @@ class Agent:
 
     def residence(self, checkpoint: Checkpoint) -> Residence | None:
         """The replica of this model, if there is one in any state."""
-        return self._residences.get((checkpoint.name, checkpoint.manifest.digest))
+        return self.find(checkpoint.name, checkpoint.manifest.digest)
+
+    def find(self, model: ModelName, digest: Digest) -> Residence | None:
+        """The same, by what names it."""
+        return self._residences.get((model, digest))
 
     def residences(self) -> tuple[Residence, ...]:
         """All replicas."""
         return tuple(self._residences.values())
+
+    def view(self) -> NodeView:
+        """The node as ``admission`` sees it."""
+        return NodeView(
+            devices=self._devices,
+            replicas=tuple(residence.view() for residence in self._residences.values()),
+            dram_budget_bytes=self._tier.budget_bytes,
+            dram_lifted_bytes=self._lifted_bytes,
+            residency_min_seconds=self._settings.residency_min,
+            now_seconds=time.monotonic(),
+        )
 
     def waiting(self, model: ModelName | None = None) -> int:
         """How many wait for this model, or for any."""
@@ -155,6 +174,15 @@ class Agent:
         if residence is not None and residence.state is ReplicaState.SERVING:
             return 0.0
         return self._tier.estimate_seconds(checkpoint) + self._start_overhead_seconds
+
+    def missing_for(self, checkpoint: Checkpoint) -> str | None:
+        """What keeps a replica of it from being here, or starting now; None: nothing."""
+        match decide(self._need(checkpoint), self.view()):
+            case Refuse(missing):
+                return missing
+            case Wait(reason, for_room=True):
+                return reason
+        return None
 
     # -- what an operator asks ------------------------------------------------------------------
 
@@ -182,6 +210,7 @@ class Agent:
     async def drain(self, timeout_seconds: float) -> int:
         """Take nothing new, wait for what runs. Returns how many generations were still running."""
         self.draining = True
+        self.changed()
         for ticket in list(self._tickets):
             self._refuse(ticket, NodeDraining("this node is stopping", retry_after_seconds=1))
         try:
@@ -193,6 +222,7 @@ class Agent:
     def resume(self) -> None:
         """Take work again: what this node was drained for does not come about."""
         self.draining = False
+        self.changed()
 
     async def close(self) -> None:
         """Stop every replica; returns when all workers are reaped."""
@@ -249,14 +279,15 @@ class Agent:
         for ticket in list(self._tickets):
             if ticket.granted.done():
                 continue
-            decision = decide(ticket.need, self._view())
+            decision = decide(ticket.need, self.view())
             if somebody_waits_for_room and not isinstance(decision, Use | Refuse):
                 continue
             while isinstance(decision, Evict):
                 self._evict(decision)
-                decision = decide(ticket.need, self._view())
+                decision = decide(ticket.need, self.view())
             self._carry_out(ticket, decision)
             somebody_waits_for_room |= isinstance(decision, Wait) and decision.for_room
+        self.changed()
 
     def _evict(self, decision: Evict) -> None:
         for residence in self._named(decision.replica_ids):
@@ -447,6 +478,7 @@ class Agent:
         if residence.state is ReplicaState.STOPPING:
             return
         residence.state = ReplicaState.STOPPING
+        self.changed()
         if residence.expiry:
             residence.expiry.cancel()
         starting, residence.task = residence.task, None
@@ -472,16 +504,6 @@ class Agent:
 
     # -- pictures and small change -------------------------------------------------------------
 
-    def _view(self) -> NodeView:
-        return NodeView(
-            devices=self._devices,
-            replicas=tuple(residence.view() for residence in self._residences.values()),
-            dram_budget_bytes=self._tier.budget_bytes,
-            dram_lifted_bytes=self._lifted_bytes,
-            residency_min_seconds=self._settings.residency_min,
-            now_seconds=time.monotonic(),
-        )
-
     def _need(self, checkpoint: Checkpoint) -> Need:
         partitions = checkpoint.manifest.partitions
         kv_fraction = self._device_settings.kv_cache_fraction
@@ -498,7 +520,10 @@ class Agent:
 
     def _keep_alive_seconds(self, checkpoint: Checkpoint) -> float:
         own = self._model_settings.get(checkpoint.name)
-        return self._settings.keep_alive if own is None or own.keep_alive is None else own.keep_alive
+        if own is not None and own.keep_alive is not None:
+            return own.keep_alive
+        agreed = self.keep_alive_of(checkpoint.name)
+        return self._settings.keep_alive if agreed is None else agreed
 
     def _named(self, replica_ids: Sequence[ReplicaId]) -> list[Residence]:
         return [residence for residence in self._residences.values() if residence.replica_id in replica_ids]

@@ -192,7 +192,7 @@ class Library:
         return await asyncio.to_thread(adopt, shared.adopted, name, digest, files, source or PEERS_ONLY_URL)
 
     def _local(self, name: ModelName, digest: Digest) -> Checkpoint | None:
-        for store in self._stores():
+        for store in self.stores():
             try:
                 checkpoint = store.resolve(name)
             except (ModelNotFound, MalformedCheckpoint):
@@ -204,7 +204,7 @@ class Library:
     def find(self, digest: Digest) -> Checkpoint | None:
         """A checkpoint by its bytes, with its weights where it can be. Threads may call it."""
         found = None
-        for store in self._stores():
+        for store in self.stores():
             for stored in store.models():
                 if stored.digest == digest and stored.problem is None:
                     checkpoint = store.resolve(stored.name)
@@ -213,11 +213,8 @@ class Library:
                     found = checkpoint
         return found
 
-    def stored(self) -> list[StoredModel]:
-        """Everything that this node has, own and adopted."""
-        return [model for store in self._stores() for model in store.models()]
-
-    def _stores(self) -> Sequence[Store]:
+    def stores(self) -> Sequence[Store]:
+        """Where checkpoints of this node are: its own store first."""
         return (self.own, self._shared.adopted) if self._shared is not None else (self.own,)
 
     # -- what the loader does with them ----------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from sllmd.core.frozen import Frozen
-from sllmd.core.units import FiniteSeconds, Seconds
+from sllmd.core.units import FiniteSeconds, PositiveSeconds, Seconds
 
 
 class ServingSettings(Frozen):
@@ -26,6 +26,26 @@ class ServingSettings(Frozen):
     """How long a stopping daemon lets running requests finish; below the unit's TimeoutStopSec."""
     recent_requests_max: int = Field(default=256, ge=1)
     """Finished requests that ``sllmd explain`` still knows."""
+
+
+class RoutingSettings(Frozen):
+    """``[routing]``: how nodes learn what the others have, and whom they ask."""
+
+    report_interval: PositiveSeconds = 1.0
+    """How often a node tells the leader how busy it is. What comes and goes is told at once."""
+    full_report_interval: PositiveSeconds = 30.0
+    """How often it tells everything, whatever the leader has of it."""
+    ask_timeout: PositiveSeconds = 0.8
+    """How long a new leader waits for the nodes' inventories before it tells of what it knows: a dead one
+    must not delay the others."""
+    table_interval: PositiveSeconds = 0.05
+    """Least time between two changes of the table that a node is told: what comes together is told so."""
+    load_interval: PositiveSeconds = 1.0
+    """How often nodes are told how busy the others are; a hundredth of it for each node, if that is more."""
+    candidates_max: int = Field(default=3, ge=1, le=64)
+    """Nodes that are asked to run one request, one after the other, before it fails."""
+    avoid: FiniteSeconds = 2.0
+    """How long a node that could not be reached is asked last."""
 
 
 class DeviceSettings(Frozen):
@@ -50,6 +70,10 @@ class ModelSettings(Frozen):
     """Imported under this name at start when it is not in the store yet: a directory, file or URL."""
     aliases: tuple[str, ...] = ()
     keep_alive: Seconds | None = None
+    replicas_min: int = Field(default=0, ge=0)
+    """Copies that the cluster keeps loaded."""
+    replicas_max: int = Field(default=16, ge=1)
+    """Copies that the cluster may have loaded at a time, each on a node of its own."""
     preload: Literal["none", "dram", "device"] = "none"
     """Tier that the checkpoint is lifted to when the daemon starts."""
     batch_max: int | None = Field(default=None, ge=1)

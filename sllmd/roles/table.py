@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from sllmd.cluster.codec import Codec
 from sllmd.core.ids import Digest, ModelName, NodeId
-from sllmd.roles.inventory import CheckpointFact, Inventory, Report, Versioned, merge
+from sllmd.roles.inventory import CheckpointFact, Inventory, Report, Versioned, is_urgent, merge
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,8 @@ class Ledger:
         self._known: dict[NodeId, Versioned] = {}
         self._changed: dict[NodeId, int] = {}
         """The number at which a node's inventory changed, also for nodes that are gone."""
+        self._busier: set[NodeId] = set()
+        """Nodes of which only how busy they are has changed since it was last told."""
 
     def take(self, node: NodeId, report: Report) -> bool:
         """Merge a report; False: a full one is needed."""
@@ -114,9 +116,16 @@ class Ledger:
         if merged is None:
             return False
         self._known[node] = merged
-        if known is None or known.inventory != merged.inventory:
+        if known is None or is_urgent(known.inventory, merged.inventory):
             self._touch(node)
+        elif known.inventory != merged.inventory:
+            self._busier.add(node)
         return True
+
+    def settle(self) -> None:
+        """Tell how busy nodes are, too."""
+        for node in list(self._busier):
+            self._touch(node)
 
     def forget(self, node: NodeId) -> None:
         """It is dead or left."""
@@ -130,6 +139,7 @@ class Ledger:
 
     def _touch(self, node: NodeId) -> None:
         self.number += 1
+        self._busier.discard(node)
         self._changed[node] = self.number
 
     def since(self, epoch: int, number: int) -> Delta:

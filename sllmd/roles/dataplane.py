@@ -1,0 +1,222 @@
+"""A node's data plane in a cluster: everything that lets a request run on another node, put together.
+
+Order: handlers are registered before the node listens; after it has joined, names are the cluster's, and the
+node reports to and learns from whoever leads. Stopping runs the other way round. No request waits for a
+leader: without one the last table serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import structlog
+
+from sllmd.cluster.catalogue.state import EMPTY, Catalogue
+from sllmd.cluster.control import Leadership
+from sllmd.cluster.gossip.messages import Status
+from sllmd.cluster.node import CHUNK_PORT, ClusterNode
+from sllmd.cluster.roster import MemberView
+from sllmd.core.errors import NotHere, PeerUnreachable
+from sllmd.core.ids import Digest, ModelName, NodeId
+from sllmd.loader.tier import DramTier
+from sllmd.roles.agent import Agent
+from sllmd.roles.bookkeeping import ASK, Bookkeeper, unpack_report
+from sllmd.roles.chunks import Chunks
+from sllmd.roles.deployments import Deployments
+from sllmd.roles.files import FileFetch, serve_files
+from sllmd.roles.inventory import Inventory, Report
+from sllmd.roles.library import Library, Shared
+from sllmd.roles.orders import Fence, Orders
+from sllmd.roles.place import Here
+from sllmd.roles.placing import Placing, Surroundings
+from sllmd.roles.relay import Relays, serve_generations
+from sllmd.roles.reporting import Reporter
+from sllmd.roles.settings import ModelSettings, RoutingSettings, ServingSettings
+from sllmd.roles.stock import Stock
+from sllmd.roles.table import Table
+from sllmd.store.store import Store
+from sllmd.wire.addresses import split_address
+from sllmd.wire.rpc.connection import Connection
+
+MEMORY_FILE = "deployed.json"
+FENCE_FILE = "epoch.json"
+ADOPTED_DIRECTORY = "adopted"
+"""In the node's cluster directory: a store of what came from other nodes."""
+START_GRACE_SECONDS = 5.0
+"""Beyond the queue's time-out over there: that node's own refusal says more than ours."""
+
+_log = structlog.get_logger(__name__)
+
+
+class DataPlane:
+    """See the module."""
+
+    def __init__(
+        self,
+        node: ClusterNode,
+        library: Library,
+        agent: Agent,
+        tier: DramTier,
+        chunks: Chunks,
+        *,
+        directory: Path,
+        models: Mapping[str, ModelSettings],
+        routing: RoutingSettings,
+        serving: ServingSettings,
+    ) -> None:
+        """``directory``: of this node in the cluster."""
+        self._node = node
+        self._library = library
+        self._agent = agent
+        self._directory = directory
+        self._chunks = chunks
+        self._alive: frozenset[NodeId] = frozenset()
+        self._started = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._adopted = Store(directory / ADOPTED_DIRECTORY)
+        self._stock = Stock(agent, tier, library, lambda: int(node.facts.get(CHUNK_PORT, 0)))
+        self.keeper = Bookkeeper(routing, self._ask)
+        self.reporter = Reporter(self._stock.take, self._connect, self.keeper, routing)
+        start_seconds = serving.queue_timeout + START_GRACE_SECONDS
+        self.relays = Relays(self._connect, start_timeout_seconds=start_seconds)
+        self.here = Here(agent, library.obtain_exactly, NodeId(""))
+        surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue)
+        self.placing = Placing(
+            self.here, agent, self._stock.take, self.relays, self.reporter, surroundings, routing
+        )
+        self.orders = Orders(agent, library)
+        self._deployments = Deployments(
+            library,
+            self._adopted,
+            models,
+            directory / MEMORY_FILE,
+            elsewhere=self._elsewhere,
+            in_use=lambda name: any(each.need.model == name for each in agent.residences()),
+        )
+        self._register()
+
+    def _register(self) -> None:
+        methods = self._node.methods
+        serve_generations(methods, self.here)
+        serve_files(methods, self._library.find)
+        self.keeper.offer(methods)
+        self.reporter.offer(methods)
+        self.orders.offer(methods)
+
+    @property
+    def table(self) -> Table:
+        """Who has what, as this node knows it."""
+        return self.reporter.table
+
+    def inventories(self) -> dict[NodeId, Inventory]:
+        """The same with this node's own, as it is now."""
+        return {**self.table.inventories, self.here.node: self._stock.take()}
+
+    # -- a life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """The node has joined: from now on names and places are the cluster's. Raises StoreError."""
+        identity = self._node.identity
+        self.here.node = identity.node
+        await asyncio.to_thread(self._adopted.prepare)
+        fetch = FileFetch(self._connect, self._file_holders).fetch
+        self._chunks.table = lambda: self.table
+        self._library.share(Shared(self._adopted, self._catalogue, lambda: self.table, fetch))
+        self._agent.changed = self.reporter.note_change
+        self._agent.keep_alive_of = self._keep_alive_of
+        self._started = True
+        self._look_around()
+        self.orders.open(Fence(self._directory / FENCE_FILE, identity.cluster_id))
+        self._deployments.start(self._node.control, identity.cluster_id)
+        self._tasks = [
+            asyncio.create_task(self._watch_members()),
+            asyncio.create_task(self._watch_leaders()),
+        ]
+
+    async def close(self) -> None:
+        """Take part no more; what runs here for others ends with the connections."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._deployments.close()
+        await self.orders.close()
+        self.keeper.rest()
+        await self.reporter.close()
+
+    # -- leaders and members -------------------------------------------------------------------
+
+    async def _watch_leaders(self) -> None:
+        changes = self._node.control.leaderships()
+        self._lead_or_follow(self._node.control.leadership())
+        async for leadership in changes:
+            self._lead_or_follow(leadership)
+
+    def _lead_or_follow(self, leadership: Leadership) -> None:
+        if leadership.is_me:
+            self.keeper.lead(leadership.epoch, self._alive)
+        else:
+            self.keeper.rest()
+        self.reporter.follow(leadership.leader, self.here.node)
+
+    async def _watch_members(self) -> None:
+        async for change in self._node.membership.changed():
+            before = change.node in self._alive
+            self._look_around()
+            member = change.member
+            if member is None or member.status >= Status.DEAD:
+                self.relays.lost(change.node)
+                self.keeper.forget(change.node)
+                self.reporter.note_dead(change.node)
+            elif member.status is Status.ALIVE and not before and change.node not in self.table.inventories:
+                self.reporter.refresh()
+
+    def _look_around(self) -> None:
+        members = self._node.membership.members()
+        self._alive = frozenset(each.node for each in members if each.status is Status.ALIVE)
+        self._chunks.hosts = {each.node: _host(each) for each in members if not each.is_me and _is_well(each)}
+
+    # -- what the parts ask --------------------------------------------------------------------
+
+    async def _connect(self, node: NodeId) -> Connection:
+        if not self._started:
+            raise PeerUnreachable("this node has not joined yet")
+        return await self._node.connection(node)
+
+    async def _ask(self, node: NodeId) -> Report:
+        if node == self.here.node:
+            return self.reporter.full()
+        connection = await self._connect(node)
+        return unpack_report(await connection.call(ASK, deadline_seconds=START_GRACE_SECONDS))
+
+    def _catalogue(self) -> Catalogue:
+        return self._node.control.view().catalogue if self._started else EMPTY
+
+    def _has_leader(self) -> bool:
+        return self._node.control.leadership().leader is not None
+
+    def _keep_alive_of(self, name: ModelName) -> float | None:
+        deployment = self._catalogue().deployments.get(name)
+        return deployment.spec.keep_alive_seconds if deployment is not None else None
+
+    def _elsewhere(self) -> Collection[Digest]:
+        others = (each for node, each in self.table.inventories.items() if node != self.here.node)
+        return {fact.digest for each in others for fact in each.checkpoints}
+
+    def _file_holders(self, digest: Digest) -> list[NodeId]:
+        holders = self.table.holders(digest, files_only=True)
+        found = [node for node in holders if node in self._alive and node != self.here.node]
+        if not found:
+            raise NotHere(f"no node that is here has checkpoint {digest[:12]}")
+        return found
+
+
+def _is_well(member: MemberView) -> bool:
+    return member.status is Status.ALIVE and member.meta is not None
+
+
+def _host(member: MemberView) -> str:
+    assert member.meta is not None
+    return split_address(member.meta.address, default_port=0)[0]

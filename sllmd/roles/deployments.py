@@ -1,0 +1,171 @@
+"""What is imported on this node is deployed in the cluster, and what the cluster deletes is served no more.
+
+Owns: the memory of what this node deployed (a file), and the loop that makes catalogue and store agree by
+``naming``. It looks at the store once a second (a stat each, when nothing changed) and asks the leader only
+when there is something to change. While nobody leads, it waits: what is in the store is served meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import structlog
+
+from sllmd.cluster.catalogue.commands import DeploymentPut
+from sllmd.cluster.catalogue.records import DeploymentSpec
+from sllmd.cluster.catalogue.results import Denied, Reason
+from sllmd.cluster.catalogue.state import Catalogue
+from sllmd.cluster.control import ControlStore
+from sllmd.core.errors import BusyError, ModelNotFound, OutcomeUnknown, SllmdError, StoreError
+from sllmd.core.ids import Digest, ModelName
+from sllmd.roles.library import Library, as_own
+from sllmd.roles.naming import Deployed, Offer, reconcile
+from sllmd.roles.settings import ModelSettings
+from sllmd.store.durable import replace_file, store_errors
+from sllmd.store.store import Store, StoredModel
+
+LOOK_SECONDS = 1.0
+"""How long an import may go unnoticed by other nodes; this node sees it at once."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Deployments:
+    """See the module."""
+
+    def __init__(
+        self,
+        library: Library,
+        adopted: Store,
+        models: Mapping[str, ModelSettings],
+        memory: Path,
+        *,
+        elsewhere: Callable[[], Collection[Digest]],
+        in_use: Callable[[ModelName], bool],
+    ) -> None:
+        """``memory``: the file that remembers; ``elsewhere``: checkpoints that other nodes have."""
+        self._library = library
+        self._adopted = adopted
+        self._models = models
+        self._memory = memory
+        self._elsewhere = elsewhere
+        self._in_use = in_use
+        self._cluster_id = ""
+        self._seen: object = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, control: ControlStore, cluster_id: str) -> None:
+        """Begin. Raises StoreError when the memory cannot be read."""
+        self._cluster_id = cluster_id
+        self._library.deployed = read_memory(self._memory, cluster_id)
+        self._task = asyncio.create_task(self._run(control))
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self, control: ControlStore) -> None:
+        while True:
+            try:
+                await self._look(control)
+            except (BusyError, OutcomeUnknown) as error:
+                _log.debug("deployments wait", reason=str(error))
+            except SllmdError as error:
+                _log.warning("deployments cannot be compared with the store", reason=str(error))
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self, control: ControlStore) -> None:
+        stored = self._library.own.models()
+        revision = control.view().catalogue.revision
+        if self._seen == (stored, revision):
+            return
+        catalogue = await control.read()
+        gone = {name for name in self._library.deployed if _is_gone(self._library.own, name)}
+        steps = reconcile(
+            {model.name: self._offer(model) for model in stored if model.problem is None},
+            catalogue,
+            self._library.deployed,
+            gone=gone,
+            elsewhere=self._elsewhere(),
+        )
+        await self._remember(steps.deployed)
+        refused = {name: reason for name, reason in self._library.refused.items() if name not in gone}
+        for command in steps.commands:
+            result = await control.propose(command)
+            name = command.name if isinstance(command, DeploymentPut) else None
+            if name is None:
+                continue
+            refused.pop(name, None)
+            if isinstance(result, Denied) and result.reason is Reason.NAME_TAKEN:
+                refused[name] = f"`{name}` is not deployed in the cluster: {result.message}"
+                _log.error("model not deployed", model=name, reason=result.message)
+        self._library.refused = refused
+        await self._forget(catalogue)
+        if not steps.commands:  # else look again: what was asked for is in the next view
+            self._seen = (stored, catalogue.revision)
+
+    def _offer(self, model: StoredModel) -> Offer:
+        own = self._models.get(model.name, ModelSettings())
+        manifest = self._library.own.resolve(model.name).manifest
+        spec = DeploymentSpec(
+            digest=model.digest,
+            source=manifest.source.location if manifest.source.kind == "http" else "",
+            aliases=tuple(ModelName(alias) for alias in model.aliases),
+            keep_alive_seconds=own.keep_alive,
+            min_replicas=own.replicas_min,
+            max_replicas=own.replicas_max,
+        )
+        return Offer(as_own(model), spec)
+
+    async def _remember(self, deployed: Mapping[ModelName, Deployed]) -> None:
+        if deployed == self._library.deployed:
+            return
+        await asyncio.to_thread(write_memory, self._memory, self._cluster_id, deployed)
+        self._library.deployed = deployed
+
+    async def _forget(self, catalogue: Catalogue) -> None:
+        """What came from others and is deployed no more goes, when nothing runs of it."""
+        for model in self._adopted.models():
+            if model.name not in catalogue.deployments and not self._in_use(model.name):
+                await asyncio.to_thread(self._adopted.remove, model.name)
+
+
+def _is_gone(store: Store, name: ModelName) -> bool:
+    """It was removed; one that cannot be read is not gone."""
+    try:
+        return store.model(name).name != name
+    except ModelNotFound:
+        return True
+    except SllmdError:
+        return False
+
+
+def read_memory(path: Path, cluster_id: str) -> dict[ModelName, Deployed]:
+    """What was deployed in this cluster from this node. Raises StoreError."""
+    try:
+        raw = json.loads(path.read_bytes())
+        if raw["cluster"] != cluster_id:
+            return {}
+        return {ModelName(name): Deployed(**fields) for name, fields in raw["deployed"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StoreError(
+            f"{path} cannot be read: {error}",
+            hint="remove it: models of this node that were deleted in the cluster are then deployed again",
+        ) from error
+
+
+def write_memory(path: Path, cluster_id: str, deployed: Mapping[ModelName, Deployed]) -> None:
+    """The inverse, durable. Raises StoreError."""
+    raw = {
+        name: {"digest": each.digest, "imported_at": each.imported_at, "withdrawn": each.withdrawn}
+        for name, each in deployed.items()
+    }
+    with store_errors(f"remember what is deployed in {path}"):
+        replace_file(path, json.dumps({"cluster": cluster_id, "deployed": raw}, indent=1).encode())

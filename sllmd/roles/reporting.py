@@ -1,0 +1,180 @@
+"""A node's side of the routing table: it tells the leader what it has, and learns what the others have.
+
+Owns: the table, and one report and one followed stream at a time, both with whoever leads. While nobody
+leads, the table stays as it is; what this node itself learns (somebody is dead, somebody has not what the
+table says) it notes in its own copy at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from sllmd.core.errors import ProtocolError, SllmdError
+from sllmd.core.ids import Digest, NodeId
+from sllmd.roles.bookkeeping import ASK, FOLLOW, REPORT, Bookkeeper, DeltaReader
+from sllmd.roles.inventory import CODEC, Inventory, Report, delta_report, full_report
+from sllmd.roles.relay import Connect
+from sllmd.roles.settings import RoutingSettings
+from sllmd.roles.table import Delta, Table
+from sllmd.wire.rpc.methods import Caller, Methods
+
+REPORT_SECONDS = 3.0
+"""For the leader to take a report."""
+RETRY_SECONDS = 0.2
+"""After a report or a stream that failed: a new leader needs a moment until it knows that it leads."""
+COALESCE_SECONDS = 0.02
+"""What comes and goes together is told together."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Reporter:
+    """See the module. ``follow`` begins it, for each leader anew."""
+
+    def __init__(
+        self, take: Callable[[], Inventory], connect: Connect, keeper: Bookkeeper, settings: RoutingSettings
+    ) -> None:
+        self.table = Table()
+        self.on_table: Callable[[], None] = lambda: None
+        """Called when the table has changed."""
+        self._take = take
+        self._connect = connect
+        self._keeper = keeper
+        self._settings = settings
+        self._boot = os.urandom(8).hex()
+        self._version = 0
+        self._changed = asyncio.Event()
+        self._leader: NodeId | None = None
+        self._me = NodeId("")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def offer(self, methods: Methods) -> None:
+        """Answer a new leader."""
+
+        async def ask(_body: Any, _caller: Caller) -> bytes:
+            return CODEC.pack(self.full())
+
+        methods.unary(ASK, ask)
+
+    def full(self) -> Report:
+        """Everything that this node has."""
+        self._version += 1
+        return full_report(self._boot, self._version, self._take())
+
+    def note_change(self) -> None:
+        """Something of this node may have changed."""
+        self._changed.set()
+
+    # -- what this node learns itself ------------------------------------------------------------
+
+    def note_dead(self, node: NodeId) -> None:
+        """Gossip believes it dead, or it left."""
+        self._set_table(self.table.without(node))
+
+    def note_not_here(self, node: NodeId, digest: Digest) -> None:
+        """It was asked for a checkpoint that it has not."""
+        self._set_table(self.table.without_model(node, digest))
+
+    def _set_table(self, table: Table) -> None:
+        self.table = table
+        self.on_table()
+
+    # -- following -----------------------------------------------------------------------------
+
+    def follow(self, leader: NodeId | None, me: NodeId, *, whole: bool = False) -> None:
+        """Report to and learn from ``leader``; None: nobody leads. ``whole``: have all of the table told."""
+        self._leader, self._me = leader, me
+        if whole:
+            self.table = Table(self.table.epoch, 0, self.table.inventories)
+        self._stop()
+        if leader is not None:
+            self._tasks = [asyncio.create_task(work) for work in self._works(leader)]
+
+    def refresh(self) -> None:
+        """Have the whole table told again: a node that was noted dead lives."""
+        self.follow(self._leader, self._me, whole=True)
+
+    def _works(self, leader: NodeId) -> tuple[Coroutine[None, None, None], ...]:
+        return self._for_ever(lambda: self._report(leader)), self._for_ever(lambda: self._learn(leader))
+
+    async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except SllmdError as error:
+                _log.debug("the leader does not answer", leader=self._leader, reason=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _report(self, leader: NodeId) -> None:
+        """Full, then what changes; returns when a full one is due."""
+        loop = asyncio.get_running_loop()
+        full_at = loop.time() + self._settings.full_report_interval
+        sent = self._take()
+        self._version += 1
+        report = full_report(self._boot, self._version, sent)
+        told = await self._send(leader, report)
+        while told and loop.time() < full_at:
+            await self._pause()
+            inventory = self._take()
+            if inventory == sent:
+                continue
+            self._version += 1
+            report = delta_report(self._boot, self._version, report.version, sent, inventory)
+            told = await self._send(leader, report)
+            sent = inventory
+
+    async def _pause(self) -> None:
+        """Until something may have changed, and then a moment; or until a report is due."""
+        try:
+            async with asyncio.timeout(self._settings.report_interval):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(COALESCE_SECONDS)
+        self._changed.clear()
+
+    async def _send(self, leader: NodeId, report: Report) -> bool:
+        if leader == self._me:
+            return self._keeper.take(leader, report)
+        connection = await self._connect(leader)
+        told = await connection.call(REPORT, CODEC.pack(report), deadline_seconds=REPORT_SECONDS)
+        return bool(told)
+
+    async def _learn(self, leader: NodeId) -> None:
+        async with aclosing(self._deltas(leader)) as deltas:
+            async for delta in deltas:
+                table = self.table.apply(delta)
+                if table is None:
+                    raise ProtocolError("the leader's changes do not build on this node's table")
+                self._set_table(table)
+
+    async def _deltas(self, leader: NodeId) -> AsyncGenerator[Delta, None]:
+        epoch, number = self.table.epoch, self.table.number
+        if leader == self._me:
+            async with aclosing(self._keeper.deltas(epoch, number)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        connection = await self._connect(leader)
+        reader = DeltaReader()
+        async with connection.stream(FOLLOW, (epoch, number)) as stream:
+            async for item in stream:
+                whole = reader.read(item)
+                if whole is not None:
+                    yield whole
+
+    def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def close(self) -> None:
+        """Tell and learn nothing more."""
+        self._stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks)

@@ -1,0 +1,112 @@
+"""This node's inventory, taken from its rooms: what it reports, and what it routes its own requests by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sllmd.core.errors import SllmdError
+from sllmd.core.ids import Digest
+from sllmd.loader.tier import DramTier
+from sllmd.roles.admission import NodeView, ReplicaState
+from sllmd.roles.agent import Agent
+from sllmd.roles.inventory import CheckpointFact, DeviceFact, HeldTier, Inventory, ReplicaFact
+from sllmd.roles.library import Library
+from sllmd.store.store import Store, StoredModel
+from sllmd.text.tokenizer import read_context_tokens
+
+
+class Stock:
+    """Takes inventories; cheap enough for several a second."""
+
+    def __init__(self, agent: Agent, tier: DramTier, library: Library, chunk_port: Callable[[], int]) -> None:
+        self._agent = agent
+        self._tier = tier
+        self._library = library
+        self._chunk_port = chunk_port
+        self._facts: dict[StoredModel, CheckpointFact | None] = {}
+        """What does not change about a stored model; None: it cannot be read."""
+
+    def take(self) -> Inventory:
+        """What there is now. Raises StoreError."""
+        view = self._agent.view()
+        return Inventory(
+            replicas=tuple(
+                ReplicaFact(
+                    replica.model,
+                    replica.digest,
+                    replica.state.value,
+                    replica.running,
+                    self._agent.waiting(replica.model),
+                    replica.rows_max,
+                )
+                for replica in view.replicas
+            ),
+            checkpoints=self._checkpoints(),
+            devices=_devices(view),
+            draining=self._agent.draining,
+            chunk_port=self._chunk_port(),
+        )
+
+    def _checkpoints(self) -> tuple[CheckpointFact, ...]:
+        in_memory = {copy.digest for copy in self._tier.stats().copies if copy.loaded}
+        found: dict[Digest, CheckpointFact] = {}
+        stored = [(model, store) for store in self._library.stores() for model in store.models()]
+        self._facts = {model: self._facts[model] for model, _ in stored if model in self._facts}
+        for model, store in stored:
+            if model.problem is not None:
+                continue
+            if model not in self._facts:
+                self._facts[model] = _fact(model, store)
+            fact = self._facts[model]
+            if fact is None:
+                continue
+            if model.digest in in_memory:
+                fact = replace(fact, tier="dram")
+            if model.digest not in found or found[model.digest].tier == "files":
+                found[model.digest] = fact
+        return tuple(found.values())
+
+
+def _fact(model: StoredModel, store: Store) -> CheckpointFact | None:
+    try:
+        checkpoint = store.resolve(model.name)
+        context_tokens = read_context_tokens(checkpoint.directory)
+    except SllmdError:
+        return None
+    tier: HeldTier = "files" if checkpoint.remote_url is not None else "ssd"
+    return CheckpointFact(
+        digest=model.digest,
+        tier=tier,
+        size_bytes=model.size_bytes,
+        architecture=model.architecture,
+        context_tokens=context_tokens,
+        partitions=len(checkpoint.manifest.partitions),
+        created_seconds=int(model.imported_at),
+    )
+
+
+def _devices(view: NodeView) -> tuple[DeviceFact, ...]:
+    def taken_bytes(name: str) -> int:
+        return sum(
+            size_bytes
+            for replica in view.replicas
+            for device, size_bytes in zip(replica.devices, replica.device_bytes, strict=True)
+            if device == name
+        )
+
+    return tuple(
+        DeviceFact(
+            name=device.name,
+            memory_bytes=device.memory_bytes,
+            free_bytes=None
+            if device.memory_bytes is None
+            else max(0, device.memory_bytes - taken_bytes(device.name)),
+            replicas=sum(
+                device.name in replica.devices and replica.state is not ReplicaState.STOPPING
+                for replica in view.replicas
+            ),
+            replicas_max=device.replicas_max,
+        )
+        for device in view.devices
+    )
