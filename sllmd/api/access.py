@@ -52,6 +52,10 @@ def allowed_origin(request: web.Request, settings: ApiSettings) -> str | None:
 
 def _checked_key(request: web.Request, rooms: Rooms) -> ApiKey:
     secret = presented_secret(request.headers)
+    if not len(rooms.keys):
+        raise InvalidApiKey(
+            "No API key exists yet.", hint="on the server, `sllmd keys create` makes one over its Unix socket"
+        )
     if secret is None:
         raise InvalidApiKey(
             "You didn't provide an API key.", hint="send `Authorization: Bearer KEY` or `x-api-key: KEY`"

@@ -20,13 +20,16 @@ def key_needed(settings: ApiSettings) -> bool:
 
 
 def check_exposure(settings: ApiSettings) -> None:
-    """Refuse to serve other machines without keys, unless ``require_key = false`` says it is meant so.
+    """Refuse to serve other machines without keys and without a way to make one.
 
-    Not a rule of the configuration: only a daemon that starts can be exposed. Raises ConfigError.
+    The cluster's keys are known only once a daemon runs; until there is one, nobody gets in by TCP, and the
+    Unix socket is where ``sllmd keys create`` makes the first. ``require_key = false`` says that none is
+    needed. Not a rule of the configuration: only a daemon that starts can be exposed. Raises ConfigError.
     """
     exposed = exposed_addresses(settings)
-    if exposed and key_needed(settings) and not len(KeyRing(settings.keys_file)):
+    keyless = settings.uds is None and not len(KeyRing(settings.keys_file))
+    if exposed and key_needed(settings) and keyless:
         raise ConfigError(
             f"`[api] listen` has {exposed[0]}, which other machines can reach, and no API key exists",
-            hint=f"put a key into {settings.keys_file}, or listen on 127.0.0.1",
+            hint=f"put a key into {settings.keys_file}, or set [api] uds for `sllmd keys create`",
         )

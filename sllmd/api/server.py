@@ -110,6 +110,8 @@ class ApiServer:
             _log.warning(
                 "anybody who reaches this machine may use the API: require_key is off", listen=exposed
             )
+        if key_needed(self._settings) and not len(self._keys):
+            _log.warning("no API key exists yet: all but probes are refused", hint="`sllmd keys create`")
         sockets = _bound_all(self._settings)
         await self._runner.setup()
         for bound in sockets:

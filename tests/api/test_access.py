@@ -85,10 +85,24 @@ async def test_the_unix_socket_needs_no_key(serve, keys_file, tmp_path):
     assert not (tmp_path / "sllmd.sock").exists()
 
 
-async def test_a_public_address_without_keys_does_not_start(serve):
+async def test_a_public_address_without_keys_and_a_way_to_make_one_does_not_start(serve):
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0:0.*no API key exists"):
-        async with serve(api={"listen": ["127.0.0.1:0", "0.0.0.0:0"]}):
+        async with serve(api={"listen": ["127.0.0.1:0", "0.0.0.0:0"], "uds": None}):
             pass
+
+
+async def test_a_public_address_lets_nobody_in_until_there_is_a_key(serve, tmp_path):
+    async with serve(api={"listen": ["0.0.0.0:0"]}) as live:
+        local = live.url.replace("0.0.0.0", "127.0.0.1")
+        refused = await live.client.get(local + "/v1/models", headers=bearer("sk-any"))
+        assert refused.status == 401
+        assert "sllmd keys create" in (await refused.json())["error"]["message"]
+        connector = aiohttp.UnixConnector(str(tmp_path / "sllmd.sock"))
+        async with aiohttp.ClientSession(connector=connector) as client:
+            made = await (await client.post("http://sllmd/sllmd/v1/keys", json={"id": "team"})).json()
+        key = bearer(made["secret"])
+        assert (await live.client.get(local + "/v1/models", headers=key)).status == 200
+        assert (await live.client.get(local + "/sllmd/v1/status", headers=key)).status == 403
 
 
 async def test_a_public_address_with_keys_needs_them_on_loopback_too(serve, keys_file):
