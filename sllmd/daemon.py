@@ -24,6 +24,7 @@ from sllmd.api.server import ApiServer
 from sllmd.cluster.home import claimed
 from sllmd.cluster.joining import read_secret_file
 from sllmd.cluster.node import ClusterNode
+from sllmd.cluster.settings import join_address
 from sllmd.config.settings import Config
 from sllmd.core.errors import SllmdError
 from sllmd.engine.devices import detect_devices
@@ -256,7 +257,8 @@ class Daemon:
         known = "founded now" if node.founded else f"{others} other {'node' if others == 1 else 'nodes'}"
         lines = [f"  cluster {node.identity.cluster_id} · {known} · nodes meet at {node.address}"]
         if node.dev:
-            return [*lines, f"  join it: sllmd start --dev --join {node.address} --name NAME"]
+            at = join_address(node.address)
+            return [*lines, f"  join it: sllmd start --dev --join {at} --name NAME"]
         if others == 0:
             lines.append("  join it: `sllmd token create` here tells what to type there")
             if is_loopback(node.address):

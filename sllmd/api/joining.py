@@ -8,6 +8,7 @@ from pydantic import Field
 from sllmd.api.following import desk_of
 from sllmd.api.orders import Order, read_order
 from sllmd.cluster.node import ClusterNode
+from sllmd.cluster.settings import join_address
 from sllmd.cluster.tokens import LIFETIME_SECONDS, Tokens
 from sllmd.core.errors import InvalidRequest
 
@@ -48,7 +49,7 @@ async def create_token(request: web.Request) -> web.Response:
             "id": token.token_id,
             "expires_at": expires_at_seconds,
             "uses": order.uses,
-            "join": _cluster(request).address,
+            "join": join_address(_cluster(request).address),
         }
     )
 

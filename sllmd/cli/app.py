@@ -44,6 +44,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("models", "Remove a model from the store."),
     "verify": ("models", "Check a model's bytes against its checksums."),
     "alias": ("models", "Give a model another name."),
+    "recover": ("recover", "Go on alone when most voters are lost for good."),
     "token": ("joining", "Make, list and revoke join tokens."),
     "keyring": ("joining", "Show and replace the keys of gossip."),
     "config": ("configure", "Check and show the configuration."),

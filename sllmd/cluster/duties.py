@@ -17,7 +17,7 @@ from sllmd.cluster import keyrings
 from sllmd.cluster.admitting import AUTHORITY_METHOD, RENEW_METHOD
 from sllmd.cluster.agreeing import keeps_authority
 from sllmd.cluster.catalogue import Catalogue
-from sllmd.cluster.catalogue.commands import NodeAdmit
+from sllmd.cluster.catalogue.commands import NodeAdmit, NodeRemove
 from sllmd.cluster.catalogue.results import Denied, Reason
 from sllmd.cluster.home import Belonging
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerRefused, SllmdError
@@ -176,8 +176,10 @@ class Duties:
             result = await node.control.propose(wanted)
             if isinstance(result, Denied):
                 self._not_registered(result)
-        if self._belonging.founding:
-            self._belonging = replace(self._belonging, founding=False)
+        for lost in self._belonging.lost:
+            await node.control.propose(NodeRemove(lost, None))
+        if self._belonging.founding or self._belonging.lost:
+            self._belonging = replace(self._belonging, founding=False, lost=())
             await asyncio.to_thread(node.home.save_belonging, self._belonging)
         await self.register_key()
 

@@ -62,6 +62,8 @@ class Belonging:
     cluster_id: str = ""
     founding: bool = False
     """It founded the cluster, and nothing has been agreed in it yet."""
+    lost: tuple[NodeId, ...] = ()
+    """It goes on without these since ``sllmd recover``, and the catalogue has not been told yet."""
 
     @property
     def joining(self) -> bool:
@@ -123,8 +125,14 @@ class Home:
                 )
             return None
         match found:
-            case {"node": str(node), "name": str(name), "cluster": str(cluster), "founding": bool(founding)}:
-                return Belonging(NodeId(node), name, cluster, founding)
+            case {
+                "node": str(node),
+                "name": str(name),
+                "cluster": str(cluster),
+                "founding": bool(founding),
+                "lost": [*lost],
+            }:
+                return Belonging(NodeId(node), name, cluster, founding, tuple(map(NodeId, lost)))
         raise self._unreadable(_IDENTITY)
 
     def save_belonging(self, belonging: Belonging) -> None:
@@ -136,6 +144,7 @@ class Home:
                 "name": belonging.name,
                 "cluster": belonging.cluster_id,
                 "founding": belonging.founding,
+                "lost": belonging.lost,
             },
         )
 

@@ -116,5 +116,6 @@ async def _ask_all(
             reasons[address] = error.message
     if refusal is not None:
         raise PeerRefused(f"cannot join: {refusal.message}", hint=refusal.hint)
-    _log.warning("cannot join yet, trying on", reasons=reasons)
+    hint = "--dev nodes meet --dev nodes only" if secret is None else None
+    _log.warning("cannot join yet, trying on", reasons=reasons, hint=hint)
     return None

@@ -197,9 +197,9 @@ class ClusterNode:
                     hint="give --join again; or remove that directory to found a cluster of its own",
                 )
             return self._found(self.home.begin(self._name))
-        return await self._come_in(self.home.begin(self._name))
+        return await self._come_in()
 
-    async def _come_in(self, belonging: Belonging) -> Belonging:
+    async def _come_in(self) -> Belonging:
         secret = None if self.dev else self.token or self.key
         if not self.dev and secret is None:
             raise ConfigError(
@@ -207,7 +207,7 @@ class ClusterNode:
                 hint="`sllmd token create` on a member makes one; give it with --token, SLLMD_TOKEN or "
                 "[cluster] token_file",
             )
-        settings = self.settings
+        settings, belonging = self.settings, self.home.begin(self._name)
         key = self.key if settings.bootstrap_expect else None
         if key is not None and await bootstrap(belonging.node, settings, key):
             return self._found(belonging)

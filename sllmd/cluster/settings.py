@@ -43,6 +43,12 @@ class Ports:
         return self.rpc + 2 if self.rpc else 0
 
 
+def join_address(address: str) -> str:
+    """What to type behind ``--join``: without the port where it is the usual one."""
+    _, port = split_address(address)
+    return address.removesuffix(f":{port}") if port == RPC_PORT else address
+
+
 class ClusterSettings(Frozen):
     """``[cluster]``: this node among others. Traffic between nodes is always encrypted, except by --dev."""
 
