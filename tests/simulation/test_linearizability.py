@@ -39,6 +39,39 @@ def test_compare_and_set_is_held_to_its_answer() -> None:
     assert explain([write, denied]) is not None
 
 
+def test_a_lost_update_is_rejected() -> None:
+    """Two compare-and-sets of one value cannot both have won."""
+    write = operation("write", 0, 1, "x")
+    one = operation("cas", 2, 5, "y", expected="x")
+    other = operation("cas", 3, 6, "z", expected="x")
+    assert explain([write, one]) is None
+    assert explain([write, one, other]) is not None
+    assert explain([write, one, operation("read", 7, 8, "x")]) is not None
+
+
+def test_many_changes_without_an_answer_are_searched_soon() -> None:
+    """Most were never seen again; some were, long after."""
+    history: list[Operation] = []
+    for number in range(300):
+        history.append(operation("write", number, math.inf, f"lost{number}"))
+        history.append(operation("write", number + 0.1, number + 0.2, f"w{number}"))
+        seen = f"lost{number - 20}" if number % 50 == 30 else f"w{number}"
+        history.append(operation("read", number + 0.3, number + 0.4, seen))
+    assert explain(history) is None
+    twice = [operation("read", 400, 401, "lost10"), operation("read", 402, 403, "w299")]
+    assert explain([*history, *twice]) is not None
+
+
+def test_an_open_change_that_was_compared_with_took_effect() -> None:
+    history = [
+        operation("write", 0, math.inf, "x"),
+        operation("cas", 2, 3, "y", expected="x"),
+        operation("read", 4, 5, "y"),
+    ]
+    assert explain(history) is None
+    assert explain([*history, operation("read", 6, 7, "x")]) is not None
+
+
 def test_a_planted_stale_read_in_a_real_history_is_rejected() -> None:
     history = play(1).history
     assert len(history) > 100

@@ -17,17 +17,19 @@ from pathlib import Path
 from tests.simulation.linearizability import explain
 from tests.storm.clients import KEYS, CatalogueClient, Notes, WarmClient, Written, lost_writes
 from tests.storm.fleet import Fleet, fleet
-from tests.storm.namespaces import namespaces
+from tests.storm.namespaces import Namespaces, namespaces
 from tests.storm.nemesis import KINDS, Nemesis
 
 DAEMONS = 5
 MODEL = "warm"
 SETTINGS = {"cluster.voters.count": DAEMONS, "cluster.voters.settle_seconds": 1.0}
 """All five vote, so that every death counts."""
-CATALOGUE_CLIENTS = 10
+CATALOGUE_CLIENTS = 20
 WARM_CLIENTS = 4
-OPERATIONS_PER_SECOND = 40.0
+OPERATIONS_PER_SECOND = 60.0
 REQUESTS_PER_SECOND = 20.0
+TOKEN_SECONDS = 0.02
+"""Of the fake engine: a request lasts long enough to meet a misfortune."""
 ANSWERED_MIN = 0.99
 CALM_SECONDS = 30.0
 """After the storm, within which all must agree again."""
@@ -60,9 +62,10 @@ def storm(directory: Path, *, seconds: float, each: int, seed: int) -> Verdict:
         return asyncio.run(_storm(directory, network, seconds=seconds, each=each, seed=seed))
 
 
-async def _storm(directory: Path, network: object, *, seconds: float, each: int, seed: int) -> Verdict:
+async def _storm(directory: Path, network: Namespaces, *, seconds: float, each: int, seed: int) -> Verdict:
     everywhere = {MODEL: range(DAEMONS)}
-    async with fleet(directory, DAEMONS, SETTINGS, network=network, models=everywhere) as group:  # type: ignore[arg-type]
+    fake = {"token_seconds": TOKEN_SECONDS}
+    async with fleet(directory, DAEMONS, SETTINGS, network=network, models=everywhere, fake=fake) as group:
         await group.settled(DAEMONS)
         begun = time.monotonic()
         notes, nemesis = Notes(), Nemesis(group, seed)
