@@ -159,6 +159,7 @@ class EtcdControl:
         if leadership == self._published:
             return
         self._published = leadership
+        self._snapshots.wake()
         for latest in self._leaderships:
             latest.put(leadership)
 

@@ -283,4 +283,6 @@ class Election:
         seat, self._term = self._seat, None
         self._on_change()
         if seat is not None and seat.node == self._node:
-            await self._revoke(seat.lease)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.request_seconds):
+                    await self._revoke(seat.lease)

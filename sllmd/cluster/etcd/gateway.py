@@ -57,6 +57,11 @@ class Gateway:
         """Hang up."""
         await self._session.close()
 
+    @property
+    def endpoint(self) -> str:
+        """Where the next call goes first."""
+        return self._endpoints[self._current]
+
     async def check(self, key: bytes) -> None:
         """Try to read a key. Raises ConfigError when no endpoint can be used and waiting would not help."""
         problems, away = [], False
@@ -80,7 +85,7 @@ class Gateway:
         """The answer of the first endpoint that gives one. Raises EtcdAway, EtcdRefused."""
         in_doubt, cause = False, ""
         for _ in self._endpoints:
-            endpoint = self._endpoints[self._current]
+            endpoint = self.endpoint
             try:
                 async with asyncio.timeout(try_seconds or self._settings.request_seconds):
                     return await self._ask(endpoint, path, body)
@@ -96,13 +101,13 @@ class Gateway:
 
     def avoid(self, endpoint: str) -> None:
         """Let the next call go elsewhere, if that was where the last one went."""
-        if self._endpoints[self._current] == endpoint:
+        if self.endpoint == endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
 
     @asynccontextmanager
     async def stream(self, path: str, bodies: list[Json]) -> AsyncIterator[AsyncIterator[Json]]:
         """The messages that etcd sends until it, or we, end it. Raises EtcdAway, EtcdRefused, also later."""
-        endpoint = self._endpoints[self._current]
+        endpoint = self.endpoint
         data = "".join(json.dumps(body) for body in bodies).encode()
         try:
             async with self._post(endpoint, path, data) as response:
