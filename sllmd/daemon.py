@@ -119,6 +119,7 @@ class Daemon:
         self,
         config: Config,
         node: ClusterNode,
+        plane: DataPlane,
         agent: Agent,
         router: Router,
         operator: Operator,
@@ -126,6 +127,7 @@ class Daemon:
     ) -> None:
         self.config = config
         self.node = node
+        self.plane = plane
         self.agent = agent
         self.router = router
         self.operator = operator
@@ -205,7 +207,7 @@ class Daemon:
         rooms.push_async_callback(watcher.close)
         watcher.start()
         operator.cluster = open_desk(node, agent, following, plane.inventories, config.serving.drain_timeout)
-        daemon = cls(config, node, agent, router, operator, metrics)
+        daemon = cls(config, node, plane, agent, router, operator, metrics)
         built_in = {name: own for name, own in config.models.items() if is_built_in(own)}
         await provision(store, operator, built_in)  # takes no time, and the first request comes at once
         others = {name: own for name, own in config.models.items() if name not in built_in}
