@@ -71,9 +71,13 @@ class Following:
         """Since the members last heard from whoever decides, as far as this node heard."""
         return self._loop.time() - self._heard_at + self._stale_seconds
 
-    async def close(self) -> None:
-        """Stop following."""
+    def stop(self) -> None:
+        """Stop following; nothing is told any more."""
         self._task.cancel()
+
+    async def close(self) -> None:
+        """The same, and wait for the end."""
+        self.stop()
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sllmd.cluster.catalogue import Catalogue, pack_command
 from sllmd.cluster.catalogue.commands import Body, ClientOpen, Command
@@ -43,7 +43,8 @@ class _Proposal:
     """Times that it was sent and not refused: while there are any, it may stand in some log."""
     restores: int = 0
     """Snapshots taken over when it was first sent."""
-    refusal: str = field(default="nobody leads")
+    refusal: str = "no majority of the voters answered"
+    """Why it did not get further yet."""
 
 
 BATCH_BYTES = 1 << 20

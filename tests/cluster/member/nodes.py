@@ -26,7 +26,7 @@ from sllmd.wire.tls import Tls
 from tests.cluster.play import members
 
 RAFT = RaftSettings(heartbeat_seconds=0.05, election_seconds_min=0.3, election_seconds_max=0.6)
-VOTERS = VoterSettings(settle_seconds=0.3, dead_seconds=1.5)
+VOTERS = VoterSettings(settle_seconds=0.3, dead_seconds=0.8)
 CONTROL = ControlSettings(propose_seconds=10, beat_seconds=0.3)
 PATIENCE_SECONDS = 20.0
 

@@ -18,10 +18,10 @@ from sllmd.core.errors import (
     OutcomeUnknown,
 )
 from sllmd.core.ids import NodeId
-from tests.cluster.member.nodes import CONTROL, Cluster, Node, a_cluster
+from tests.cluster.member.nodes import CONTROL, RAFT, Cluster, Node, a_cluster
 from tests.cluster.play import members
 
-HASTY = CONTROL.model_copy(update={"propose_seconds": 1.0, "read_seconds": 1.0})
+HASTY = CONTROL.model_copy(update={"propose_seconds": 0.5, "read_seconds": 0.5})
 
 
 @pytest.fixture
@@ -100,19 +100,18 @@ async def test_a_corrupt_journal_refuses_to_start(tmp_path: Path) -> None:
 
 async def _with_the_majority_gone(cluster: Cluster) -> Node:
     nodes = await cluster.found("abc")
-    await nodes[0].put("before")
     leader = await cluster.leader()
+    await leader.put("before")
     await leader.until(lambda: all("before" in node.keys for node in nodes))
-    for node in nodes:
-        if node is not leader:
-            await node.stop()
+    await asyncio.gather(*(node.stop() for node in nodes if node is not leader))
     return leader
 
 
 async def test_without_a_majority_what_was_begun_is_unknown_and_what_was_not_is_refused(
     tmp_path: Path,
 ) -> None:
-    async with a_cluster(tmp_path, control_settings=HASTY) as cluster:
+    slow = RAFT.model_copy(update={"election_seconds_min": 1.0, "election_seconds_max": 1.3})
+    async with a_cluster(tmp_path, control_settings=HASTY, settings=slow) as cluster:
         left = await _with_the_majority_gone(cluster)
         with pytest.raises(OutcomeUnknown):
             await left.put("taken into the log by a leader that nobody follows")

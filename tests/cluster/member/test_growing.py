@@ -110,16 +110,16 @@ async def test_a_node_far_behind_gets_a_snapshot_in_parts(tmp_path: Path) -> Non
         await a.admit("a")
         await asyncio.gather(*(a.put(f"{number:03}", bytes(500)) for number in range(300)))
         await a.until(lambda: a.control.status().commit_index >= 300)
-        shell = a.control._shell
+        shell = a.control._seat.shell
         await a.until(lambda: shell.raft.log.base_index > 100)
         await a.admit("b")
         b = await cluster.add("b")
         await b.until(lambda: b.control.status() is not None and len(b.keys) == 300)
         status = await _followed(b, a)
         assert status.commit_index >= 300
-        assert b.control._shell.raft.log.snapshot is not None
+        assert b.control._seat.shell.raft.log.snapshot is not None
         await a.put("after")
-        await b.until(lambda: "after" in b.keys and b.control._following is None)
+        await b.until(lambda: "after" in b.keys and b.control._seat.following is None)
         before = b.control.view()
         await b.stop()
         again = await cluster.add("b")
@@ -137,10 +137,10 @@ async def test_a_follower_far_behind_gets_a_snapshot_and_goes_on_with_another_me
     async with a_cluster(tmp_path, settings=settings, journal_settings=journal) as cluster:
         a, b, c = await cluster.found("abc")
         await asyncio.gather(*(a.put(f"{number:03}", bytes(2000)) for number in range(200)))
-        await a.until(lambda: a.control._shell.raft.log.base_index > 50)
+        await a.until(lambda: a.control._seat.shell.raft.log.base_index > 50)
         d = await cluster.add("d")
         await d.until(lambda: len(d.keys) == 200)
-        source = d.control._following.source
+        source = d.control._seat.following.source
         await cluster[source].stop()
         rest = next(node for node in (a, b, c) if node.node != source)
         await cluster.leader()
