@@ -75,7 +75,7 @@ class Probing(Exchanging):
         self.timers.at(self.now + NACK_SHARE * self.settings.probe_timeout_seconds, self._relay_silent, seq)
 
     def hear_ack(self, ack: Ack) -> None:
-        """An answer: to a probe of ours, to one for somebody else, or from one believed dead."""
+        """An answer: to a probe of ours, to one for somebody else, or from one believed dead or suspect."""
         probe = self._probes.get(ack.seq)
         if probe is not None and probe.target == ack.source:
             self._answered(ack.seq, probe)
@@ -203,12 +203,15 @@ class Probing(Exchanging):
             self.send(relay.origin, Nack(relay.origin_seq, self.node))
 
     def _dead_ping_due(self, _: None) -> None:
-        """Those believed dead may be behind a partition that has healed."""
+        """Those believed dead may be behind a partition that has healed; suspects, too, and they are not left
+        to the turn of probes, which is slow on a node in bad health, as who was cut off is.
+        """
         self.timers.at(self.now + self.settings.dead_ping_seconds, self._dead_ping_due)
         self._pings_of_dead.clear()
         if self.leaving:
             return
-        for member in self.table.sample_dead(self.settings.dead_pings):
+        count = self.settings.dead_pings
+        for member in [*self.table.sample_dead(count), *self.sample_suspects(count)]:
             seq = self.fresh_seq()
             self._pings_of_dead[seq] = member.node
             self._ping(member, seq)

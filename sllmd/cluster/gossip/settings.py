@@ -44,9 +44,9 @@ class GossipSettings(Frozen):
     exchange_members_max: int = Field(default=100_000, ge=2)
     """Members in one table. More is refused: it cannot be one of ours."""
     dead_ping_seconds: PositiveSeconds = 2.0
-    """Members believed dead are pinged this often, so that a healed partition closes fast."""
+    """Members believed dead, and suspects, are pinged this often, so that a healed partition closes fast."""
     dead_pings: int = Field(default=3, ge=0, le=64)
-    """How many of the dead at once: a cost that must not grow with the number of the dead."""
+    """How many of the dead, and of the suspects, at once: a cost that must not grow with their number."""
     gossip_to_dead_seconds: PositiveSeconds = 30.0
     """The dead are told news this much longer: among them that they are dead, which they may refute."""
     dead_kept_seconds: PositiveSeconds = 72 * 3600.0

@@ -65,6 +65,13 @@ class Suspecting(Rules):
             self._suspect(Member(member.claim, claim.incarnation, Status.SUSPECT, self.now), claim.source)
             self.tell(claim)
 
+    def sample_suspects(self, count: int) -> list[Member]:
+        """Up to ``count`` random suspects."""
+        nodes = sorted(self._suspicions)
+        if len(nodes) > count:
+            nodes = [nodes[self.chance.below(len(nodes))] for _ in range(count)]
+        return [self.table.members[node] for node in nodes]
+
     def on_last_call(self, suspect: Member) -> None:
         """Ask this one a last time; higher floors do."""
 
