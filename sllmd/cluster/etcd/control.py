@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Self
@@ -58,7 +59,7 @@ class EtcdControl:
         gateway = Gateway.open(settings)
         try:
             control = cls(node, cluster_id, settings, gateway)
-            await gateway.check(control._keys.tip)
+            answers = await gateway.check(control._keys.tip)
         except BaseException:
             await gateway.close()
             raise
@@ -70,6 +71,9 @@ class EtcdControl:
             control._snapshots.run,
         ):
             control._tasks.append(asyncio.create_task(_keep_running(part)))
+        if answers:
+            with contextlib.suppress(ControlUnavailable):
+                await control.read()  # so that the first view is not that of an empty cluster
         return control
 
     def view(self) -> View:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sllmd.core.errors import ControlUnavailable
 
 RETRY_AFTER_SECONDS = 1.0
+AWAY_HINT = "is etcd running and reachable, and does it speak http or https as [cluster.etcd] endpoints says?"
 
 NOT_FOUND = 5
 RESOURCE_EXHAUSTED = 8
@@ -30,9 +31,7 @@ class EtcdAway(ControlUnavailable):
     """No endpoint answered. ``in_doubt``: the request was sent, so it may have been carried out."""
 
     def __init__(self, message: str, *, in_doubt: bool) -> None:
-        super().__init__(
-            message, retry_after_seconds=RETRY_AFTER_SECONDS, hint="is etcd running and reachable?"
-        )
+        super().__init__(message, retry_after_seconds=RETRY_AFTER_SECONDS, hint=AWAY_HINT)
         self.in_doubt = in_doubt
 
 

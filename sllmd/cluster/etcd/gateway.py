@@ -6,6 +6,7 @@ Everything that is asked here may be asked twice: whoever asks sees to that.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import ssl
@@ -16,15 +17,17 @@ from typing import Any, Self
 import aiohttp
 import structlog
 
-from sllmd.cluster.etcd.failures import REFUSALS, EtcdAway, EtcdRefused, NotEtcd
+from sllmd.cluster.etcd.failures import AWAY_HINT, REFUSALS, EtcdAway, EtcdRefused, NotEtcd
 from sllmd.cluster.etcd.requests import Json, get
 from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.core.errors import ConfigError
-from sllmd.core.units import MIB
+from sllmd.core.units import KIB, MIB
 from sllmd.wire.tls import explain_tls
 
 LINE_BYTES_MAX = 32 * MIB
 """One message of a watch: etcd sends at most 1,000 changes, and its gateway 4 MiB of them, at once."""
+PLAIN_BYTES_MAX = 512 * KIB
+"""What is longer is sent in parts, so that it does not hold up everything else."""
 IDLE_SECONDS = 60.0
 """A connection is kept for the next call this long."""
 
@@ -62,8 +65,8 @@ class Gateway:
         """Where the next call goes first."""
         return self._endpoints[self._current]
 
-    async def check(self, key: bytes) -> None:
-        """Try to read a key. Raises ConfigError when no endpoint can be used and waiting would not help."""
+    async def check(self, key: bytes) -> bool:
+        """Whether a key can be read. Raises ConfigError when none of them can be used, now or later."""
         problems, away = [], False
         for endpoint in self._endpoints:
             try:
@@ -73,13 +76,17 @@ class Gateway:
                 problems.append(f"{endpoint}: {error}")
             except (aiohttp.ClientError, EtcdAway, TimeoutError, OSError) as error:
                 away = True
-                _log.warning("an endpoint of etcd does not answer", endpoint=endpoint, cause=_cause(error))
+                cause = _cause(error)
+                _log.warning(
+                    "an endpoint of etcd does not answer", endpoint=endpoint, cause=cause, hint=AWAY_HINT
+                )
             else:
-                return
+                return True
         if problems and not away:
             raise ConfigError("; ".join(problems), hint="check [cluster.etcd]")
         for problem in problems:
             _log.error("an endpoint of etcd cannot be used", problem=problem)
+        return False
 
     async def call(self, path: str, body: Json, *, try_seconds: float | None = None) -> Json:
         """The answer of the first endpoint that gives one. Raises EtcdAway, EtcdRefused."""
@@ -148,8 +155,9 @@ class Gateway:
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = self._token
+        body = io.BytesIO(data) if len(data) > PLAIN_BYTES_MAX else data
         return _Posting(
-            self._session.post(endpoint + path, data=data, headers=headers, allow_redirects=False)
+            self._session.post(endpoint + path, data=body, headers=headers, allow_redirects=False)
         )
 
     async def _read(self, endpoint: str, response: aiohttp.ClientResponse) -> Json:
@@ -231,6 +239,8 @@ async def _messages(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:
 def _cause(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error) or "it hung up during the TLS handshake"
     return str(error) or type(error).__name__
 
 
