@@ -23,8 +23,10 @@ def test_check_is_quiet_about_good_and_precise_about_bad(sllmd: RunCommand, tmp_
 
 def test_check_refuses_what_start_would_refuse(sllmd: RunCommand, tmp_path: Path) -> None:
     file = tmp_path / "sllmd.toml"
-    file.write_text(f'[api]\nlisten = ["0.0.0.0:1"]\nkeys_file = "{tmp_path}/none.toml"\n')
-    assert sllmd("config", "check", str(file)).code == 1
+    file.write_text('[models.m]\nsource = "/no/such/place"\n')
+    outcome = sllmd("config", "check", str(file))
+    assert outcome.code == 1
+    assert "/no/such/place does not exist" in outcome.err
 
 
 def test_show(sllmd: RunCommand, tmp_path: Path) -> None:

@@ -94,13 +94,6 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_other_machines_and_no_keys(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.toml"
-    result = start(tmp_path, "--listen", "0.0.0.0:0", "--set", f"api.keys_file={keys}")
-    assert result.returncode == 1
-    assert str(keys) in result.stderr
-
-
 def test_a_data_directory_that_cannot_be(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
