@@ -21,6 +21,7 @@ from typing import Any
 from sllmd.cluster.catalogue import unpack_command
 from sllmd.cluster.member.feeding import Feed
 from sllmd.cluster.member.links import Links
+from sllmd.cluster.member.proposing import COMMAND_BYTES_MAX
 from sllmd.cluster.member.seat import Seat
 from sllmd.cluster.member.stewardship import Steward
 from sllmd.cluster.raft.entries import Membership
@@ -115,7 +116,9 @@ class Answering:
 
 
 def _is_readable(command: bytes) -> bool:
-    """A leader takes no command into the log that it could not carry out itself."""
+    """A leader takes no command into the log that it could not carry out itself, or send on."""
+    if len(command) > COMMAND_BYTES_MAX:
+        return False
     try:
         unpack_command(command)
     except ProtocolError:

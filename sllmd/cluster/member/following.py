@@ -55,6 +55,8 @@ class Following:
         self._listener = listener
         self._catalogue, self._position, self._term = known.catalogue, known.position, known.term
         self._parts = bytearray()
+        self._whole: tuple[int, int, bytes] | None = None
+        """A snapshot that has come: position, term, bytes."""
         self._random = random.Random()
         self.epoch = 0
         self.leader: NodeId | None = None
@@ -99,7 +101,7 @@ class Following:
         return list(dict.fromkeys([*hinted, *others]))
 
     async def _follow(self, node: NodeId) -> None:
-        """Until it ends; returns where another member should be asked."""
+        """Until it ends; raises PeerUnreachable where another member should be asked."""
         silent_seconds = 3 * self._settings.beat_seconds
         connection = await self._links.connection(node)
         stream = connection.stream("control.follow", (self._position, self._term))
@@ -107,9 +109,9 @@ class Following:
             while items := await _batch(stream, silent_seconds):
                 for item in items:
                     self._take(item)
+                    if self._whole is not None:
+                        await self._take_over(*self._whole)
                 self.source = node
-                if self._hints:
-                    return
                 if self._stale_seconds > self._settings.stale_seconds:
                     raise PeerUnreachable(f"node {node} has not heard of a leader of late")
 
@@ -158,8 +160,13 @@ class Following:
         self._parts += part
         if len(self._parts) < size:
             return
-        data, self._parts = bytes(self._parts), bytearray()
-        self._catalogue, self._position, self._term = restore(data), position, term
+        self._whole = (position, term, bytes(self._parts))
+        self._parts = bytearray()
+
+    async def _take_over(self, position: int, term: int, data: bytes) -> None:
+        self._whole = None
+        self._catalogue = await asyncio.to_thread(restore, data)
+        self._position, self._term = position, term
         self._known.advance(self._catalogue, position, term)
         self._listener.restored()
 

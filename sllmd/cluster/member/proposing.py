@@ -23,7 +23,14 @@ from sllmd.cluster.catalogue.results import Denied, Done, Reason, Result
 from sllmd.cluster.catalogue.state import OPEN_MAX
 from sllmd.cluster.member.settings import ControlSettings
 from sllmd.cluster.raft.events import Refusal
-from sllmd.core.errors import BusyError, ControlUnavailable, OutcomeUnknown, PeerUnreachable, SllmdError
+from sllmd.core.errors import (
+    BusyError,
+    ControlUnavailable,
+    InvalidRequest,
+    OutcomeUnknown,
+    PeerUnreachable,
+    SllmdError,
+)
 
 WINDOW = OPEN_MAX // 2
 """Numbers given out beyond the oldest unanswered one: the catalogue remembers so many answers."""
@@ -47,6 +54,8 @@ class _Proposal:
     """Why it did not get further yet."""
 
 
+COMMAND_BYTES_MAX = 512 * 1024
+"""One command: it must fit into every message and stream that carries entries."""
 BATCH_BYTES = 1 << 20
 """Commands that travel together; well below what a frame may hold."""
 
@@ -210,11 +219,16 @@ class Proposer:
         answered_below = next(iter(self._open), self._next_seq)
         if self._next_seq - answered_below >= WINDOW or self._client is None:
             return False
-        proposal.seq, proposal.restores = self._next_seq, self._restores
+        command = Command(proposal.body, self._client, self._next_seq, answered_below, proposal.epoch)
+        data = pack_command(command)
+        if len(data) > COMMAND_BYTES_MAX:
+            self._drop(proposal)
+            message = f"a change of {len(data)} bytes is over the limit of {COMMAND_BYTES_MAX}"
+            proposal.answer.set_exception(InvalidRequest(message))
+            return False
+        proposal.seq, proposal.data, proposal.restores = self._next_seq, data, self._restores
         self._next_seq += 1
         self._open[proposal.seq] = proposal
-        command = Command(proposal.body, self._client, proposal.seq, answered_below, proposal.epoch)
-        proposal.data = pack_command(command)
         return True
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:

@@ -62,7 +62,7 @@ from sllmd.cluster.raft.events import (
     WriteChunk,
 )
 from sllmd.cluster.raft.messages import Message, pack_message
-from sllmd.core.errors import JournalError, ProtocolError
+from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 
 _log = structlog.get_logger(__name__)
@@ -71,6 +71,8 @@ Answers = list[Refusal | None]
 """Of proposals, in their order: why each was not begun; None: it has a place in the leader's log."""
 
 
+APPLY_MAX = 500
+"""Entries carried out in one turn of the loop: a node that starts has ten thousand to carry out."""
 TIMER_SECONDS = 0.001
 """The loop's timers are so coarse; one that goes off early goes off twice."""
 EPOCH, CHANGE = -1, -2
@@ -121,8 +123,9 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._late = False
-        self._behind: deque[Action] | None = None
-        """What waits for a snapshot that is being read."""
+        self._agreed: deque[Apply | Restore | ReadReady] = deque()
+        self._held = False
+        """What was agreed waits: a snapshot is being read, or others on the loop have their turn."""
         self._answers: dict[int, Refusal | None] = {}
         self._proposals: list[tuple[Sequence[bytes], asyncio.Future[Answers]]] = []
         self._reads: dict[int, asyncio.Future[Refusal | None]] = {}
@@ -207,13 +210,21 @@ class Shell:
         self._busy = True
         try:
             while self._events:
-                for action in self.raft.handle(self._events.popleft()):
+                for action in self._decide(self._events.popleft()):
                     self._carry_out(action)
         finally:
             self._busy = False
         if self.raft.role is Role.LEADER:
             self._led_at = self._loop.time()
         self._arm()
+
+    def _decide(self, event: Event) -> list[Action]:
+        try:
+            return self.raft.handle(event)
+        except Exception as error:  # noqa: BLE001  a machine that broke its own rules may promise nothing more
+            _log.exception("raft's machine failed", message=type(event).__name__)
+            self.raft.role = Role.STOPPED
+            return [Stopped(f"raft's machine failed: {type(error).__name__}: {error}")]
 
     def _carry_out(self, action: Action) -> None:  # noqa: C901  a table of one line each
         match action:
@@ -262,9 +273,9 @@ class Shell:
     def _stopped(self, reason: str) -> None:
         self.lost_reason = reason
         _log.error(
-            "this node agrees to nothing any more: its journal failed",
+            "this node agrees to nothing any more",
             reason=reason,
-            hint="it goes on serving; free or replace the disk under its data directory, then restart it",
+            hint="it goes on serving; mend the disk under its data directory, then restart it",
         )
         self._tell_changed()
 
@@ -346,9 +357,7 @@ class Shell:
         self._handle(Persisted(self._loop.time(), persist.ticket))
 
     def _lose(self, error: BaseException) -> None:
-        if not isinstance(error, JournalError):
-            raise error
-        self._handle(JournalLost(self._loop.time(), str(error)))
+        self._handle(JournalLost(self._loop.time(), str(error) or type(error).__name__))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Disk work that the loop does not wait for; begun in this order."""
@@ -359,7 +368,7 @@ class Shell:
     async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except JournalError as error:
+        except SllmdError as error:
             self._lose(error)
 
     async def _read_chunk(self, wanted: ReadChunk) -> None:
@@ -378,18 +387,35 @@ class Shell:
 
     # --- the state ---
 
-    def _in_order(self, action: Action) -> None:
-        if self._behind is not None:
-            self._behind.append(action)
-            return
-        match action:
-            case Apply(entries):
-                self._apply(entries)
-            case ReadReady(read_id):
-                self._answer_read(read_id, None)
-            case Restore(meta):
-                self._behind = deque()
-                self._spawn(self._restore(meta))
+    def _in_order(self, action: Apply | Restore | ReadReady) -> None:
+        """Carry out what was agreed, in order, and a little of it in one turn of the loop."""
+        if isinstance(action, Apply):
+            entries = action.entries
+            starts = range(0, len(entries), APPLY_MAX)
+            self._agreed.extend(Apply(entries[start : start + APPLY_MAX]) for start in starts)
+        else:
+            self._agreed.append(action)
+        if not self._held:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._held = False
+        done = 0
+        while self._agreed and not self._closed:
+            if done >= APPLY_MAX:
+                self._held = True
+                self._loop.call_soon(self._go_on)
+                return
+            match self._agreed.popleft():
+                case Apply(entries):
+                    self._apply(entries)
+                    done += len(entries)
+                case ReadReady(read_id):
+                    self._answer_read(read_id, None)
+                case Restore(meta):
+                    self._held = True
+                    self._spawn(self._restore(meta))
+                    return
 
     async def _restore(self, meta: SnapshotMeta) -> None:
         data = await self._journal.read_snapshot(meta)
@@ -400,12 +426,7 @@ class Shell:
         self._owner.advanced()
         self._owner.restored()
         self._tell_changed()
-        behind, self._behind = self._behind or deque(), None
-        while behind:
-            self._in_order(behind.popleft())
-            if self._behind is not None:
-                self._behind.extend(behind)
-                return
+        self._go_on()
 
     def _apply(self, entries: tuple[Entry, ...]) -> None:
         outcomes: list[tuple[Command, Result]] = []
@@ -446,10 +467,10 @@ class Shell:
 
     async def _take_snapshot(self) -> None:
         """The catalogue never changes in place: a thread may write it down while the loop goes on."""
-        if self._behind is not None:
+        state, index, term = self.catalogue, self.position, self.term
+        if index < self.raft.log.base_index:
             self._saving = False  # a newer one is being read
             return
-        state, index, term = self.catalogue, self.position, self.term
         members = self.raft.log.membership_at(index)
         try:
             data = await asyncio.to_thread(snapshot, state)

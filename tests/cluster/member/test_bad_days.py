@@ -107,6 +107,7 @@ async def _with_the_majority_gone(cluster: Cluster) -> Node:
     return leader
 
 
+@pytest.mark.slow
 async def test_without_a_majority_what_was_begun_is_unknown_and_what_was_not_is_refused(
     tmp_path: Path,
 ) -> None:

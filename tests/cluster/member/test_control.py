@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from sllmd.cluster.catalogue import Command, pack_command
+from sllmd.cluster.catalogue.commands import SettingPut
 from sllmd.cluster.catalogue.results import Denied, Done, Reason
+from sllmd.cluster.member.proposing import COMMAND_BYTES_MAX
+from sllmd.core.errors import InvalidRequest
 from sllmd.wire.identity import new_authority
 from tests.cluster.member.nodes import a_cluster
 from tests.wire.conftest import identity_file
@@ -77,13 +81,35 @@ async def test_an_order_of_another_epoch_is_refused(tmp_path: Path) -> None:
         await cluster.found("abc")
         leader = await cluster.leader()
         epoch = leader.control.leadership().epoch
-        from sllmd.cluster.catalogue.commands import SettingPut
-
         done = await leader.control.propose(SettingPut("x", b"", None), epoch=epoch)
         assert isinstance(done, Done)
         denied = await leader.control.propose(SettingPut("x", b"", None), epoch=epoch - 1)
         assert isinstance(denied, Denied)
         assert denied.reason is Reason.STALE_EPOCH
+
+
+async def test_a_change_that_is_too_large_to_travel_is_refused_and_stops_nobody(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path) as cluster:
+        a, b, _ = await cluster.found("abc")
+        with pytest.raises(InvalidRequest, match="over the limit"):
+            await b.put("large", bytes(COMMAND_BYTES_MAX))
+        assert isinstance(await b.put("almost", bytes(COMMAND_BYTES_MAX - 200)), Done)
+        d = await cluster.add("d")
+        await d.until(lambda: d.keys == ["almost"])
+        await a.until(lambda: a.keys == ["almost"])
+
+
+async def test_what_a_leader_cannot_read_is_not_taken_into_the_log(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path) as cluster:
+        nodes = await cluster.found("abc")
+        leader = await cluster.leader()
+        other = next(node for node in nodes if node is not leader)
+        connection = await other.connect(leader.node)
+        before = leader.control.status().last_index
+        good = pack_command(Command(SettingPut("x", b"", None)))
+        assert await connection.call("control.propose", (b"nonsense", good)) == ("invalid", None)
+        await other.until(lambda: other.keys == ["x"])
+        assert leader.control.status().last_index == before + 1
 
 
 async def test_the_same_over_tls(tmp_path: Path) -> None:
