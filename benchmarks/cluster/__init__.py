@@ -15,7 +15,7 @@ from benchmarks.cluster.options import Options
 from benchmarks.environments import log
 from benchmarks.report import Report
 
-SECTIONS = ("chunks",)
+SECTIONS = ("chunks", "commits")
 """Modules here: each has GOALS and ``measure(report, options)``."""
 
 
