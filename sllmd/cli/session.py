@@ -158,6 +158,9 @@ _SHARED: dict[str, Any] = {
 }
 
 
+_FROM_ENVIRONMENT = ("addr", "api_key")
+
+
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command: its first parameter is the Session, the shared options are added.
 
@@ -170,6 +173,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
             before = ctx.find_object(Session)
             options = before.options if before else SharedOptions()
             given = {key: arguments.pop(key) for key in _SHARED}
+            for key in _FROM_ENVIRONMENT:  # which comes after a flag, before or behind the command's name
+                source = ctx.get_parameter_source(key)
+                if getattr(options, key) and source is not None and source.name == "ENVIRONMENT":
+                    given[key] = None
             session = Session(given_options(options, **given))
             try:
                 function(session, **arguments)

@@ -22,7 +22,7 @@ from sllmd.core.errors import (
     SllmdError,
     StoreError,
 )
-from tests.cli.conftest import RunCommand
+from tests.cli.conftest import RunCommand, RunningDaemon
 
 COMMANDS = ["start", "run", "ps", "list", "show", "load", "unload", "import", "rm", "verify", "alias"]
 COMMANDS += ["cache", "status", "explain", "version"]
@@ -186,3 +186,13 @@ def test_fields_are_aligned() -> None:
 def test_json_and_json_lines() -> None:
     assert json.loads(as_json(ROWS, lines=False)) == ROWS
     assert [json.loads(line) for line in as_json(ROWS, lines=True).splitlines()] == ROWS
+
+
+def test_an_address_before_the_command_comes_before_the_environments(
+    sllmd: RunCommand, at_daemon: RunningDaemon
+) -> None:
+    for arguments in (("--addr", "unix:/nowhere", "ps"), ("ps", "--addr", "unix:/nowhere")):
+        outcome = sllmd(*arguments)
+        assert outcome.code == 3
+        assert "unix:/nowhere" in outcome.err
+    assert sllmd("ps").code == 0
