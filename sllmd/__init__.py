@@ -7,11 +7,13 @@ each other. ``tests/test_architecture.py`` holds the code to this table.
 ========  ==========================  ==============================================================
 floor     rooms                       what lives there
 ========  ==========================  ==============================================================
-8         ``cli``, ``__main__``       typer commands; speak HTTP to a daemon, or to the store directly
-7         ``daemon``                  builds every room, starts and stops them in order
-6         ``config``                  settings of all rooms together, and where each value came from
-5         ``api``                     HTTP in, server-sent events out; speaks OpenAI
-4         ``roles``                   the coroutines that carry out decisions
+9         ``cli``, ``__main__``       typer commands; speak HTTP to a daemon, or to the store directly
+8         ``daemon``                  builds every room, starts and stops them in order
+7         ``config``                  settings of all rooms together, and where each value came from
+6         ``api``                     HTTP in, server-sent events out; speaks OpenAI
+5         ``roles``                   the coroutines that carry out decisions
+5         ``simulator``               a virtual cluster that the same decisions are tried on
+4         ``scheduler``               where a model is loaded, and what makes room for it
 3         ``engine``, ``loader``      tokens out of weights; bytes up the tiers
 3         ``cluster``                 who leads and what a cluster of daemons has agreed on
 2         ``store``, ``text``         checkpoints on disk; text to token ids and back

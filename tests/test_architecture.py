@@ -111,6 +111,13 @@ def pure_modules() -> list[str]:
     return [name for name, module in modules().items() if module.pure]
 
 
+def test_the_scheduler_is_pure_and_knows_only_words() -> None:
+    own = [module for module in modules().values() if module.room == "scheduler"]
+    assert [module.name for module in own if not module.pure] == []
+    rooms = {modules()[name].room for module in own for name in module.imports() if name in modules()}
+    assert rooms <= {"", "core", "scheduler"}
+
+
 def test_decisions_are_pure() -> None:
     """The files where things are decided say that they are pure, so that the test below looks at them."""
     deciding = {"sllmd.roles.admission", "sllmd.engine.protocol", "sllmd.engine.batch", "sllmd.loader.plan"}
