@@ -36,6 +36,13 @@ START_SECONDS = 90.0
 END_SECONDS = 30.0
 FAKE = {"workers.engine": "fake"}
 """Settings of a daemon whose workers are real processes with made-up tokens: it starts at once."""
+NO_LAPTOP = {
+    "devices.backend": "cpu",
+    "loader.dram_budget": "256MiB",
+    "serving.drain_timeout": "5s",
+    "cluster.listen": "127.0.0.1:0",
+}
+"""What ``--dev`` would say, where TLS is wanted."""
 _MARK = "TEST_OF_SLLMD"
 _ADDRESS = re.compile(r"^  api (http://\S+)$")
 
@@ -158,15 +165,20 @@ def start(
     *,
     config: str = "",
     environment: Mapping[str, str] = {},
+    dev: bool = True,
 ) -> LiveDaemon:
-    """A daemon on its way up; ``announced`` waits for it. Whoever calls this ends it."""
+    """A daemon on its way up; ``announced`` waits for it. Whoever calls this ends it.
+
+    Not ``dev``: with TLS between nodes, and without the model ``tiny``.
+    """
     directory.mkdir(exist_ok=True, parents=True)
     (directory / "sllmd.toml").write_text(config)
-    values = {"loader.headroom_bytes": 0, **settings}
+    values = {"loader.headroom_bytes": 0, **({} if dev else NO_LAPTOP), **settings}
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "sllmd", "start", "--dev", "--config", directory / "sllmd.toml"),
+            *(sys.executable, "-m", "sllmd", "start", "--config", directory / "sllmd.toml"),
+            *(["--dev"] if dev else []),
             *("--data-dir", directory / "data", "--uds", directory / "s.sock"),
             *([] if "api.listen" in values else ["--listen", "127.0.0.1:0"]),
             *(argument for key, value in values.items() for argument in ("--set", f"{key}={value}")),

@@ -37,6 +37,7 @@ def create(
     made = session.client.post("/sllmd/v1/tokens", body)
     shown = made["token"]
     if file is not None:
+        file = file.absolute()
         _write_secret(file, shown)
         shown = str(file)
         made = {key: value for key, value in made.items() if key != "token"} | {"file": str(file)}

@@ -5,7 +5,16 @@ from __future__ import annotations
 from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.records import RemovedNode
 from sllmd.cluster.catalogue.table import Table
+from sllmd.core.errors import PeerRefused
 from sllmd.core.ids import NodeId
+
+REMOVED = "it was removed from the cluster"
+"""The reason, as the removed node hears it."""
+
+
+def tells_removal(error: PeerRefused, me: NodeId) -> bool:
+    """Whether another node refused this one because it is no member any more."""
+    return f"node {me} is not let in: {REMOVED}" in error.message
 
 
 class Doorkeeper:
@@ -26,7 +35,7 @@ class Doorkeeper:
 
     def __call__(self, node: NodeId, _fingerprint: str) -> str | None:
         """See ``wire.tls.Admission``."""
-        return "it was removed from the cluster" if node in self._removed else None
+        return REMOVED if node in self._removed else None
 
     def follow(self, catalogue: Catalogue) -> frozenset[NodeId]:
         """The catalogue is this now; nodes that were removed since."""

@@ -100,7 +100,7 @@ class Duties:
             if peers and peers != known:
                 await asyncio.to_thread(node.home.save_peers, peers)
                 known = peers
-            await asyncio.sleep(PEERS_SECONDS)
+                await asyncio.sleep(PEERS_SECONDS)
 
     async def _watch_id(self) -> None:
         address = await self._node.membership.id_taken
@@ -124,12 +124,7 @@ class Duties:
         node = self._node
         removed = node.doorkeeper.follow(catalogue)
         if node.identity.node in removed:
-            node.fail(
-                PeerRefused(
-                    f"node {node.identity.name} was removed from the cluster",
-                    hint=f"to join again, as a new node, move {node.home.directory} away",
-                )
-            )
+            node.fail_as_removed()
         if removed:
             node.hang_up(removed)
         keys = keyrings.agreed_keys(catalogue)

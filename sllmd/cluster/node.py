@@ -21,7 +21,7 @@ from sllmd.cluster.agreeing import agreement_role, keeps_authority, retire, star
 from sllmd.cluster.bootstrapping import State, bootstrap, offer_bootstrap
 from sllmd.cluster.catalogue.commands import NodeRemove
 from sllmd.cluster.control import ControlStore
-from sllmd.cluster.doorkeeper import Doorkeeper
+from sllmd.cluster.doorkeeper import Doorkeeper, tells_removal
 from sllmd.cluster.duties import Duties
 from sllmd.cluster.founding import found
 from sllmd.cluster.gossip import Meta
@@ -34,7 +34,7 @@ from sllmd.cluster.passport import KnownPeer
 from sllmd.cluster.roster import Identity, Listen, MemberView
 from sllmd.cluster.settings import ClusterSettings
 from sllmd.cluster.tokens import Tokens
-from sllmd.core.errors import ConfigError, ControlUnavailable, PeerUnreachable, SllmdError
+from sllmd.core.errors import ConfigError, ControlUnavailable, PeerRefused, PeerUnreachable, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.wire.addresses import format_address, split_address
 from sllmd.wire.bulk.client import BulkAddress
@@ -109,7 +109,7 @@ class ClusterNode:
         self._rooms = AsyncExitStack()
         self._peers: Peers
         self._listener: Listener
-        self._duties: Duties
+        self.duties: Duties
         self._gossip: Membership | None = None
         self._ca_pin = ""
         self._joined = False
@@ -157,7 +157,12 @@ class ClusterNode:
 
         Raises PeerUnreachable, PeerRefused, ProtocolError, DeadlineExceeded.
         """
-        return await self._peers.connection(node, self._address_of(node))
+        try:
+            return await self._peers.connection(node, self._address_of(node))
+        except PeerRefused as error:
+            if tells_removal(error, self.identity.node):
+                self.fail_as_removed()
+            raise
 
     async def call(
         self, node: NodeId, method: str, body: Any, *, deadline_seconds: float | None = None
@@ -250,12 +255,12 @@ class ClusterNode:
         self._rooms.push_async_callback(self.control.close)
         self.doorkeeper.follow(self.control.view().catalogue)
         self._offer_methods()
-        self._duties = Duties(self, belonging)
+        self.duties = Duties(self, belonging)
         if belonging.founding:  # before anybody can ask to join with it
-            await self._duties.register_key()
+            await self.duties.register_key()
         await self._listen()
-        self._rooms.push_async_callback(self._duties.close)
-        await self._duties.start(fresh=self._joined)
+        self._rooms.push_async_callback(self.duties.close)
+        await self.duties.start(fresh=self._joined)
         self._rooms.push_async_callback(self._say_goodbye)
 
     def _open_tls(self) -> Tls | None:
@@ -372,6 +377,15 @@ class ClusterNode:
         if not self._leaving and not self.failed.done():
             _log.error("this node stops", reason=error.message, hint=error.hint)
             self.failed.set_result(error)
+
+    def fail_as_removed(self) -> None:
+        """This node is no member any more."""
+        self.fail(
+            PeerRefused(
+                f"node {self.identity.name} was removed from the cluster",
+                hint=f"to join again, as a new node, move {self.home.directory} away",
+            )
+        )
 
     def _alive(self) -> list[NodeId]:
         """Whom agreement may count on; until gossip knows somebody, those who were there last time."""

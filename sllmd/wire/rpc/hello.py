@@ -59,10 +59,10 @@ def agree(ours: Hello, theirs: Hello) -> int:
     least = max(ours.versions[0], theirs.versions[0])
     most = min(ours.versions[1], theirs.versions[1])
     if least > most:
-        older = "we are" if ours.versions[1] < theirs.versions[0] else f"node {theirs.node} is"
+        older = "we are" if ours.versions[1] < theirs.versions[0] else f"{_who(theirs)} is"
         raise PeerRefused(
-            f"node {theirs.node} speaks protocol versions {_span(theirs.versions)}, "
-            f"node {ours.node} speaks {_span(ours.versions)}",
+            f"{_who(theirs)} speaks protocol versions {_span(theirs.versions)}, "
+            f"{_who(ours)} speaks {_span(ours.versions)}",
             hint=f"upgrade sllmd: {older} too old",
         )
     if ours.cluster and theirs.cluster and ours.cluster != theirs.cluster:
@@ -71,6 +71,10 @@ def agree(ours: Hello, theirs: Hello) -> int:
             hint="check the address; a node that shall change clusters must leave the old one first",
         )
     return most
+
+
+def _who(hello: Hello) -> str:
+    return f"node {hello.node}" if hello.node else "the node that wants to join"
 
 
 def _span(versions: tuple[int, int]) -> str:
