@@ -16,6 +16,7 @@ import aiohttp
 from benchmarks.client import Target
 from benchmarks.environments import cache_directory
 from benchmarks.servers import Server, free_port
+from benchmarks.store import bench_store_directory
 
 SETTLE_SECONDS = 60.0
 _SAMPLE = re.compile(r'^sllmd_event_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
@@ -103,10 +104,20 @@ def quantile_seconds(before: Mapping[float, float], after: Mapping[float, float]
     raise AssertionError("a histogram's last bucket holds all")
 
 
+def _data_directory(name: str) -> Path:
+    """One for each daemon, since several run at once; the store in it is the one that all share."""
+    directory = cache_directory() / "nodes" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    store = directory / "store"
+    if not store.is_symlink():
+        store.symlink_to(bench_store_directory())
+    return directory
+
+
 def _config(name: str, port: int, threads: int, replicas_max: int) -> str:
     """What differs from a stock node: where it lies, and how soon one model may push out another."""
     values: dict[str, dict[str, Any]] = {
-        "node": {"name": name, "data_dir": str(cache_directory() / "node")},
+        "node": {"name": name, "data_dir": str(_data_directory(name))},
         "api": {
             "listen": [f"127.0.0.1:{port}"],
             "uds": str(cache_directory() / "configs" / f"{name}.sock"),

@@ -1,4 +1,4 @@
-"""The bench's own node directory and store, apart from any that the user has."""
+"""The bench's own store, apart from any that the user has."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
 
 
-def node_directory() -> Path:
-    """``data_dir`` of the daemons under test."""
-    return cache_directory() / "node"
+def bench_store_directory() -> Path:
+    """What all daemons under test have as their ``store``."""
+    return cache_directory() / "node" / "store"
 
 
 def bench_store() -> Store:
     """The store of those daemons."""
-    return Store(node_directory() / "store")
+    return Store(bench_store_directory())
 
 
 def imported(name: str) -> Checkpoint:

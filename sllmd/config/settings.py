@@ -45,7 +45,8 @@ class EngineSettings(Frozen):
     """``[engine]``: how every model is run; ``[models."name"]`` may differ."""
 
     threads: int = Field(default=0, ge=0)
-    """Threads of one forward pass; 0: all cores but one, and at least one."""
+    """Threads of one forward pass; 0: the physical cores that this process may use, shared evenly by the
+    replicas on the CPU that have work; from eight cores on one is left to the daemon."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """``auto`` keeps what the checkpoint has."""
     batch_max: int = Field(default=32, ge=1, le=4096)

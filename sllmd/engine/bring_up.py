@@ -47,6 +47,10 @@ class TransformersBuilder:
         if self._copy is not None:
             self._copy.advance(bytes_ready)
 
+    def use_threads(self, threads: int) -> None:
+        """The engine will run on so many threads."""
+        self._builder.use_threads(threads)
+
     def finish(self) -> Engine:
         """Weights in place."""
         if self._copy is not None:

@@ -106,6 +106,7 @@ class FakeEngine:
         self.step_seconds = 0.0
         self._options = options
         self._settings = settings
+        self._threads = max(1, options.threads)
         self._vocabulary_size = vocabulary_size
         self._context_tokens = options.context_tokens_max or context_tokens
         self._token_ids = settings.token_ids or (0, vocabulary_size)
@@ -167,6 +168,10 @@ class FakeEngine:
     def on_work(self, wake: Callable[[], None]) -> None:
         """Never: only ``add`` and ``prefill`` bring work."""
 
+    def use_threads(self, threads: int) -> None:
+        """See ``Engine``. Only told in ``stats``."""
+        self._threads = threads
+
     def stats(self) -> EngineStats:
         """A snapshot."""
         return EngineStats(
@@ -178,7 +183,7 @@ class FakeEngine:
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             runner="fake",
-            threads=max(1, self._options.threads),
+            threads=self._threads,
             context_tokens=self._context_tokens,
         )
 

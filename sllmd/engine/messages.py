@@ -141,6 +141,13 @@ class AskStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Threads:
+    """Run further steps on so many threads."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Exit."""
 
@@ -232,6 +239,7 @@ Message = (
     | Export
     | Prefill
     | AskStats
+    | Threads
     | Stop
     | Waiting
     | Mapped

@@ -143,7 +143,7 @@ class EngineOptions:
     """What the owner of a replica decides about its engine."""
 
     threads: int
-    """Threads of one forward pass; 0: all cores but one, and at least one."""
+    """Threads of one forward pass; 0: as many as there are cores for it."""
     dtype: str = "auto"
     """``auto`` keeps the checkpoint's; else ``bfloat16``, ``float16`` or ``float32``."""
     batch_max: int = 32
@@ -184,6 +184,9 @@ class Engine(Protocol):
 
     def on_work(self, wake: Callable[[], None]) -> None:
         """Have ``wake`` called, from any thread, when ``has_work`` becomes true by itself."""
+
+    def use_threads(self, threads: int) -> None:
+        """Run further steps on so many threads."""
 
     def stats(self) -> EngineStats:
         """A snapshot."""

@@ -21,6 +21,7 @@ import structlog
 from sllmd.core.errors import ModelLoadFailed
 from sllmd.core.ids import ReplicaId
 from sllmd.core.memory import PartitionMemory
+from sllmd.engine.cores import CoreShares, compute_cores
 from sllmd.engine.messages import Attach
 from sllmd.engine.postmortem import Cause
 from sllmd.engine.process import ProcessStats
@@ -31,6 +32,7 @@ from sllmd.engine.worker_process import WorkerProcess
 from sllmd.engine.worker_replica import WorkerReplica
 from sllmd.engine.zygote_process import ZygoteProcess
 from sllmd.store.manifest import Manifest
+from sllmd.telemetry.cores import usable_cores
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +59,7 @@ class Supervisor:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._cores = CoreShares(compute_cores(usable_cores()))
         self._numbers = count(1)
         self._zygote: ZygoteProcess | None = None
         self._zygote_starts = 0
@@ -116,10 +119,12 @@ class Supervisor:
             devices=tuple(devices),
             fake_json=self._settings.fake.model_dump_json(),
         )
+        on_cpu = all(device.startswith("cpu") for device in devices)
+        cores = self._cores if on_cpu and not options.threads else None
         # A waiting worker may die just as it is taken, even all of them; a fresh one is tried before anybody
         # hears of it. What a worker says itself would only be said again.
         for attempts_left in range(self._settings.waiting_workers, -1, -1):
-            replica = WorkerReplica(replica_id, await self._take_worker(), self._settings)
+            replica = WorkerReplica(replica_id, await self._take_worker(), self._settings, cores)
             self._adopt(replica)
             try:
                 await replica.attach(message, memory)

@@ -17,9 +17,9 @@ thread; ``warm_up`` is in ``warmup``.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,8 +27,10 @@ import torch
 from sllmd.core.context import CONTEXT_FIELDS, ROPE_FIELDS
 from sllmd.core.context import context_tokens as model_context_tokens
 from sllmd.core.ids import GenerationId
+from sllmd.engine import allocator
 from sllmd.engine.batch import Batch, Chunk, Move, Row
 from sllmd.engine.cache import SlotCache
+from sllmd.engine.cores import compute_cores
 from sllmd.engine.prefix import PREFIX_TOKENS_MIN, PrefixStore, common_length
 from sllmd.engine.protocol import (
     Engine,
@@ -49,6 +51,7 @@ from sllmd.engine.skeleton import assign, build_skeleton
 from sllmd.engine.upgrade import Upgrade
 from sllmd.engine.weights import Weights, majority_dtype
 from sllmd.store.manifest import Manifest
+from sllmd.telemetry.cores import usable_cores
 from sllmd.telemetry.memory import available_memory_bytes
 
 UPGRADE_SLICE_SECONDS = 0.008
@@ -71,6 +74,10 @@ class Builder:
             dtype = getattr(torch, self.options.dtype)
         self._model = build_skeleton(self.manifest, dtype)
 
+    def use_threads(self, threads: int) -> None:
+        """The engine will run on so many threads."""
+        self.options = replace(self.options, threads=threads)
+
     def finish(self, weights: Weights) -> Engine:
         """Put the weights in. Raises MalformedCheckpoint when they do not fit the model."""
         if self._model is None:
@@ -85,14 +92,15 @@ def build_engine(manifest: Manifest, weights: Weights, options: EngineOptions) -
 
 
 def thread_count(options: EngineOptions) -> int:
-    """Threads of a forward pass: as told, else all cores this process may use but one."""
-    return options.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    """Threads of a forward pass: as told, else as many as there are cores for it."""
+    return options.threads or compute_cores(usable_cores())
 
 
 class TransformerEngine:
     """Rows over one model; implements ``protocol.Engine``."""
 
     def __init__(self, model: Any, options: EngineOptions) -> None:
+        allocator.merge_at_once()
         torch.set_num_threads(thread_count(options))
         config = model.config.get_text_config()
         self._vocabulary = model.get_input_embeddings().num_embeddings
@@ -149,6 +157,10 @@ class TransformerEngine:
         if self._pending or self._batch.rows or self._batch.waiting:
             return True
         return self._served and self._upgrade.ready
+
+    def use_threads(self, threads: int) -> None:
+        """See ``Engine``. Costs microseconds; threads that a step leaves out sleep."""
+        torch.set_num_threads(threads)
 
     def stats(self) -> EngineStats:
         """See ``Engine``."""

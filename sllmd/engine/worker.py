@@ -44,6 +44,7 @@ from sllmd.engine.messages import (
     Refused,
     Stats,
     Stop,
+    Threads,
     Waiting,
     decode,
     encode,
@@ -69,6 +70,9 @@ class EngineBuilder(Protocol):
     def progress(self, bytes_ready: Sequence[int]) -> None:
         """So many bytes of each partition are filled."""
 
+    def use_threads(self, threads: int) -> None:
+        """The engine will run on so many threads."""
+
     def finish(self) -> Engine:
         """The rest, with all bytes there."""
 
@@ -91,6 +95,10 @@ class _FakeBuilder:
 
     def progress(self, bytes_ready: Sequence[int]) -> None:
         """Nothing to copy."""
+
+    def use_threads(self, threads: int) -> None:
+        """For ``stats`` only."""
+        self._options = replace(self._options, threads=threads)
 
     def finish(self) -> Engine:
         """The engine, after its simulated seconds."""
@@ -160,6 +168,8 @@ class Worker:
                     return
                 case Progress():
                     builder.progress(message.bytes_ready)
+                case Threads():
+                    builder.use_threads(message.count)
                 case _:
                     raise ProtocolError(f"{type(message).__name__} came before Begin")
 
@@ -198,6 +208,8 @@ class Worker:
                 engine.prefill(replace(message.state, generation_id=own_id))
             case Progress():
                 pass  # the engine's own, to look again whether it has work
+            case Threads():
+                engine.use_threads(message.count)
             case AskStats():
                 self._send(Stats(message.request, engine.stats()))
             case _:

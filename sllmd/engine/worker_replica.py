@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from sllmd.core.errors import InvalidRequest, ModelLoadFailed, ProtocolError, WorkerLost
 from sllmd.core.ids import GenerationId, ReplicaId
 from sllmd.core.memory import PartitionMemory
+from sllmd.engine.cores import CoreShares
 from sllmd.engine.messages import (
     Add,
     AskStats,
@@ -32,6 +34,7 @@ from sllmd.engine.messages import (
     Ready,
     Refused,
     Stats,
+    Threads,
     unpack_events,
 )
 from sllmd.engine.postmortem import Cause
@@ -50,13 +53,22 @@ held up, many seconds pass between two looks and none of them is the worker's fa
 class WorkerReplica:
     """See ``Replica``."""
 
-    def __init__(self, replica_id: ReplicaId, worker: WorkerProcess, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        replica_id: ReplicaId,
+        worker: WorkerProcess,
+        settings: WorkerSettings,
+        cores: CoreShares | None = None,
+    ) -> None:
+        """``cores``: shared with other replicas; None: its number of threads is what its options say."""
         self.replica_id = replica_id
         self.worker = worker
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = loop.create_future()
         self.context_tokens = 0
         self._settings = settings
+        self._cores = cores
+        self._threads = 0
         self._mapped: asyncio.Future[None] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
         self._numbers = count(1)
@@ -65,6 +77,7 @@ class WorkerReplica:
         self._mailboxes: dict[int, Mailbox] = {}
         self._running: set[int] = set()
         """Handles whose last event has not come: a mailbox may outlive that, when its consumer is slow."""
+        self._prefills = 0
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._leaving: dict[int, int] = {}
         """Request of an export that ends its generation, and that generation's handle."""
@@ -76,8 +89,17 @@ class WorkerReplica:
     async def attach(self, message: Attach, memory: Sequence[PartitionMemory]) -> None:
         """Hand the memory over; returns when it is mapped. Raises ModelLoadFailed; close it then."""
         descriptors = [descriptor for partition in memory for descriptor in partition.descriptors]
+        if self._cores is not None:
+            self._cores.set_busy(self, True)  # until it is ready: building a model computes, too
+            message = replace(message, options=replace(message.options, threads=self._threads))
         self.worker.send(message, descriptors)
         await self._bring_up(self._mapped, self._settings.attach_timeout_seconds, "map the model's memory")
+
+    def use_threads(self, threads: int) -> None:
+        """See ``Computes``. The first number goes with the attach."""
+        before, self._threads = self._threads, threads
+        if before not in (0, threads):
+            self.worker.send(Threads(threads))
 
     def progress(self, bytes_ready: Sequence[int]) -> None:
         """Tell how many bytes of each partition are filled."""
@@ -97,6 +119,7 @@ class WorkerReplica:
         self._generation_ids[handle] = state.generation_id
         mailbox = self._mailboxes[handle] = Mailbox()
         self._running.add(handle)
+        self._account()
         events = mailbox.events()
         try:
             self.worker.send(Add(handle, state))
@@ -106,7 +129,7 @@ class WorkerReplica:
             await events.aclose()
             del self._handles[state.generation_id], self._generation_ids[handle], self._mailboxes[handle]
             if handle in self._running:
-                self._running.discard(handle)
+                self._done(handle)
                 self.worker.send(Cancel(handle))
 
     async def export(self, generation_id: GenerationId, *, stop: bool) -> GenerationState | None:
@@ -126,7 +149,13 @@ class WorkerReplica:
 
     async def prefill(self, state: GenerationState) -> None:
         """Warm the cache for ``state``. Raises InvalidRequest when the engine refuses it."""
-        await self._ask(lambda request: Prefill(request, state))
+        self._prefills += 1
+        self._account()
+        try:
+            await self._ask(lambda request: Prefill(request, state))
+        finally:
+            self._prefills -= 1
+            self._account()
 
     async def stats(self) -> EngineStats:
         """A snapshot."""
@@ -162,6 +191,7 @@ class WorkerReplica:
                 _log.info("engine built", replica=self.replica_id, **message.stages_seconds)
                 self.context_tokens = message.context_tokens
                 self._ready.set_result(None)
+                self._account()
             case _:
                 raise ProtocolError(f"an attached worker sent {type(message).__name__}")
 
@@ -169,13 +199,24 @@ class WorkerReplica:
         for handle, event in unpack_events(message, self._generation_ids):
             self._mailboxes[handle].put(event)
             if ends_generation(event):
-                self._running.discard(handle)
+                self._done(handle)
 
     def _left(self, handle: int) -> None:
         """A generation was exported and runs no more, whether or not somebody still waits for its state."""
-        self._running.discard(handle)
+        self._done(handle)
         if handle in self._mailboxes:
             self._mailboxes[handle].close()
+
+    def _done(self, handle: int) -> None:
+        """A generation runs no more."""
+        self._running.discard(handle)
+        self._account()
+
+    def _account(self) -> None:
+        """Take a share of the cores while there is work, and only then. Building the model was some."""
+        if self._cores is not None:
+            gone = self.worker.gone.done()
+            self._cores.set_busy(self, not gone and bool(self._running or self._prefills))
 
     def _resolve(self, request: int, value: object) -> None:
         answer = self._answers.get(request)
@@ -219,6 +260,7 @@ class WorkerReplica:
             return
         cause = gone.result()
         self._running.clear()
+        self._account()
         for mailbox in self._mailboxes.values():
             mailbox.close(self._worker_lost(cause))
         for answer in self._answers.values():

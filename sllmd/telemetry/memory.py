@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sllmd.telemetry.cgroup import cgroup_text
+
 
 def total_memory_bytes() -> int:
     """This machine's memory, or what its control group allows if that is less."""
@@ -31,13 +33,9 @@ def _meminfo_bytes(field: str) -> int:
 
 
 def _cgroup_number(name: str, field: str = "") -> int | None:
-    """A number of this process's control group (version 2); None where there is none or no limit."""
-    groups = Path("/proc/self/cgroup").read_text().splitlines()
-    path = next((line[3:] for line in groups if line.startswith("0::")), None)
-    if path is None:
+    """A number of this process's control group; None where there is none or no limit."""
+    text = cgroup_text(name)
+    if text is None:
         return None
-    file = Path("/sys/fs/cgroup") / path.lstrip("/") / name
-    if not file.is_file():
-        return None
-    values = [line.removeprefix(field) for line in file.read_text().splitlines() if line.startswith(field)]
+    values = [line.removeprefix(field) for line in text.splitlines() if line.startswith(field)]
     return int(values[0]) if values and values[0].isdigit() else None

@@ -9,6 +9,7 @@ import pytest
 from sllmd.core.errors import InvalidRequest, ModelLoadFailed, ProtocolError, WorkerLost
 from sllmd.core.ids import GenerationId
 from sllmd.core.memory import PartitionMemory
+from sllmd.engine.cores import compute_cores
 from sllmd.engine.fake import FakeEngine, FakeSettings
 from sllmd.engine.protocol import (
     EngineEvent,
@@ -21,6 +22,7 @@ from sllmd.engine.protocol import (
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 from sllmd.engine.worker_replica import WorkerReplica
+from sllmd.telemetry.cores import usable_cores
 from tests.engine.conftest import alive, until
 from tests.engine.fakes import manifest, state, tokens
 
@@ -448,3 +450,35 @@ async def test_giving_up_a_start_reaps_its_worker(
         await replica.close()
     assert len([pid for pid in before if alive(pid)]) == 2
     assert not any(slabs_mapped_by(pid) for pid in before if alive(pid))
+
+
+async def test_replicas_that_have_work_share_the_cores(supervisor: Supervisor) -> None:
+    whole = compute_cores(usable_cores())
+    replicas = []
+    for _ in range(2):
+        replica = await supervisor.attach(manifest(token_seconds=0.001), (), EngineOptions(threads=0))
+        await replica.begin()
+        replicas.append(replica)
+    streams = [replica.generate(state(max_tokens=FOREVER)) for replica in replicas]
+    await anext(streams[0])
+    assert (await replicas[0].stats()).threads == whole
+    await anext(streams[1])
+    assert [(await replica.stats()).threads for replica in replicas] == [max(1, whole // 2)] * 2
+    await streams[1].aclose()
+    assert (await replicas[0].stats()).threads == whole
+    await streams[0].aclose()
+
+
+async def test_a_dead_replica_leaves_its_cores_to_the_others(supervisor: Supervisor) -> None:
+    first, second = [
+        await supervisor.attach(manifest(token_seconds=0.001), (), EngineOptions(threads=0)) for _ in range(2)
+    ]
+    await first.begin()
+    stream = first.generate(state(max_tokens=FOREVER))
+    await anext(stream)
+    assert isinstance(second, WorkerReplica)  # still being brought up: that computes, too
+    assert (await first.stats()).threads == max(1, compute_cores(usable_cores()) // 2)
+    second.worker.process.kill()
+    await second.lost
+    assert (await first.stats()).threads == compute_cores(usable_cores())
+    await stream.aclose()
