@@ -12,7 +12,7 @@ from sllmd.cli.client import segment
 from sllmd.cli.session import Session, command
 from sllmd.cli.tables import Column
 from sllmd.core.errors import SllmdError
-from sllmd.core.units import format_seconds, parse_duration_seconds
+from sllmd.core.units import format_age, parse_duration_seconds
 
 app = typer.Typer()
 node_app = typer.Typer(help="List nodes, or remove one that is dead.", no_args_is_help=True)
@@ -28,8 +28,7 @@ NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node's name
 def _since(row: Mapping[str, Any]) -> str:
     if row["since"] is None:
         return "-"
-    seconds = round(max(0.0, time.time() - row["since"]))
-    return f"{seconds} s" if seconds < 60 else format_seconds(seconds)
+    return format_age(time.time() - row["since"])
 
 
 def _role(row: Mapping[str, Any]) -> str:

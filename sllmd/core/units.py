@@ -69,3 +69,12 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def format_age(seconds: float) -> str:
+    """``seconds`` since something, for a person: ``4 s``, ``4m31s``, ``3h02m``, ``5d04h``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    hours = whole // 3600
+    return f"{hours // 24}d{hours % 24:02d}h" if hours >= 48 else format_seconds(whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sllmd.core.units import format_seconds
+from sllmd.core.units import format_age
 from sllmd.roles.status import ClusterStatus, MemberStatus
 
 STALE_SECONDS = 5.0
@@ -39,7 +39,7 @@ def _agreement(cluster: ClusterStatus) -> Iterator[str]:
     if control.age_seconds is None:
         yield "this node has not heard of the catalogue yet: it knows what it knew before it was started"
     elif control.age_seconds > STALE_SECONDS:
-        yield f"what this node knows of the catalogue is {format_seconds(control.age_seconds)} old"
+        yield f"what this node knows of the catalogue is {format_age(control.age_seconds)} old"
 
 
 def _dead(member: MemberStatus, now: float) -> str:
@@ -47,11 +47,11 @@ def _dead(member: MemberStatus, now: float) -> str:
     remedy = f"start it, or remove it with `sllmd node rm {member.name}`"
     if member.since is None:
         return f"{who} was not heard of since this node was started: {remedy}"
-    return f"{who} is dead for {format_seconds(now - member.since)}: {remedy}"
+    return f"{who} is dead for {format_age(now - member.since)}: {remedy}"
 
 
 def _suspect(member: MemberStatus, now: float) -> str:
-    since = f" for {format_seconds(now - member.since)}" if member.since is not None else ""
+    since = f" for {format_age(now - member.since)}" if member.since is not None else ""
     by = f" of {', '.join(member.suspected_by)}" if member.suspected_by else ""
     return f"{member.name} is suspect{since}: no answer to probes{by}"
 

@@ -1,4 +1,4 @@
-"""Durations as people write them."""
+"""Durations as people write and read them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sllmd.core.errors import ConfigError
-from sllmd.core.units import parse_duration_seconds
+from sllmd.core.units import format_age, parse_duration_seconds
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,18 @@ NONE = ("", "soon", "-oops", "-", "-5m", "-1x", "- 1", "1e3", "5 m", "9" * 400)
 def test_no_durations(given: object) -> None:
     with pytest.raises(ConfigError, match="is not a duration"):
         parse_duration_seconds(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-3, "0 s"),
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (271, "4m31s"),
+        (3 * 3600 + 120, "3h02m"),
+        (446_400, "5d04h"),
+    ],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert format_age(seconds) == text
