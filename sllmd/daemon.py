@@ -106,8 +106,9 @@ def cluster_node(config: Config, *, dev: bool, token: str | None) -> ClusterNode
     node.labels = config.node.all_labels
     if config.cluster.secret_file is not None:
         node.key = parse_cluster_key(read_secret_file(config.cluster.secret_file))
-    if token is None and config.cluster.token_file is not None:
-        token = read_secret_file(config.cluster.token_file)
+    known = node.home.belonging()
+    if token is None and config.cluster.token_file is not None and (known is None or known.joining):
+        token = read_secret_file(config.cluster.token_file)  # a member needs none, and may have lost it
     node.token = None if token is None else parse_token(token)
     return node
 
