@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from sllmd.api.following import desk_of, events, flag, logs
 from sllmd.api.keys import Scope
@@ -19,6 +19,14 @@ from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.records import Deployment, DeploymentSpec, Node
 from sllmd.core.errors import RecordNotFound
 from sllmd.core.ids import Digest, ModelName
+from sllmd.roles.status import (
+    DeploymentRecord,
+    DeploymentRecords,
+    KeyRecord,
+    KeyRecords,
+    NodeRecord,
+    NodeRecords,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -53,14 +61,14 @@ class KeyOrder(Order):
 
 async def members(request: web.Request) -> web.Response:
     """Handler: every member as this node sees it."""
-    return web.json_response(text=desk_of(request).fleet.status().model_dump_json())
+    return _answer(desk_of(request).fleet.status())
 
 
 async def nodes(request: web.Request) -> web.Response:
     """Handler: the nodes that the cluster admitted."""
     catalogue = await _catalogue(request)
-    found = [_node_body(node) for node in catalogue.nodes.values()]
-    return web.json_response({"nodes": found, "revision": catalogue.revision})
+    found = tuple(map(_node_record, catalogue.nodes.values()))
+    return _answer(NodeRecords(nodes=found, revision=catalogue.revision))
 
 
 async def node(request: web.Request) -> web.Response:
@@ -68,7 +76,7 @@ async def node(request: web.Request) -> web.Response:
     wanted = request.match_info["node"]
     for found in (await _catalogue(request)).nodes.values():
         if wanted in (found.name, found.node):
-            return web.json_response(_node_body(found))
+            return _answer(_node_record(found))
     raise RecordNotFound(f"there is no node `{wanted}`", hint="`sllmd members` shows them")
 
 
@@ -83,14 +91,14 @@ async def leave(request: web.Request) -> web.Response:
     """Handler: this node leaves for good, and its daemon ends; answers once it is no member any more."""
     order = await read_order(request, LeaveOrder)
     report = await desk_of(request).departure.leave(order.drain_seconds)
-    return web.json_response(text=report.model_dump_json())
+    return _answer(report)
 
 
 async def deployments(request: web.Request) -> web.Response:
     """Handler: the models that the cluster serves, under their names."""
     catalogue = await _catalogue(request)
-    found = [_deployment_body(one) for one in catalogue.deployments.values()]
-    return web.json_response({"deployments": found, "revision": catalogue.revision})
+    found = tuple(map(_deployment_record, catalogue.deployments.values()))
+    return _answer(DeploymentRecords(deployments=found, revision=catalogue.revision))
 
 
 async def deployment(request: web.Request) -> web.Response:
@@ -100,7 +108,7 @@ async def deployment(request: web.Request) -> web.Response:
     found = catalogue.deployments.get(catalogue.names.get(wanted) or "")
     if found is None:
         raise RecordNotFound(f"there is no deployment `{wanted}`")
-    return web.json_response(_deployment_body(found))
+    return _answer(_deployment_record(found))
 
 
 async def put_deployment(request: web.Request) -> web.Response:
@@ -117,7 +125,7 @@ async def put_deployment(request: web.Request) -> web.Response:
     )
     steering = desk_of(request).steering
     put = await steering.put_deployment(request.match_info["name"], spec, expected=order.expected)
-    return web.json_response(_deployment_body(put))
+    return _answer(_deployment_record(put))
 
 
 async def delete_deployment(request: web.Request) -> web.Response:
@@ -129,11 +137,11 @@ async def delete_deployment(request: web.Request) -> web.Response:
 
 async def keys(request: web.Request) -> web.Response:
     """Handler: the cluster's API keys and those of this node's file; never a secret."""
-    found = [
-        {"id": key.id, "scopes": sorted(key.scopes), "source": source}
+    found = tuple(
+        KeyRecord(id=key.id, scopes=tuple(sorted(key.scopes)), source=source)
         for source, key in request.app[ROOMS].keys.all()
-    ]
-    return web.json_response({"keys": found})
+    )
+    return _answer(KeyRecords(keys=found))
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -155,13 +163,17 @@ async def _catalogue(request: web.Request) -> Catalogue:
     return await desk_of(request).steering.catalogue(newest=newest)
 
 
-def _node_body(found: Node) -> dict[str, object]:
-    body = asdict(found)
-    return {"name": body.pop("name"), "id": body.pop("node"), **body}
+def _node_record(found: Node) -> NodeRecord:
+    values = asdict(found)
+    return NodeRecord(id=values.pop("node"), **values)
 
 
-def _deployment_body(found: Deployment) -> dict[str, object]:
-    return {"name": found.name, **asdict(found.spec), "revision": found.revision}
+def _deployment_record(found: Deployment) -> DeploymentRecord:
+    return DeploymentRecord(name=found.name, revision=found.revision, **asdict(found.spec))
+
+
+def _answer(body: BaseModel) -> web.Response:
+    return web.json_response(text=body.model_dump_json())
 
 
 ROUTES = (

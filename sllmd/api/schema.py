@@ -27,6 +27,9 @@ _GETS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("/sllmd/v1/status", "nodeStatus", status.NodeStatus),
     ("/sllmd/v1/cache", "cacheStatus", status.CacheStatus),
     ("/sllmd/v1/members", "clusterMembers", status.ClusterStatus),
+    ("/sllmd/v1/nodes", "listNodes", status.NodeRecords),
+    ("/sllmd/v1/deployments", "listDeployments", status.DeploymentRecords),
+    ("/sllmd/v1/keys", "listKeys", status.KeyRecords),
 )
 
 

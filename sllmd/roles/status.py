@@ -190,6 +190,65 @@ class ClusterSummary(_Status):
     """What is wrong, in plain words; empty: nothing."""
 
 
+class NodeRecord(_Status):
+    """A node as the cluster admitted it."""
+
+    name: str
+    id: str
+    address: str
+    certificate_fingerprint: str
+    devices: dict[str, int]
+    """Bytes that replicas may take, by device."""
+    labels: dict[str, str]
+    cordoned: bool
+    revision: int
+    """The change that made it so."""
+
+
+class NodeRecords(_Status):
+    """All of them, as of ``revision``."""
+
+    nodes: tuple[NodeRecord, ...]
+    revision: int
+
+
+class DeploymentRecord(_Status):
+    """A model that the cluster serves, under its name."""
+
+    name: str
+    digest: str
+    source: str
+    aliases: tuple[str, ...]
+    keep_alive_seconds: float | None
+    min_replicas: int
+    max_replicas: int
+    placement: dict[str, str]
+    """Labels that a node must have."""
+    revision: int
+
+
+class DeploymentRecords(_Status):
+    """All of them, as of ``revision``."""
+
+    deployments: tuple[DeploymentRecord, ...]
+    revision: int
+
+
+class KeyRecord(_Status):
+    """An API key; its secret is kept nowhere."""
+
+    id: str
+    scopes: tuple[str, ...]
+    source: Literal["cluster", "file"]
+    """``file``: of the answering node alone."""
+
+
+class KeyRecords(_Status):
+    """Those that the answering node accepts."""
+
+    keys: tuple[KeyRecord, ...]
+
+
 class LeaveReport(_Status):
     """What a node's leaving came to."""
 
