@@ -41,6 +41,7 @@ from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
 from sllmd.roles.provision import is_built_in, provision
 from sllmd.roles.router import Router
+from sllmd.roles.status import ClusterSummary
 from sllmd.roles.watching import Watcher, record, watch_door, watch_replicas
 from sllmd.store.store import Store
 from sllmd.telemetry.feed import Feed
@@ -236,7 +237,7 @@ class Daemon:
         serving = sum(replica.state == "serving" for replica in status.replicas)
         loading = sum(replica.state == "starting" for replica in status.replicas)
         return (
-            f"{status.models} models, {serving} serving, {loading} loading"
+            f"{_nodes_summary(status.cluster)}{status.models} models, {serving} serving, {loading} loading"
             f" · {status.requests_running} running, {status.requests_waiting} waiting"
         )
 
@@ -267,6 +268,13 @@ class Daemon:
             if is_loopback(node.address):
                 lines.append("  only this machine can; open it with --cluster-listen 0.0.0.0")
         return lines
+
+
+def _nodes_summary(cluster: ClusterSummary | None) -> str:
+    """How many nodes are there, and whether all is well; nothing of a node that is alone."""
+    if cluster is None or sum(cluster.members.values()) < 2:
+        return ""
+    return f"{cluster.members.get('alive', 0)} nodes{', degraded' if cluster.degraded else ''} · "
 
 
 async def _patiently(manager: ServiceManager, starting: asyncio.Task[Daemon], *, joining: bool) -> None:
