@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 CHUNK_BYTES = 1 << 16
+YIELDS = 3
 
 
 class Cable:
@@ -35,6 +36,8 @@ class Cable:
         if self._server is not None:
             self._server.close()
             self._server = None
+        for _ in range(YIELDS):
+            await asyncio.sleep(0)  # what was accepted just now gets a writer that can be aborted
         for writer in self._writers:
             writer.transport.abort()
         self._flows.set()

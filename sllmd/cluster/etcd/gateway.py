@@ -25,7 +25,8 @@ from sllmd.core.units import KIB, MIB
 from sllmd.wire.tls import explain_tls
 
 LINE_BYTES_MAX = 32 * MIB
-"""One message of a watch: etcd sends at most 1,000 changes, and its gateway 4 MiB of them, at once."""
+"""One message of a watch: etcd sends at most 1,000 changes at once. A longer one ends the watch, and the next
+begins behind what was read in pages."""
 PLAIN_BYTES_MAX = 512 * KIB
 """What is longer is sent in parts, so that it does not hold up everything else."""
 IDLE_SECONDS = 60.0
@@ -43,6 +44,7 @@ class Gateway:
         self._token: str | None = None
         self._etcd: str | None = None
         """The etcd cluster's id: endpoints of another one are not ours."""
+        self._stream: tuple[str, asyncio.Timeout] | None = None
         self._endpoints = list(settings.endpoints)
         self._current = random.randrange(len(self._endpoints))
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.request_seconds / 2)
@@ -104,6 +106,7 @@ class Gateway:
                 cause = f"{endpoint}: {_cause(error)}"
                 in_doubt = in_doubt or not isinstance(error, aiohttp.ConnectionTimeoutError)
             self.avoid(endpoint)
+            self.hang_up(endpoint)
         raise EtcdAway(f"etcd does not answer: {cause}", in_doubt=in_doubt)
 
     def avoid(self, endpoint: str) -> None:
@@ -113,18 +116,27 @@ class Gateway:
 
     @asynccontextmanager
     async def stream(self, path: str, bodies: list[Json]) -> AsyncIterator[AsyncIterator[Json]]:
-        """The messages that etcd sends until it, or we, end it. Raises EtcdAway, EtcdRefused, also later."""
+        """The messages that etcd sends, one stream at a time. Raises EtcdAway, EtcdRefused, also later."""
         endpoint = self.endpoint
         data = "".join(json.dumps(body) for body in bodies).encode()
+        limit = asyncio.timeout(None)
         try:
-            async with self._post(endpoint, path, data) as response:
+            async with limit, self._post(endpoint, path, data) as response:
+                self._stream = (endpoint, limit)
                 if response.status != 200:
                     await self._read(endpoint, response)
                 yield _messages(response)
         except (aiohttp.ClientError, TimeoutError, OSError, NotEtcd) as error:
             raise EtcdAway(f"{endpoint}: {_cause(error)}", in_doubt=False) from error
         finally:
+            self._stream = None
             self.avoid(endpoint)  # a stream that goes well does not end
+
+    def hang_up(self, endpoint: str | None = None) -> None:
+        """End the stream, if it goes there: where calls fail, streams stay silent. None: wherever it goes."""
+        if self._stream is not None and endpoint in (None, self._stream[0]):
+            (_, limit), self._stream = self._stream, None
+            limit.reschedule(asyncio.get_running_loop().time())
 
     def log_in_again(self) -> None:
         """The token is not accepted any more: the next call gets a new one."""

@@ -15,7 +15,7 @@ import structlog
 
 from sllmd.cluster.catalogue import EMPTY, Catalogue, apply_bytes, restore
 from sllmd.cluster.catalogue.results import Result
-from sllmd.cluster.etcd.failures import RESOURCE_EXHAUSTED, EtcdAway, EtcdRefused
+from sllmd.cluster.etcd.failures import EtcdAway, EtcdRefused
 from sllmd.cluster.etcd.gateway import Gateway
 from sllmd.cluster.etcd.keys import Keys, Pointer, unpack_batch, unpack_pointer
 from sllmd.cluster.etcd.requests import (
@@ -36,8 +36,8 @@ from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.core.errors import ControlUnavailable, ProtocolError
 from sllmd.core.ids import NodeId
 
-PAGE_PAIRS = 512
-"""Batches read at once; a quarter as many when they are more than the gateway's 4 MiB."""
+PAGE_PAIRS = 256
+"""Batches read at once: some kB each as a rule, and 1 MiB at most."""
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +83,6 @@ class Log:
         self._newest_at: float | None = None
         self._asking: asyncio.Task[tuple[float, int]] | None = None
         self._asking_next: asyncio.Task[tuple[float, int]] | None = None
-        self._watch_limit: asyncio.Timeout | None = None
         self._away = False
 
     @property
@@ -96,8 +95,6 @@ class Log:
         while True:
             try:
                 await self._follow(await self._catch_up())
-            except TimeoutError:
-                _log.warning("the watch of etcd fell silent, watching anew")
             except (EtcdAway, EtcdRefused) as error:
                 self._gateway.log_in_again()
                 _log.info("reading etcd was interrupted", cause=str(error))
@@ -113,7 +110,8 @@ class Log:
                     _log.warning("etcd does not answer; views go on and grow old", cause=str(error))
                 self._away = True
             except TimeoutError:
-                self._watch_anew()
+                _log.warning("the watch of etcd fell silent, watching anew")
+                self._gateway.hang_up()
             else:
                 if self._away:
                     _log.info("etcd answers again")
@@ -152,10 +150,6 @@ class Log:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
 
-    def _watch_anew(self) -> None:
-        if self._watch_limit is not None:
-            self._watch_limit.reschedule(asyncio.get_running_loop().time())
-
     async def _catch_up(self) -> int:
         """Read up to the present; which revision that was."""
         before = self.position
@@ -185,16 +179,9 @@ class Log:
         self._move(pointer.position)
 
     async def _replay(self, revision: int) -> None:
-        limit = PAGE_PAIRS
         while True:
-            request = page(self._keys.commands, limit=limit, revision=revision, after=self.position)
-            try:
-                found = await self._range(request)
-            except EtcdRefused as refusal:
-                if refusal.grpc != RESOURCE_EXHAUSTED or limit == 1:
-                    raise
-                limit = max(1, limit // 4)
-                continue
+            request = page(self._keys.commands, limit=PAGE_PAIRS, revision=revision, after=self.position)
+            found = await self._range(request)
             for pair in found.pairs:
                 self._apply(pair)
                 await asyncio.sleep(0)
@@ -205,21 +192,15 @@ class Log:
         return read_page(await self._gateway.call("/v3/kv/range", request))
 
     async def _follow(self, revision: int) -> None:
-        """Until the stream ends, which it says by an error. TimeoutError: it was told to begin anew."""
+        """Until the stream ends, which it says by an error."""
         commands, leader = self._keys.commands, self._keys.leader
         watches = [
             watch(commands, prefix_end(commands), start_revision=revision + 1, deletes=False),
             watch(leader, None, start_revision=revision + 1, deletes=True),
         ]
-        try:
-            async with (
-                asyncio.timeout(None) as self._watch_limit,
-                self._gateway.stream("/v3/watch", watches) as messages,
-            ):
-                async for message in messages:
-                    self._take(message)
-        finally:
-            self._watch_limit = None
+        async with self._gateway.stream("/v3/watch", watches) as messages:
+            async for message in messages:
+                self._take(message)
         raise EtcdAway("the watch ended", in_doubt=False)
 
     def _take(self, message: Json) -> None:

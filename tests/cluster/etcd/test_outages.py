@@ -30,7 +30,7 @@ def big(number: int, size_bytes: int) -> SettingPut:
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_one_of_three_endpoints_is_gone(three_etcds: EtcdCluster, how: str) -> None:
     """Nodes whose calls and watches went there go on elsewhere, for every one of the three."""
-    async with etcd_stores(three_etcds, 2) as stores:
+    async with etcd_stores(three_etcds, 2, propose_seconds=5.0) as stores:
         await leader_of(stores.nodes)
         for member in three_etcds.members:
             getattr(member, how)()
