@@ -195,7 +195,8 @@ class DataPlane:
         return self._node.control.view().catalogue if self._started else EMPTY
 
     def _has_leader(self) -> bool:
-        return self._node.control.leadership().leader is not None
+        """One that is well: a node without a vote keeps the name of the last one."""
+        return self._node.control.leadership().leader in self._alive
 
     def _keep_alive_of(self, name: ModelName) -> float | None:
         deployment = self._catalogue().deployments.get(name)
@@ -203,7 +204,7 @@ class DataPlane:
 
     def _elsewhere(self) -> Collection[Digest]:
         others = (each for node, each in self.table.inventories.items() if node != self.here.node)
-        return {fact.digest for each in others for fact in each.checkpoints}
+        return {fact.digest for each in others for fact in each.checkpoints if not fact.adopted}
 
     def _file_holders(self, digest: Digest) -> list[NodeId]:
         holders = self.table.holders(digest, files_only=True)

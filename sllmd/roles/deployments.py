@@ -16,7 +16,7 @@ import structlog
 
 from sllmd.cluster.catalogue.commands import DeploymentPut
 from sllmd.cluster.catalogue.records import DeploymentSpec
-from sllmd.cluster.catalogue.results import Denied, Reason
+from sllmd.cluster.catalogue.results import Denied, Done, Reason
 from sllmd.cluster.catalogue.state import Catalogue
 from sllmd.cluster.control import ControlStore
 from sllmd.core.errors import BusyError, ModelNotFound, OutcomeUnknown, SllmdError, StoreError
@@ -46,7 +46,7 @@ class Deployments:
         elsewhere: Callable[[], Collection[Digest]],
         in_use: Callable[[ModelName], bool],
     ) -> None:
-        """``memory``: the file that remembers; ``elsewhere``: checkpoints that other nodes have."""
+        """``memory``: the file that remembers; ``elsewhere``: checkpoints that other nodes imported."""
         self._library = library
         self._adopted = adopted
         self._models = models
@@ -86,25 +86,23 @@ class Deployments:
             return
         catalogue = await control.read()
         gone = {name for name in self._library.deployed if _is_gone(self._library.own, name)}
-        steps = reconcile(
-            {model.name: self._offer(model) for model in stored if model.problem is None},
-            catalogue,
-            self._library.deployed,
-            gone=gone,
-            elsewhere=self._elsewhere(),
-        )
-        await self._remember(steps.deployed)
+        offers = {model.name: self._offer(model) for model in stored if model.problem is None}
+        steps = reconcile(offers, catalogue, self._library.deployed, gone=gone, elsewhere=self._elsewhere())
+        deployed = dict(steps.deployed)
         refused = {name: reason for name, reason in self._library.refused.items() if name not in gone}
         for command in steps.commands:
             result = await control.propose(command)
-            name = command.name if isinstance(command, DeploymentPut) else None
-            if name is None:
+            if not isinstance(command, DeploymentPut):
                 continue
-            refused.pop(name, None)
-            if isinstance(result, Denied) and result.reason is Reason.NAME_TAKEN:
-                refused[name] = f"`{name}` is not deployed in the cluster: {result.message}"
-                _log.error("model not deployed", model=name, reason=result.message)
+            refused.pop(command.name, None)
+            if isinstance(result, Done):  # at once: it may be imported anew before the next look
+                own = offers[command.name].own
+                deployed[command.name] = Deployed(own.digest, own.imported_at)
+            elif isinstance(result, Denied) and result.reason is Reason.NAME_TAKEN:
+                refused[command.name] = f"`{command.name}` is not deployed in the cluster: {result.message}"
+                _log.error("model not deployed", model=command.name, reason=result.message)
         self._library.refused = refused
+        await self._remember(deployed)
         await self._forget(catalogue)
         if not steps.commands:  # else look again: what was asked for is in the next view
             self._seen = (stored, catalogue.revision)

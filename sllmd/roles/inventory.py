@@ -42,6 +42,8 @@ class CheckpointFact:
     partitions: int
     created_seconds: int
     """Unix seconds of its import."""
+    adopted: bool = False
+    """It came from another node: a copy that nobody here asked to keep."""
 
 
 @dataclass(frozen=True, slots=True)

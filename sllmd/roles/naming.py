@@ -8,7 +8,7 @@ Every model that is imported on a node is deployed in the cluster under its name
 4. any other name of two checkpoints is the cluster's: the store's copy stays, unserved, with an error;
 5. a name that this node deployed and that was deleted since is *withdrawn*: the copy stays, unserved, until
    it is imported again;
-6. a name that this node deployed and then removed is deleted in the cluster, unless others have it.
+6. a name that this node deployed and then removed is deleted in the cluster, unless others imported it, too.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def reconcile(
 ) -> Steps:
     """How to make the catalogue say what the store has.
 
-    ``gone``: deployed names that the store has no longer; ``elsewhere``: checkpoints that other nodes have.
+    ``gone``: deployed names that the store has no longer; ``elsewhere``: what other nodes imported.
     """
     commands: list[Body] = []
     remembered = dict(deployed)

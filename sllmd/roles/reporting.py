@@ -28,6 +28,8 @@ REPORT_SECONDS = 3.0
 """For the leader to take a report."""
 RETRY_SECONDS = 0.2
 """After a report or a stream that failed: a new leader needs a moment until it knows that it leads."""
+RETRY_SECONDS_MAX = 2.0
+"""Later: whoever leads next is followed at once, whatever this one's pause."""
 COALESCE_SECONDS = 0.02
 """What comes and goes together is told together."""
 
@@ -104,12 +106,15 @@ class Reporter:
         return self._for_ever(lambda: self._report(leader)), self._for_ever(lambda: self._learn(leader))
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
+        pause_seconds = RETRY_SECONDS
         while True:
             try:
                 await work()
+                pause_seconds = RETRY_SECONDS
             except SllmdError as error:
                 _log.debug("the leader does not answer", leader=self._leader, reason=str(error))
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, RETRY_SECONDS_MAX)
 
     async def _report(self, leader: NodeId) -> None:
         """Full, then what changes; returns when a full one is due."""

@@ -57,18 +57,21 @@ class Stock:
             if model.problem is not None:
                 continue
             if model not in self._facts:
-                self._facts[model] = _fact(model, store)
+                self._facts[model] = _fact(model, store, adopted=store is not self._library.own)
             fact = self._facts[model]
             if fact is None:
                 continue
             if model.digest in in_memory:
                 fact = replace(fact, tier="dram")
-            if model.digest not in found or found[model.digest].tier == "files":
+            known = found.get(model.digest)
+            if known is None:
                 found[model.digest] = fact
+            elif known.tier == "files":
+                found[model.digest] = replace(fact, adopted=known.adopted)
         return tuple(found.values())
 
 
-def _fact(model: StoredModel, store: Store) -> CheckpointFact | None:
+def _fact(model: StoredModel, store: Store, *, adopted: bool) -> CheckpointFact | None:
     try:
         checkpoint = store.resolve(model.name)
         context_tokens = read_context_tokens(checkpoint.directory)
@@ -83,6 +86,7 @@ def _fact(model: StoredModel, store: Store) -> CheckpointFact | None:
         context_tokens=context_tokens,
         partitions=len(checkpoint.manifest.partitions),
         created_seconds=int(model.imported_at),
+        adopted=adopted,
     )
 
 

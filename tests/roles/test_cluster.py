@@ -1,0 +1,251 @@
+"""Whole nodes in one process: any of them serves any model, whoever has it, leads, drains or goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sllmd.cluster.catalogue.commands import DeploymentDelete
+from sllmd.cluster.node import ClusterNode
+from sllmd.config.settings import Config
+from sllmd.core.errors import ControlUnavailable, ModelNotFound, NodeDraining
+from sllmd.core.ids import ModelName
+from sllmd.daemon import Daemon
+from sllmd.engine.protocol import Sampling
+from sllmd.roles.generation import Timing
+from sllmd.store.importing import import_checkpoint
+from sllmd.store.store import Store
+from tests.live import put_model
+from tests.roles.conftest import request
+
+A_ONLY = [32, 33]
+"""Token ids that a model chooses from: the letter A alone."""
+
+
+@dataclass
+class Member:
+    """A node with everything but HTTP clients."""
+
+    daemon: Daemon
+    directory: Path
+    rooms: AsyncExitStack
+
+    @property
+    def node(self) -> ClusterNode:
+        return self.daemon.node
+
+    def models(self) -> dict[str, str | None]:
+        """Names, and what is wrong with them."""
+        return {card.name: card.problem for card in self.daemon.router.models()}
+
+    def replicas(self) -> list[str]:
+        return [each.checkpoint.name for each in self.daemon.agent.residences()]
+
+    async def complete(self, model: str, **changes: object) -> tuple[str, Timing]:
+        sampling = Sampling(seed=1, max_tokens=8, temperature=0.0)
+        wanted = request(model, **({"sampling": sampling} | changes))  # type: ignore[arg-type]
+        async with self.daemon.router.generate(wanted) as generation:
+            return "".join([delta.text async for delta in generation]), generation.timing
+
+    async def knows(self, model: str) -> None:
+        await until(lambda: self.models().get(model, "missing") is None)
+
+
+MakeMember = Callable[..., AbstractAsyncContextManager[Member]]
+
+
+async def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - other nodes have no event for tests
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def make_member(tmp_path: Path) -> MakeMember:
+    """``async with make_member("a", models={"m": {}}, join=other) as member``."""
+
+    @asynccontextmanager
+    async def make(
+        name: str,
+        *,
+        models: Mapping[str, Mapping[str, object]] = {},
+        join: Member | None = None,
+        **sections: Any,
+    ) -> AsyncIterator[Member]:
+        directory = tmp_path / name
+        for model, behaviour in models.items():
+            put_model(directory, model, behaviour)
+        cluster = {"join": [join.node.address] if join else []}
+        values = {
+            "node": {"name": name, "data_dir": directory / "data"},
+            "cluster": cluster,
+            "workers": {"engine": "fake", "in_process": True},
+            "loader": {"dram_budget": "64MiB", "slab_bytes": "1MiB", "pin": False, "headroom_bytes": 0},
+            "api": {"listen": ["127.0.0.1:0"], "uds": directory / "s", "keys_file": directory / "keys"},
+            **sections,
+        }
+        async with AsyncExitStack() as rooms:
+            config = Config.model_validate(values)
+            node = ClusterNode(config.cluster, directory=directory / "cluster", name=name, dev=True)
+            daemon = await Daemon.start(config, node, rooms)
+            yield Member(daemon, directory, rooms)
+
+    return make
+
+
+async def test_any_node_serves_a_model_that_one_has(make_member: MakeMember) -> None:
+    async with make_member("a") as a, make_member("b", models={"m": {}}, join=a) as b:
+        await a.knows("m")
+        card = a.daemon.router.model("m")
+        assert (card.context_tokens, card.tier, card.kind) == (2048, "peer", "remote")
+        text, timing = await a.complete("m")
+        assert timing.node == b.node.identity.node
+        assert timing.cold
+        assert text == (await b.complete("m"))[0]
+        assert (a.replicas(), b.replicas()) == ([], ["m"])
+        await until(lambda: a.daemon.router.model("m").state == "serving")
+        assert (await a.daemon.router.tokenizer("m")).encode("hi") == [71, 72]
+        assert not (await a.complete("m"))[1].cold
+
+
+async def test_weights_come_from_a_node_that_does_not_want_to_run_them(make_member: MakeMember) -> None:
+    async with make_member("a") as a:
+        async with make_member("b", models={"m": {}}, join=a) as b:
+            await a.knows("m")
+            b.daemon.agent.draining = True
+            b.daemon.agent.changed()
+            me = b.node.identity.node
+            await until(lambda: a.daemon.plane.table.inventories[me].draining)
+            text, timing = await a.complete("m")
+            assert (timing.node, timing.tier) == (a.node.identity.node, "peer")
+            assert set(timing.stages) == {"peer→dram", "attach"}
+            await until(lambda: a.daemon.router.checkpoint("m").remote_url is None)
+            # Who drains still answers its own clients: from elsewhere, now.
+            assert await b.complete("m") is not None
+        await until(lambda: me not in a.daemon.plane.table.inventories)
+        assert (await a.complete("m"))[0] == text
+        assert a.daemon.router.model("m").problem is None
+
+
+@pytest.mark.slow
+async def test_a_full_node_gets_help(make_member: MakeMember) -> None:
+    slow = {"token_seconds": 0.02}
+    one_row = {"engine": {"batch_max": 1}}
+    async with (
+        make_member("a", **one_row) as a,
+        make_member("b", models={"m": slow}, join=a, **one_row) as b,
+    ):
+        await a.knows("m")
+        async with b.daemon.router.generate(request("m", max_tokens=1000)) as generation:
+            await anext(aiter(generation))
+            full = b.node.identity.node
+            inventories = a.daemon.plane.reporter
+            await until(lambda: any(r.running for r in inventories.table.inventories[full].replicas))
+            _, timing = await a.complete("m")
+            assert timing.node == a.node.identity.node
+
+
+async def test_two_checkpoints_of_one_name_are_an_error_where_it_was_second(make_member: MakeMember) -> None:
+    async with make_member("a", models={"m": {"token_ids": A_ONLY}}) as a:
+        await until(lambda: a.node.control.view().catalogue.deployments.get("m"))
+        async with make_member("b", models={"m": {"token_ids": [64, 65]}, "n": {}}, join=a) as b:
+            await until(lambda: b.models().get("m"))
+            assert "another checkpoint" in str(b.models()["m"])
+            assert a.models()["m"] is None
+            await a.knows("n")
+            assert (await b.complete("m"))[0] == "AAAAAAAA" == (await a.complete("m"))[0]
+            assert Store(b.directory / "data" / "store").resolve("m")
+
+
+@pytest.mark.slow
+async def test_a_deleted_deployment_is_gone_everywhere_and_its_bytes_stay(make_member: MakeMember) -> None:
+    async with make_member("a") as a, make_member("b", models={"m": {}}, join=a) as b:
+        await a.knows("m")
+        await a.complete("m")
+        await until(lambda: b.daemon.plane._library.deployed)
+        await a.node.control.propose(DeploymentDelete(ModelName("m"), None))
+        await until(lambda: "m" not in a.models())
+        with pytest.raises(ModelNotFound):
+            await a.complete("m")
+        await until(lambda: b.models()["m"])
+        with pytest.raises(ModelNotFound, match="deleted"):
+            await b.complete("m")
+        assert Store(b.directory / "data" / "store").resolve("m")
+        await asyncio.to_thread(import_again, b)
+        await a.knows("m")
+        assert (await a.complete("m"))[0]
+
+
+def import_again(member: Member) -> None:
+
+    store = Store(member.directory / "data" / "store")
+    source = member.directory / "sources" / "m"
+    import_checkpoint(store, str(source), name="m", on_progress=lambda _: None)
+
+
+@pytest.mark.slow
+async def test_a_model_imported_anew_or_removed_is_so_on_every_node(make_member: MakeMember) -> None:
+    async with make_member("a") as a, make_member("b", models={"m": {"token_ids": A_ONLY}}, join=a) as b:
+        await a.knows("m")
+        assert (await a.complete("m"))[0] == "AAAAAAAA"
+        source = b.directory / "sources" / "m"
+        config = source / "config.json"
+        fake = {"fake": {"token_ids": [64, 65]}}
+        config.write_text(json.dumps(json.loads(config.read_text()) | fake))
+        await asyncio.to_thread(import_again, b)
+        digest = b.daemon.router.model("m").digest
+        await until(lambda: a.daemon.router.model("m").digest == digest)
+        assert (await a.complete("m"))[0] == "aaaaaaaa" == (await b.complete("m"))[0]
+        Store(b.directory / "data" / "store").remove("m")
+        await until(lambda: "m" not in a.models() and "m" not in b.models())
+
+
+@pytest.mark.slow
+async def test_without_a_leader_what_is_there_is_served_and_nothing_changes(make_member: MakeMember) -> None:
+    async with AsyncExitStack() as founders:
+        a = await founders.enter_async_context(make_member("a", models={"warm": {}, "lost": {}}))
+        async with make_member("b", models={"own": {}, "cold": {}}, join=a) as b:
+            for model in ("warm", "own", "cold"):
+                await b.knows(model)
+            await b.complete("own")
+            await a.knows("own")
+            await a.complete("own")
+            await until(lambda: b.node.control.leadership().leader == a.node.identity.node)
+            await founders.aclose()
+            await until(lambda: not b.daemon.plane._has_leader())
+            assert not (await b.complete("own"))[1].cold
+            assert (await b.complete("cold"))[1].cold
+            with pytest.raises(ControlUnavailable):
+                async with asyncio.timeout(20):
+                    await b.node.control.propose(DeploymentDelete(ModelName("own"), None))
+            await until(lambda: b.models()["lost"])
+            assert b.models()["own"] is None
+
+
+async def test_a_node_that_drains_alone_says_that_it_drains(make_member: MakeMember) -> None:
+    async with make_member("a", models={"m": {}}) as a:
+        a.daemon.agent.draining = True
+        with pytest.raises(NodeDraining):
+            await a.complete("m")
+
+
+@pytest.mark.slow
+async def test_a_new_leader_knows_what_the_nodes_have(make_member: MakeMember) -> None:
+    async with AsyncExitStack() as first, AsyncExitStack() as others:
+        a = await first.enter_async_context(make_member("a"))
+        b = await others.enter_async_context(make_member("b", models={"m": {}}, join=a))
+        c = await others.enter_async_context(make_member("c", join=a))
+        await c.knows("m")
+        await until(lambda: len(a.node.control.membership.voters) == 3, 60)  # type: ignore[attr-defined]
+        epoch = c.daemon.plane.table.epoch
+        await first.aclose()
+        await until(lambda: c.daemon.plane.table.epoch > epoch)
+        assert set(c.daemon.plane.table.inventories) == {b.node.identity.node, c.node.identity.node}
+        assert (await c.complete("m"))[1].node == b.node.identity.node
