@@ -15,7 +15,7 @@ from benchmarks.cluster.options import Options
 from benchmarks.environments import log
 from benchmarks.report import Report
 
-SECTIONS = ("chunks", "commits")
+SECTIONS = ("chunks", "commits", "failover", "restarts")
 """Modules here: each has GOALS and ``measure(report, options)``."""
 
 

@@ -161,7 +161,7 @@ class WarmClient:
 
     async def _one(self) -> None:
         for daemon in self._random.sample(self._fleet.daemons, len(self._fleet.daemons)):
-            life, begun = daemon.starts, now()
+            ends, begun = self._ends(), now()
             try:
                 status, body = await daemon.ask(
                     "POST",
@@ -172,20 +172,26 @@ class WarmClient:
             except aiohttp.ClientConnectorError:
                 continue
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                self._lost(daemon, life, repr(error))
+                self._lost(daemon, ends, repr(error))
                 return
             if status == 200:
                 self._notes.counts["answered"] += 1
                 self._notes.added_seconds.append(now() - begun)
+            elif body["error"]["code"] == "worker_lost" and ends != self._ends():
+                self._notes.counts["generating on a killed daemon"] += 1
             else:
-                self._lost(daemon, life, f"{status} {body}")
+                self._lost(daemon, ends, f"{status} {body}")
             return
         self._notes.counts["failed"] += 1
         self._notes.failures.append("no daemon took a connection")
 
-    def _lost(self, daemon: Daemon, life: int, how: str) -> None:
-        """In flight on a daemon that was killed, which nobody could answer; or a failure."""
-        if daemon.starts != life or not daemon.runs:
+    def _ends(self) -> dict[str, int]:
+        """How often each daemon ended so far."""
+        return {daemon.name: daemon.ends for daemon in self._fleet.daemons}
+
+    def _lost(self, daemon: Daemon, ends: dict[str, int], how: str) -> None:
+        """In flight on a daemon that was ended, which nobody could answer; or a failure."""
+        if daemon.ends != ends[daemon.name] or not daemon.runs:
             self._notes.counts["in flight on a killed daemon"] += 1
         else:
             self._notes.counts["failed"] += 1

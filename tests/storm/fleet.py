@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -35,16 +36,19 @@ SETTINGS: Mapping[str, object] = {
     "serving.keep_alive": "-1",
     "serving.drain_timeout": "2s",
 }
+_given: set[int] = set()
+"""First ports that this process gave to daemons."""
 
 
 class Daemon:
-    """One node; ``starts`` counts its lives."""
+    """One node; ``starts`` and ``ends`` count its lives, each before it is told."""
 
     def __init__(self, name: str, directory: Path, command: Sequence[str], options: Sequence[str]) -> None:
         self.name = name
         self.directory = directory
         self.socket = directory / "s.sock"
         self.starts = 0
+        self.ends = 0
         self.paused = False
         self._command = command
         self._options = options
@@ -78,6 +82,7 @@ class Daemon:
 
     def kill(self) -> None:
         """As a power cut does, but for the page cache."""
+        self.ends += 1
         self.signal(signal.SIGKILL)
         self.wait()
 
@@ -99,6 +104,7 @@ class Daemon:
 
     async def end(self) -> None:
         """SIGTERM, and exit status 0."""
+        self.ends += 1
         self.signal(signal.SIGTERM)
         status = await asyncio.to_thread(self.wait)
         assert status == 0, f"{self.name} ended with {status}\n{self.log()}"
@@ -177,6 +183,14 @@ class Fleet:
         leading = [member["name"] for member in body.get("members", []) if member["leader"]]
         return leading[0] if leading else None
 
+    async def warm(self, model: str) -> None:
+        """A replica on every daemon."""
+        for daemon in self.daemons:
+            path = f"/sllmd/v1/models/{model}/load"
+            status, body = await daemon.ask("POST", path, {"tier": "device", "stream": False}, seconds=30)
+            assert status == 200, body
+            assert body["status"] == "ready", body
+
     async def settled(self, voters: int, *, seconds: float = START_SECONDS) -> None:
         """Everybody sees everybody alive, a leader, and so many voters."""
 
@@ -213,7 +227,7 @@ async def fleet(
             if index in holders:
                 put_model(home, model, fake)
         (home / "sllmd.toml").write_text(_toml({**SETTINGS, **settings}))
-        host = network.address(index) if network else "127.0.0.1"
+        host = network.address(index) if network else f"127.0.0.1:{_free_ports(3)}"
         options = ["--config", str(home / "sllmd.toml"), "--cluster-listen", host]
         options += ["--listen", "127.0.0.1:0"]
         daemons.append(Daemon(f"n{index}", home, network.command(index) if network else (), options))
@@ -238,6 +252,22 @@ async def _join(group: Fleet) -> None:
     for daemon in others:
         daemon.start("--join", address["members"][0]["address"], "--token", made["token"])
     await asyncio.gather(*(daemon.serves() for daemon in others))
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody has now: a daemon keeps them through its lives, as
+    servers do. Below those that the kernel gives to connections.
+    """
+    for first in range(12_000, 30_000, 10):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + count):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
+                    probe.bind(("127.0.0.1", port))
+            if first not in _given:
+                _given.add(first)
+                return first
+    raise AssertionError("no free ports")
 
 
 def _toml(values: Mapping[str, object]) -> str:

@@ -67,6 +67,7 @@ async def _storm(directory: Path, network: Namespaces, *, seconds: float, each: 
     fake = {"token_seconds": TOKEN_SECONDS}
     async with fleet(directory, DAEMONS, SETTINGS, network=network, models=everywhere, fake=fake) as group:
         await group.settled(DAEMONS)
+        await group.warm(MODEL)
         begun = time.monotonic()
         notes, nemesis = Notes(), Nemesis(group, seed)
         stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Five real daemons survive a storm; SLLMD_STORM_SECONDS=180 makes it the full one: each misfortune ten times."""
+"""Five real daemons survive a storm; SLLMD_STORM_SECONDS=180 makes it the full one, all ten times."""
 
 from __future__ import annotations
 
