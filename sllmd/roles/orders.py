@@ -83,6 +83,23 @@ class Answer:
 _CODEC = Codec({1: Order, 2: Answer})
 
 
+def pack_order(value: Order | Answer) -> bytes:
+    """As it travels."""
+    return _CODEC.pack(value)
+
+
+def unpack_answer(packed: Any) -> Answer:
+    """Raises ProtocolError."""
+    answer = _unpack(packed)
+    if not isinstance(answer, Answer):
+        raise ProtocolError("an answer to an order that cannot be understood")
+    return answer
+
+
+def _unpack(packed: Any) -> Any:
+    return _CODEC.unpack(packed) if isinstance(packed, bytes) else None
+
+
 class Fence:
     """The greatest epoch seen in one cluster, kept on disk."""
 
@@ -133,10 +150,10 @@ class Orders:
         """Take orders of other nodes."""
 
         async def order(body: Any, _caller: Caller) -> bytes:
-            given = _CODEC.unpack(body) if isinstance(body, bytes) else None
+            given = _unpack(body)
             if not isinstance(given, Order):
                 raise ProtocolError("an order that cannot be understood")
-            return _CODEC.pack(await self.take(given))
+            return pack_order(await self.take(given))
 
         methods.unary(METHOD, order)
 
@@ -208,11 +225,8 @@ async def give_order(cluster: ClusterNode, here: Orders, node: NodeId, order: Or
     _check_leads(cluster.control, order.epoch)
     if node == cluster.identity.node:
         return await here.take(order)
-    packed = await cluster.call(node, METHOD, _CODEC.pack(order), deadline_seconds=ORDER_SECONDS)
-    answer = _CODEC.unpack(packed) if isinstance(packed, bytes) else None
-    if not isinstance(answer, Answer):
-        raise ProtocolError(f"node {node} answers an order with what is no answer")
-    return answer
+    packed = await cluster.call(node, METHOD, pack_order(order), deadline_seconds=ORDER_SECONDS)
+    return unpack_answer(packed)
 
 
 def _check_leads(control: ControlStore, epoch: int) -> None:
