@@ -364,6 +364,7 @@ class Shell:
         task = self._loop.create_task(self._watch(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
 
     async def _watch(self, work: Coroutine[Any, Any, None]) -> None:
         try:
