@@ -1,7 +1,6 @@
 """Disks that fail and lie, majorities that are gone, answers that do not come."""
 
 import asyncio
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -163,21 +162,6 @@ async def test_a_node_without_a_log_cannot_be_recovered(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="holds no log"):
         recover(tmp_path / "none", NodeId("a"))
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize("stall_seconds", [0.4, 0.7, 1.5])
-async def test_a_process_that_stood_still_reads_its_messages_before_it_gives_anybody_up(
-    tmp_path: Path, stall_seconds: float
-) -> None:
-    """All three stand still together; every time-out of raft's has passed when they wake."""
-    async with a_cluster(tmp_path) as cluster:
-        a, b, c = await cluster.found("abc")
-        await a.put("x")
-        epoch = a.control.leadership().epoch
-        time.sleep(stall_seconds)  # noqa: ASYNC251  that is the misfortune
-        await asyncio.sleep(2 * RAFT.election_seconds_max)
-        assert [node.control.leadership().epoch for node in (a, b, c)] == [epoch] * 3
-        assert (await cluster.leader()).control.leadership().epoch == epoch
 
 
 async def test_one_node_alone_has_nobody_to_hand_over_to(tmp_path: Path) -> None:

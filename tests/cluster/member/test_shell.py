@@ -1,0 +1,88 @@
+"""The shell by itself: what it does when the whole process stood still."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from sllmd.cluster.journal import JournalSettings
+from sllmd.cluster.member.disk import open_disk
+from sllmd.cluster.member.shell import Owner, Shell
+from sllmd.cluster.raft.messages import Append, Message, PreVoteRequest
+from sllmd.core.ids import NodeId
+from tests.cluster.member.nodes import CONTROL, RAFT
+from tests.cluster.play import members
+
+NARROW = RAFT.model_copy(update={"election_seconds_min": 0.3, "election_seconds_max": 0.37})
+STALL_SECONDS = 0.47
+"""Longer than any time-out, by more than the shell and by less than the machine forgives."""
+
+
+@pytest.fixture
+def event_loop_policy():
+    return uvloop.EventLoopPolicy()
+
+
+@pytest.fixture
+async def shell(tmp_path: Path) -> AsyncIterator[tuple[Shell, list[Message]]]:
+    sent: list[Message] = []
+    owner = Owner(
+        send=lambda message, _: sent.append(message),
+        carried_out=lambda *_: None,
+        restored=lambda: None,
+        advanced=lambda: None,
+        changed=lambda: None,
+    )
+    disk = await open_disk(tmp_path, JournalSettings(), members("abc"))
+    shell = Shell(NodeId("a"), disk, NARROW, CONTROL.model_copy(update={"late_seconds_max": 0.05}), owner)
+    yield shell, sent
+    await shell.close()
+
+
+def heartbeat() -> Append:
+    return Append(NodeId("b"), NodeId("a"), 2, 1, 1, (), 1, 0)
+
+
+async def asked_for_votes(sent: list[Message], within_seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(within_seconds):
+            while not any(isinstance(message, PreVoteRequest) for message in sent):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def test_who_stood_still_reads_what_came_meanwhile_before_it_gives_its_leader_up(shell) -> None:
+    """It stands still while it reads one connection; on another one its leader is heard meanwhile."""
+    one, sent = shell
+    loop = asyncio.get_running_loop()
+    one.receive(heartbeat())
+    ours, theirs = socket.socketpair()
+    slow, other = socket.socketpair()
+
+    def stand_still() -> None:
+        slow.recv(1)
+        time.sleep(STALL_SECONDS)
+        theirs.send(b"x")
+
+    with ours, theirs, slow, other:
+        loop.add_reader(ours, lambda: (ours.recv(1), one.receive(heartbeat())))
+        loop.add_reader(slow, stand_still)
+        other.send(b"x")
+        asked = await asked_for_votes(sent, STALL_SECONDS + 0.15)
+        loop.remove_reader(ours)
+        loop.remove_reader(slow)
+    assert not asked
+
+
+async def test_who_stood_still_and_hears_nobody_stands_all_the_same(shell) -> None:
+    one, sent = shell
+    one.receive(heartbeat())
+    await asyncio.sleep(0.05)
+    time.sleep(STALL_SECONDS)  # noqa: ASYNC251
+    assert await asked_for_votes(sent, 2.0)
