@@ -39,7 +39,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("bench", choices=["load", "coldstart", "serve", "cluster"])
+    parser.add_argument("bench", choices=["load", "coldstart", "serve", "cluster", "scheduler"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write targets and rows there")
     parser.add_argument("--rounds", type=int, default=ROUNDS_MIN)
     cluster = parser.add_argument_group("cluster")

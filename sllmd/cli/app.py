@@ -38,6 +38,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "events": ("follow", "Follow what happens in the cluster."),
     "monitor": ("follow", "Follow the log of a node."),
     "explain": ("serving", "Show where a request's time went."),
+    "simulate": ("simulate", "Try placement policies on a virtual cluster."),
     "import": ("importing", "Bring a model into the store."),
     "list": ("models", "List the models in the store."),
     "show": ("models", "Show everything about one model."),

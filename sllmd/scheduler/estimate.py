@@ -16,8 +16,9 @@ from sllmd.scheduler.decisions import Source
 from sllmd.scheduler.facts import Model, Tier
 from sllmd.scheduler.view import ClusterView, GenerationView, ModelView, NodeView, Path, ReplicaView
 
-_FLOOR = 1 / 3
-"""Share of the mean length that is expected to be left of a generation that has outrun it."""
+_AGAIN = 0.25
+"""Share of its age and of the mean that a generation which has outrun the mean is expected to go on: lengths
+have long tails, so the longer it runs, the longer it will, and who waits for it stops hoping."""
 _DRAM, _SSD, _REMOTE = Source(Tier.DRAM), Source(Tier.SSD), Source(Tier.REMOTE)
 
 
@@ -124,15 +125,21 @@ def rest_seconds(view: ClusterView, known: ModelView, generation: GenerationView
     """How long a generation is expected to go on."""
     if view.rest_seconds is not None:
         return view.rest_seconds(generation, now)
+    age = max(now - generation.began_seconds, 0.0)
     mean = known.generation_seconds.value
-    return max(mean - max(now - generation.began_seconds, 0.0), mean * _FLOOR)
+    return max(mean - age, (mean + age) * _AGAIN)
 
 
 def replica_rest_seconds(view: ClusterView, known: ModelView, replica: ReplicaView, now: float) -> float:
-    """Until the last generation of a replica is expected to end."""
-    if not replica.generations:
+    """Until the last generation of a replica is expected to end: the longest of many outlasts the mean by
+    ``spread x sqrt(2 ln n)``."""
+    generations = replica.generations.values()
+    if not generations:
         return 0.0
-    return max(rest_seconds(view, known, generation, now) for generation in replica.generations.values())
+    longest = max(rest_seconds(view, known, generation, now) for generation in generations)
+    if view.rest_seconds is not None or len(generations) == 1:
+        return longest
+    return longest + known.generation_seconds.spread * math.sqrt(2 * math.log(len(generations)))
 
 
 def row_seconds(

@@ -76,12 +76,22 @@ class Mean:
 
     value: float
     count: int = 0
+    _square: float = 0.0
+    """Mean squared deviation."""
 
     def observe(self, seen: float) -> None:
         """The first ones count alike, later ones a twentieth."""
         if 0 <= seen < math.inf:
             self.count += 1
-            self.value += (seen - self.value) * max(0.05, 1 / self.count)
+            gain = max(0.05, 1 / self.count)
+            off = seen - self.value
+            self.value += off * gain
+            self._square += (off * (seen - self.value) - self._square) * gain
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation; of the size of the mean itself until two were seen."""
+        return math.sqrt(max(self._square, 0.0)) if self.count > 1 else self.value
 
 
 @dataclass(slots=True)

@@ -1,18 +1,26 @@
 """What to lift one tier up before anybody asks, on paths that idle. Pure.
 
-Prefetched copies are copies like any other: the first to go when their chance of use has passed.
+Memory that lies empty helps nobody: where there is room, models are lifted in the order of what that is
+expected to save, and those of which nothing is known yet after them. In the place of another copy only
+what is likely to be used soon, and worth more. Prefetched copies are copies like any other: the first to
+go when their chance of use has passed. A load that somebody waits for interrupts a lift, so lifts are in
+nobody's way.
 """
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from dataclasses import dataclass
 
 from sllmd.core.ids import ModelName, NodeId
 from sllmd.scheduler.decisions import Source
-from sllmd.scheduler.estimate import load_seconds
 from sllmd.scheduler.eviction import NoRoom, choose, copies_of, worth_seconds
 from sllmd.scheduler.facts import Tier
 from sllmd.scheduler.view import ClusterView, ModelView, NodeView
+
+_CANDIDATES_MAX = 1024
+"""Models of a node's SSD that are looked at in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,47 +32,52 @@ class Prefetch:
     source: Source
     chance: float
     saves_seconds: float
+    """Expected, what is lost by evictions taken off."""
     evict: tuple[ModelName, ...]
 
 
 def prefetch(view: ClusterView, node: NodeView, now: float) -> Prefetch | None:
-    """The one lift on this node that is expected to save most; None: nothing is worth it, or a path is busy.
+    """The one lift on this node that is expected to save most.
 
-    Only what is likely enough to be used, only onto an idle path, and never in the place of copies that are
-    together worth more: otherwise two hot models would throw each other out in turns.
+    None: nothing is worth it, or a path is busy.
     """
     if node.draining or not node.trusted or max(node.ssd_path.until, node.in_path.until) > now:
         return None
     best: Prefetch | None = None
-    for name in node.ssd:
+    best_rank: tuple[float, int, int] | None = None
+    for name in itertools.islice(node.ssd, _CANDIDATES_MAX):
         known = view.models.get(name)
-        if known is None or name in node.dram or not _likely(view, known, now):
+        if known is None or name in node.dram or not _may_lift(node, known):
             continue
         found = _lift(view, node, known, now)
-        if found is not None and (best is None or found.saves_seconds > best.saves_seconds):
-            best = found
+        if found is None:
+            continue
+        # Of models that promise alike, nodes take different ones, those that nobody has in DRAM first.
+        rank = (-found.saves_seconds, len(known.dram_holders), zlib.crc32(f"{node.node} {name}".encode()))
+        if best_rank is None or rank < best_rank:
+            best, best_rank = found, rank
     return best
 
 
-def _likely(view: ClusterView, known: ModelView, now: float) -> bool:
-    settings = view.settings
-    return known.arrivals.chance(now, settings.use_horizon) >= settings.prefetch_chance_min
+def _may_lift(node: NodeView, known: ModelView) -> bool:
+    rules = known.model.rules
+    allowed = (not rules.labels and not rules.nodes) or rules.allow(node.name, node.labels)
+    return allowed and not any(replica.node == node.node for replica in known.replicas.values())
 
 
 def _lift(view: ClusterView, node: NodeView, known: ModelView, now: float) -> Prefetch | None:
-    model = known.model
-    if any(replica.node == node.node for replica in known.replicas.values()):
+    settings = view.settings
+    name = known.model.name
+    missing = known.model.total_bytes - (node.dram_bytes - node.dram_used_bytes)
+    chance = known.arrivals.chance(now, settings.use_horizon)
+    gain = worth_seconds(view, node, known, Tier.DRAM, now)
+    if missing <= 0:
+        return Prefetch(node.node, name, Source(Tier.SSD), chance, gain, ())
+    if chance < settings.prefetch_chance_min:
         return None
     copies = copies_of(view, node, Tier.DRAM, now)
-    missing = model.total_bytes - (node.dram_bytes - node.dram_used_bytes)
     going = choose(copies, missing)
     if isinstance(going, NoRoom):
         return None
-    lost = sum(copy.worth_seconds for copy in copies if copy.model in going)
-    gain = worth_seconds(view, node, known, Tier.DRAM, now) - lost
-    if gain <= 0:
-        return None
-    chance = known.arrivals.chance(now, view.settings.use_horizon)
-    source = Source(Tier.SSD)
-    saved = load_seconds(view, node, model, source) - load_seconds(view, node, model, Source(Tier.DRAM))
-    return Prefetch(node.node, model.name, source, chance, min(gain, saved * chance), going)
+    gain -= sum(copy.worth_seconds for copy in copies if copy.model in going)
+    return Prefetch(node.node, name, Source(Tier.SSD), chance, gain, going) if gain > 0 else None

@@ -3,7 +3,9 @@
 All share the view, the estimator, keep-alive, caches, the use of ready replicas and the rule that a request
 which no row is on its way for asks for one more replica. They differ in where that replica goes:
 
-* ``startup``: where it starts soonest (``scheduler.placement``), moving generations where that helps;
+* ``startup``: where it starts soonest (``scheduler.placement``), moving generations where that helps; on idle
+  SSDs models are lifted into DRAM ahead of need (``scheduler.prefetch``), which none of the others does;
+* ``reactive``: the same without lifting ahead, to tell the two apart;
 * ``random``: on any node with free devices or idle replicas;
 * ``least-loaded``: on that of these nodes where the fewest generations run;
 * ``locality``: on the node that has the model nearest to its devices, waiting for that node when it is busy;
@@ -31,7 +33,11 @@ from sllmd.scheduler.placement import place
 from sllmd.scheduler.victims import Clearing, Option, Search, choose_devices, has_room, may_take
 from sllmd.scheduler.view import ClusterView, ModelView, NodeView, ReplicaState, ReplicaView
 
-POLICIES = ("startup", "random", "least-loaded", "locality", "shepherd", "download")
+POLICIES = ("startup", "reactive", "random", "least-loaded", "locality", "shepherd", "download")
+
+
+LIFTING = frozenset({"startup", "oracle"})
+"""The policies that use idle SSDs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ def make_policy(name: str, setting: Setting) -> Policy:
     """The policy of that name; KeyError if there is none."""
     makers: dict[str, Callable[[Setting], Policy]] = {
         "startup": _startup,
+        "reactive": _startup,
         "random": lambda setting: _spread(setting, setting.chance.choice),
         "least-loaded": lambda setting: _spread(setting, _least_loaded),
         "locality": _locality,

@@ -19,12 +19,13 @@ from sllmd.scheduler.decisions import Decision, Evict, Load, Move, Refuse, Use, 
 from sllmd.scheduler.eviction import NoRoom, choose, copies_of
 from sllmd.scheduler.facts import Model, Request, Tier
 from sllmd.scheduler.keeper import Keeper
+from sllmd.scheduler.prefetch import Prefetch, prefetch
 from sllmd.scheduler.scaling import keep_alive_seconds
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.turns import longest_wait, must_yield
 from sllmd.scheduler.view import GenerationView
 from sllmd.simulator.hardware import Hardware, Kind
-from sllmd.simulator.policies import Setting, make_policy
+from sllmd.simulator.policies import LIFTING, Setting, make_policy
 from sllmd.simulator.results import Result
 from sllmd.simulator.traces import Arrival
 from sllmd.simulator.truth import Job, Paths, Replica
@@ -57,6 +58,7 @@ class Simulation:
         self._next = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._made = 0
+        self._beat_due = 0.0
         self._kinds = {model.name: kind for kind, model in models}
         self._paths = Paths(hardware, random.Random(f"noise {seed}"))
         self._sequences: dict[NodeId, int] = {}
@@ -65,6 +67,8 @@ class Simulation:
         self._jobs: dict[GenerationId, Job] = {}
         self._caches = policy != "download"
         self._preempts = policy == "shepherd"
+        self._lifts = policy in LIFTING
+        self._lifting: dict[NodeId, ModelName] = {}
         if policy == "oracle":
             self.view.rest_seconds = self._true_rest
         chance = random.Random(f"policy {seed}")
@@ -100,6 +104,8 @@ class Simulation:
         """Until every request of the trace has ended."""
         if self._trace:
             self._at(self._trace[0].seconds, self._arrive)
+        for node in self._sequences:
+            self._lift(node)
         while self._events:
             self.now, _, happen = heapq.heappop(self._events)
             happen()
@@ -117,6 +123,15 @@ class Simulation:
         self._sequences[node] += 1
         agreed = self.keeper.apply(reports.Report(node, self._sequences[node], changes), self.now)
         assert agreed, f"the view contradicts the simulation: {changes}"
+
+    def _beat(self) -> None:
+        """Nodes report now and then though nothing happens. Nobody looks at that but decisions, so it is
+        made up for before one."""
+        if self.now >= self._beat_due:
+            self._beat_due = self.now + self.view.settings.stale_after / 4
+            for node in self._sequences:
+                self._tell(node)
+                self._lift(node)
 
     # --- what only the oracle may know ---
 
@@ -150,6 +165,7 @@ class Simulation:
 
     def _decide(self, model: ModelName, ahead: int) -> Decision | None:
         """Ask the policy for the request at that place of a model's line, and carry the answer out."""
+        self._beat()
         line = self._lines[model]
         self.keeper.waiting(model, len(line) - 1)
         decision = self._policy(line[ahead].request, self.now, ahead)
@@ -329,6 +345,8 @@ class Simulation:
 
     def _start(self, replica: Replica) -> None:
         """The devices are free: its bytes move as soon as the paths are."""
+        if replica.source.tier is Tier.SSD:
+            self._lifting.pop(replica.node, None)  # who is waited for goes first; the lift begins anew
         begin, end = self._paths.book(replica, self.now)
         self._at(begin, lambda: self._bytes_begin(replica))
         self._at(end, lambda: self._bytes_end(replica, end - begin))
@@ -340,6 +358,7 @@ class Simulation:
     def _bytes_end(self, replica: Replica, seconds: float) -> None:
         if self._caches:
             self._cache(replica)
+        self._lift(replica.node)
         start = self.hardware.wake_seconds if replica.wakes else self.hardware.start_seconds
         self._at(self.now + start, lambda: self._ready(replica, seconds, start))
 
@@ -377,6 +396,9 @@ class Simulation:
             return
         load = replica.model.total_bytes / self.hardware.from_ssd
         keep = keep_alive_seconds(replica.model.rules, load, self.view.settings)
+        resident = seen.since_seconds + self.view.settings.residency_min
+        if resident > self.now:
+            self._at(resident, self._look_again)
         used = seen.used_seconds
         self._at(self.now + keep, lambda: self._expire(replica, used))
 
@@ -386,6 +408,31 @@ class Simulation:
         if unused and not replica.jobs and not replica.closing:
             self._go(replica)
             self._look_again()
+
+    # --- lifts ahead of need ---
+
+    def _lift(self, node: NodeId) -> None:
+        """Use an idle SSD."""
+        if not self._lifts or node in self._lifting or not self._paths.ssd_idle(node, self.now):
+            return
+        found = prefetch(self.view, self.view.nodes[node], self.now)
+        if found is not None:
+            self._lifting[node] = found.model
+            seconds = self.view.models[found.model].model.total_bytes / self.hardware.from_ssd
+            self._at(self.now + seconds, lambda: self._lifted(node, found))
+
+    def _lifted(self, node: NodeId, found: Prefetch) -> None:
+        if self._lifting.get(node) != found.model:
+            return
+        del self._lifting[node]
+        seen = self.view.nodes[node]
+        held = {copy.model for copy in copies_of(self.view, seen, Tier.DRAM, self.now) if copy.held}
+        room = seen.dram_bytes - seen.dram_used_bytes + sum(seen.dram.get(name, 0) for name in found.evict)
+        fits = room >= self.view.models[found.model].model.total_bytes
+        if found.model not in seen.dram and fits and not held.intersection(found.evict):
+            lost = [reports.CopyLost(Tier.DRAM, name) for name in found.evict if name in seen.dram]
+            self._tell(node, *lost, reports.CopyGained(Tier.DRAM, found.model))
+        self._lift(node)
 
     # --- migration ---
 

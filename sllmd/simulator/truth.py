@@ -78,6 +78,10 @@ class Paths:
             self._free_at[name] = begin + seconds
         return begin, begin + seconds
 
+    def ssd_idle(self, node: NodeId, now: float) -> bool:
+        """Whether nobody reads from that node's SSD."""
+        return self._free_at.get((node, "ssd"), 0.0) <= now
+
     def _names(self, replica: Replica) -> list[tuple[NodeId, str]]:
         names = [(replica.node, f"link {index}") for index in replica.devices]
         tier, peer = replica.source.tier, replica.source.peer
