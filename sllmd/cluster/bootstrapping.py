@@ -106,7 +106,7 @@ async def bootstrap(node: NodeId, settings: ClusterSettings, key: ClusterKey) ->
                 _provisional_tls(node, Path(directory)),
             )
         )
-        ports = settings.ports
+        ports = settings.ports(settings.join)
         await first_free(lambda port: listener.start(ports.host, port), ports.rpc, exactly=ports.exactly)
         try:
             return await gathering.decide()

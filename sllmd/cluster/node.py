@@ -36,7 +36,7 @@ from sllmd.cluster.settings import ClusterSettings
 from sllmd.cluster.tokens import Tokens
 from sllmd.core.errors import ConfigError, ControlUnavailable, PeerRefused, PeerUnreachable, SllmdError
 from sllmd.core.ids import NodeId
-from sllmd.wire.addresses import format_address, split_address
+from sllmd.wire.addresses import format_address, is_loopback, split_address
 from sllmd.wire.bulk.client import BulkAddress
 from sllmd.wire.bulk.server import BulkServer, Provider
 from sllmd.wire.cluster_key import ClusterKey
@@ -306,7 +306,12 @@ class ClusterNode:
         ).register(self.methods)
 
     async def _listen(self) -> None:
-        ports = self.settings.ports
+        ports = self.settings.ports([peer.rpc for peer in self.remembered])
+        if self.dev and not is_loopback(ports.host):
+            raise ConfigError(
+                f"--dev does not listen on {ports.host}: it knows neither keys nor encryption",
+                hint="start without --dev to meet other machines",
+            )
         host = advertised_host(ports.host, self.settings.advertise or None)
         if self.share is not None:
             bulk = BulkServer(self.share, self.settings.bulk, self.tls, self.doorkeeper)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -16,10 +17,11 @@ from sllmd.cluster.member.settings import ControlSettings, VoterSettings
 from sllmd.cluster.raft.settings import RaftSettings
 from sllmd.core.errors import ConfigError
 from sllmd.core.frozen import Frozen
-from sllmd.wire.addresses import split_address
+from sllmd.wire.addresses import is_loopback, split_address
 from sllmd.wire.bulk.settings import BulkSettings, ChunkSettings
 from sllmd.wire.rpc.settings import RpcSettings
 
+AUTO, LOOPBACK, ANYWHERE = "auto", "127.0.0.1", "0.0.0.0"  # noqa: S104  with TLS
 RPC_PORT = 8344
 """Where nodes call each other unless told otherwise, and what ``--join host`` means."""
 
@@ -52,10 +54,11 @@ def join_address(address: str) -> str:
 class ClusterSettings(Frozen):
     """``[cluster]``: this node among others. Traffic between nodes is always encrypted, except by --dev."""
 
-    listen: str = "127.0.0.1"
-    """IP address on which other nodes reach this one; ``0.0.0.0`` or ``::`` for all of this machine's. With
-    ``:PORT``, calls come in on exactly that port, gossip (UDP and TCP) on the next, chunks on the one after;
-    without, the first free ones from 8344 are taken; ``:0``: any free ones."""
+    listen: str = AUTO
+    """IP address on which other nodes reach this one; ``0.0.0.0`` or ``::`` for all of this machine's;
+    ``auto``: loopback until this node joins others on other machines, then all. With ``:PORT`` behind it,
+    calls come in on exactly that port, gossip (UDP and TCP) on the next, chunks on the one after; without,
+    the first free ones from 8344 are taken; with ``:0`` any free ones."""
     advertise: str = ""
     """IP address to tell other nodes, where it is another one than that listened on; found out if empty."""
     join: tuple[str, ...] = ()
@@ -81,9 +84,11 @@ class ClusterSettings(Frozen):
     etcd: EtcdSettings = EtcdSettings()
     chunks: ChunkSettings = ChunkSettings()
 
-    @property
-    def ports(self) -> Ports:
-        """``listen``, taken apart."""
+    def ports(self, others: Sequence[str] = ()) -> Ports:
+        """``listen``, taken apart, for a node that meets others at these addresses."""
+        if self.listen == AUTO:
+            alone = all(is_loopback(split_address(other, default_port=RPC_PORT)[0]) for other in others)
+            return Ports(LOOPBACK if alone else ANYWHERE, RPC_PORT, exactly=False)
         if self.listen.endswith("]:0") or (self.listen.count(":") == 1 and self.listen.endswith(":0")):
             return Ports(self.listen[:-2].strip("[]"), 0, exactly=False)
         host, port = split_address(self.listen, default_port=0)
@@ -96,7 +101,7 @@ class ClusterSettings(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _check_host("listen", self.ports.host)
+        _check_host("listen", self.ports().host)
         if self.advertise:
             _check_host("advertise", self.advertise)
         for address in self.join:

@@ -31,6 +31,11 @@ def is_numeric(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is reached from this machine only."""
+    return host == "localhost" or (is_numeric(host) and ipaddress.ip_address(host).is_loopback)
+
+
 def _is_bare_host(address: str) -> bool:
     if address.startswith("["):
         return address.endswith("]")

@@ -98,7 +98,7 @@ async def test_a_used_token_is_no_good(fleet: Nodes) -> None:
             await fleet.start(node)
         else:
             assert "was used up" in str(await why_not(node))
-    assert names(one) == {"one", "two"}
+    await until(lambda: names(one) == {"one", "two"}, "nobody else is in")
     assert one.tokens.list() == []  # type: ignore[union-attr]
 
 
@@ -306,6 +306,11 @@ async def test_dev_nodes_need_no_token_and_no_certificates(fleet: Nodes) -> None
     await until(lambda: names(two) == {"one", "two"}, "both are admitted")
     assert one.tls is None
     assert not two.home.identity_file.exists()
+
+
+async def test_dev_stays_on_this_machine(fleet: Nodes) -> None:
+    one = fleet.make("one", dev=True, listen="0.0.0.0")
+    assert "knows neither keys nor encryption" in str(await why_not(one))
 
 
 async def test_a_token_does_not_open_a_dev_node(fleet: Nodes) -> None:

@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from sllmd.core.errors import ConfigError
-from sllmd.wire.addresses import format_address, is_numeric, split_address
+from sllmd.wire.addresses import format_address, is_loopback, is_numeric, split_address
 from sllmd.wire.ports import bind_port
 from sllmd.wire.route import advertised_host
 
@@ -83,3 +83,12 @@ def test_bind_and_advertise_are_separate() -> None:
         advertised_host("127.0.0.1", "0.0.0.0")
     with pytest.raises(ConfigError, match="not an IP address"):
         advertised_host("127.0.0.1", "my host")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
+    + [(host, False) for host in ("10.0.0.1", "0.0.0.0", "::", "gpu1", "localhost.example.com")],
+)
+def test_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
