@@ -144,9 +144,10 @@ def live_daemon(
     *,
     config: str = "",
     environment: Mapping[str, str] = {},
+    dev: bool = True,
 ) -> Iterator[LiveDaemon]:
     """``sllmd start --dev`` below ``directory``, with ``settings`` by key; ``config``: TOML beside them."""
-    daemon = start(directory, settings, config=config, environment=environment)
+    daemon = start(directory, settings, config=config, environment=environment, dev=dev)
     try:
         announced(daemon)
         yield daemon

@@ -1,0 +1,72 @@
+"""Commands about how nodes come in, against real daemons and without any."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from sllmd.wire.cluster_key import parse_cluster_key
+from sllmd.wire.token import parse_token
+from tests.cli.conftest import RunCommand, RunningDaemon
+from tests.live import FAKE, live_daemon
+
+
+def test_a_dev_cluster_needs_no_tokens(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    outcome = sllmd("token", "create")
+    assert outcome.code == 2
+    assert "needs no tokens" in outcome.err
+    assert "--dev --join" in outcome.err
+
+
+def test_the_keyring_is_shown_and_replaced(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    [before] = json.loads(sllmd("keyring", "list", "-o", "json").out)
+    rotated = sllmd("keyring", "rotate")
+    assert rotated.code == 0, rotated.err
+    [after] = json.loads(sllmd("keyring", "list", "-o", "json").out)
+    assert before["keys"] != after["keys"]
+    assert after["keys"][0] in rotated.out
+
+
+def test_a_key_file_is_made_once_and_for_its_owner(sllmd: RunCommand, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    assert sllmd("token", "keyfile", str(path)).code == 0
+    text = path.read_text()
+    parse_cluster_key(text)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = sllmd("token", "keyfile", str(path))
+    assert again.code == 1
+    assert "is there already" in again.err
+    assert path.read_text() == text
+
+
+def test_recover_says_what_it_means_and_needs_a_cluster(sllmd: RunCommand, tmp_path: Path) -> None:
+    outcome = sllmd("recover", "--data-dir", str(tmp_path))
+    assert outcome.code == 2
+    assert "--force-new-cluster" in outcome.err
+    outcome = sllmd("recover", "--force-new-cluster", "--data-dir", str(tmp_path))
+    assert outcome.code == 1
+    assert "of no cluster" in outcome.err
+
+
+@pytest.mark.slow
+def test_tokens_are_made_shown_once_and_revoked(
+    sllmd: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with live_daemon(tmp_path, {**FAKE, "workers.in_process": "true"}, dev=False) as one:
+        monkeypatch.setenv("SLLMD_ADDR", str(one.socket))
+        made = sllmd("token", "create", "--ttl", "1h", "--uses", "3")
+        token = parse_token(made.out)
+        assert "3 nodes" in made.err
+        assert f"--token {token}" in made.err
+        [row] = json.loads(sllmd("token", "list", "-o", "json").out)
+        assert (row["id"], row["uses_left"], row["used"]) == (token.token_id, 3, 0)
+        assert token.secret not in sllmd("token", "list", "-o", "wide").out
+        assert sllmd("token", "revoke", token.token_id).code == 0
+        assert sllmd("token", "revoke", token.token_id).code == 2
+        assert sllmd("token", "list").out == ""
+        kept = sllmd("token", "create", "--file", str(tmp_path / "token"))
+        assert kept.out.strip() == str(tmp_path / "token")
+        assert parse_token((tmp_path / "token").read_text()).secret not in kept.out + kept.err
