@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -57,6 +57,15 @@ from sllmd.wire.frames import BlockingChannel, close_descriptors
 
 SILENT_STEPS_SECONDS = 1.0
 """A step without events is told only this often: enough for the daemon to see that the worker works."""
+
+GATHER_QUIET_SECONDS = 0.001
+"""From the last message to the first step after a pause: a little more than the daemon needs to read another
+request. It comes to 3 % of the first token's time, and may save others a step."""
+GATHER_SECONDS_MAX = 0.008
+"""A first step waits no longer, whatever comes: a third of what it takes."""
+
+Inbox = queue.SimpleQueue[tuple[Message, list[int]]]
+"""Messages and the descriptors that came with them."""
 
 EngineKind = Literal["transformers", "fake"]
 
@@ -112,7 +121,7 @@ class Worker:
     def __init__(self, channel: BlockingChannel, engine_kind: EngineKind) -> None:
         self._channel = channel
         self._engine_kind = engine_kind
-        self._inbox: queue.SimpleQueue[tuple[Message, list[int]]] = queue.SimpleQueue()
+        self._inbox: Inbox = queue.SimpleQueue()
         self._handles: dict[GenerationId, int] = {}
         self._generation_ids: dict[int, GenerationId] = {}
         self._prefills: dict[GenerationId, int] = {}
@@ -175,7 +184,11 @@ class Worker:
 
     def _serve(self, engine: Engine) -> NoReturn:
         while True:
+            idle = not engine.has_work()
             self._drain(engine)
+            if idle:
+                for message in close_behind(self._inbox):
+                    self._act(engine, message)
             if engine.has_work():
                 self._emit(engine, engine.step())
 
@@ -307,6 +320,19 @@ def main(connection: socket.socket, engine_kind: EngineKind, frame_bytes_max: in
         sys.stderr.flush()
         channel.send(encode(_last_words(error)))
         os._exit(1)
+
+
+def close_behind(inbox: Inbox) -> Iterator[Message]:
+    """What comes right behind the first message after a pause.
+
+    Generations often begin together, and a first step with one of them keeps the others waiting.
+    """
+    until = time.monotonic() + GATHER_SECONDS_MAX
+    while (left_seconds := until - time.monotonic()) > 0:
+        try:
+            yield inbox.get(timeout=min(GATHER_QUIET_SECONDS, left_seconds))[0]
+        except queue.Empty:
+            return
 
 
 def import_transformers_engine() -> None:

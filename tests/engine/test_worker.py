@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import queue
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from sllmd.engine.postmortem import Cause
 from sllmd.engine.process import ChildProcess, Output
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
+from sllmd.engine.worker import Inbox, close_behind
 from sllmd.engine.worker_process import WorkerProcess
 from sllmd.engine.zygote_process import ZygoteProcess
 from sllmd.wire.frames import pack
@@ -215,3 +217,21 @@ async def test_output_is_kept_line_by_line_within_bounds(nothing_left: None) -> 
     os.close(writing)
     await flooded.ended.wait()
     assert list(flooded.lines) == [f"line {number}" for number in range(990, 1000)]
+
+
+def test_what_comes_together_is_acted_on_together() -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    for handle in (1, 2):
+        inbox.put((Cancel(handle), []))
+    assert list(close_behind(inbox)) == [Cancel(1), Cancel(2)]
+    assert list(close_behind(inbox)) == []
+
+
+def test_a_first_step_does_not_wait_for_ever() -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    inbox.put((Cancel(1), []))
+    taken = 0
+    for message in close_behind(inbox):
+        taken += 1
+        inbox.put((message, []))  # there is always one more
+    assert taken >= 1
