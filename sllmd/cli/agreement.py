@@ -33,7 +33,9 @@ def agreement_text(control: Mapping[str, Any], nodes: int) -> str:
         if nodes <= 1:
             return f"1 voter ({names}), the only node"
         return f"{nodes} nodes, 1 voter ({names}): losing it stops changes, not serving"
-    may_fail = control["voters_may_fail"]
+    may_fail, alive = control["voters_may_fail"], control["voters_alive"]
+    if alive <= len(voters) // 2:
+        return f"{len(voters)} voters ({names}), {alive} alive: no majority, nothing can be changed"
     if may_fail:
         return f"{len(voters)} voters ({names}): {may_fail} may fail"
     return f"{len(voters)} voters ({names}): none may fail; one more loss stops changes, not serving"

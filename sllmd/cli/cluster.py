@@ -129,9 +129,8 @@ def leave(
     """
     order = {} if drain is None else {"drain_seconds": parse_duration_seconds(drain)}
     status = session.client.get("/sllmd/v1/status")
-    session.note(
-        f"{status['node']} is asked to leave; {status['requests_running']} running requests may finish"
-    )
+    running = status["requests_running"]
+    session.note(f"{status['node']} leaves{f'; {running} running requests may finish' if running else ''}")
     report = session.client.post("/sllmd/v1/leave", order)
     _wait_until_gone(session)
     cut = f"; {report['cut_short']} requests were cut short" if report["cut_short"] else ""

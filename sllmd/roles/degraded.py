@@ -28,11 +28,11 @@ def degraded_reasons(cluster: ClusterStatus, *, health: int = 0, now: float) -> 
 
 def _agreement(cluster: ClusterStatus) -> Iterator[str]:
     control = cluster.control
-    count, here = len(control.voters), control.voters_here
-    if count and here <= count // 2:
+    count, alive = len(control.voters), control.voters_alive
+    if cluster.leader is None and count and alive <= count // 2:
         yield (
-            f"only {here} of {count} voters are here: nothing can be changed, {_STILL_SERVED};"
-            " start one of the others, or see `sllmd recover` if they are lost for good"
+            f"only {alive} of {count} voters {'is' if alive == 1 else 'are'} alive: nothing can be changed,"
+            f" {_STILL_SERVED}; start one of the others, or see `sllmd recover` if they are lost for good"
         )
     elif cluster.leader is None:
         yield f"nobody leads just now: changes wait, {_STILL_SERVED}"

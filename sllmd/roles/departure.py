@@ -53,11 +53,12 @@ class Departure:
     async def _leave(self, drain_seconds: float) -> LeaveReport:
         cluster = self._fleet.cluster
         name = cluster.identity.name
+        await cluster.control.read()
         if not cluster.members_here():
             raise Conflict(
-                "this is the only node that is here", hint="stop its daemon instead; its data stay"
+                f"no other node is here that could go on without {name}",
+                hint="stop its daemon instead; its data stay",
             )
-        await cluster.control.read()
         record(self._events, Happening("node.leaving", f"{name} leaves: no new work", {"node": name}))
         _log.info("leaving the cluster", drain_seconds=drain_seconds)
         cut_short = await self._agent.drain(drain_seconds)

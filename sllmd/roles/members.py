@@ -143,14 +143,14 @@ def _role(node: NodeId, facts: ClusterFacts) -> MemberRole:
 def _control_status(
     facts: ClusterFacts, members: Sequence[MemberStatus], names: Mapping[str, str]
 ) -> ControlStatus:
-    here = {member.id for member in members if member.state in ("alive", "suspect")}
     alive = {member.id for member in members if member.state == "alive"}
+    voters_alive = sum(node in alive for node in facts.voters)
     quorum = len(facts.voters) // 2 + 1
     return ControlStatus(
         store=facts.store,
         position=facts.position,
         age_seconds=facts.age_seconds if isfinite(facts.age_seconds) else None,
         voters=tuple(names.get(node, node) for node in facts.voters),
-        voters_here=sum(node in here for node in facts.voters),
-        voters_may_fail=max(0, sum(node in alive for node in facts.voters) - quorum),
+        voters_alive=voters_alive,
+        voters_may_fail=max(0, voters_alive - quorum),
     )

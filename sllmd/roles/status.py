@@ -157,8 +157,7 @@ class ControlStatus(_Status):
     age_seconds: float | None
     """Since this node last heard from whoever decides; None: not yet."""
     voters: tuple[str, ...]
-    voters_here: int
-    """Alive or suspect."""
+    voters_alive: int
     voters_may_fail: int
     """Before nothing can be changed any more; warm models are served in any case."""
 

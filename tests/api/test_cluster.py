@@ -106,7 +106,7 @@ async def test_keys_are_told_once_and_end_when_they_are_revoked(serve, tmp_path)
         ("DELETE", "/sllmd/v1/nodes/test", 409, "sllmd leave"),
         ("DELETE", "/sllmd/v1/nodes/nobody", 404, "sllmd members"),
         ("DELETE", "/sllmd/v1/nodes/nobody?force=maybe", 400, "neither true nor false"),
-        ("POST", "/sllmd/v1/leave", 409, "only node"),
+        ("POST", "/sllmd/v1/leave", 409, "no other node"),
         ("GET", "/sllmd/v1/events?node=nobody", 404, "sllmd members"),
         ("GET", "/sllmd/v1/events?since=yesterday", 400, "10m"),
         ("GET", "/sllmd/v1/logs?level=loud", 400, "warning"),

@@ -69,7 +69,7 @@ def test_what_is_refused_says_what_to_do(sllmd: RunCommand, leading: RunningDaem
     for arguments, code, words in (
         (("node", "rm", row["name"]), 1, "sllmd leave"),
         (("node", "rm", "nobody"), 4, "sllmd members"),
-        (("leave",), 1, "only node"),
+        (("leave",), 1, "no other node"),
         (("monitor", "nobody"), 4, "sllmd members"),
         (("leave", "--drain", "soon"), 1, "5m"),
     ):
@@ -110,7 +110,7 @@ def _ready(process: subprocess.Popen[str]) -> bool:
     return bool(select.select([process.stdout], [], [], 0.2)[0])
 
 
-CONTROL = {"store": "raft", "position": 9, "age_seconds": 0.2, "voters_here": 3, "voters_may_fail": 1}
+CONTROL = {"store": "raft", "position": 9, "age_seconds": 0.2, "voters_alive": 3, "voters_may_fail": 1}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,11 @@ CONTROL = {"store": "raft", "position": 9, "age_seconds": 0.2, "voters_here": 3,
 )
 def test_agreement_in_words(voters: list[str], nodes: int, may_fail: int, text: str) -> None:
     assert agreement_text({**CONTROL, "voters": voters, "voters_may_fail": may_fail}, nodes) == text
+
+
+def test_a_lost_majority_in_words() -> None:
+    text = agreement_text({**CONTROL, "voters": ["a", "b", "c"], "voters_alive": 1}, 3)
+    assert text == "3 voters (a, b, c), 1 alive: no majority, nothing can be changed"
 
 
 def test_an_external_store_in_words() -> None:

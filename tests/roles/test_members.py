@@ -67,7 +67,7 @@ def test_a_cluster_that_is_well() -> None:
     ]
     assert [member.is_me for member in status.members] == [True, False, False]
     assert (status.leader, status.leader_id, status.epoch) == ("b", B, 3)
-    assert (status.control.voters, status.control.voters_here) == (("a", "b", "c"), 3)
+    assert (status.control.voters, status.control.voters_alive) == (("a", "b", "c"), 3)
     assert status.control.voters_may_fail == 1
     assert reasons(FACTS) == ()
 
@@ -92,7 +92,7 @@ def test_a_lost_majority_says_what_goes_on_and_what_does_not() -> None:
     facts = replace(FACTS, heard=(view(A), view(B, Status.DEAD), view(C, Status.DEAD)), leader=None)
     status = cluster_status(facts)
     assert status.leader is None
-    assert reasons(facts)[0].startswith("only 1 of 3 voters are here: nothing can be changed")
+    assert reasons(facts)[0].startswith("only 1 of 3 voters is alive: nothing can be changed")
     assert "still served" in reasons(facts)[0]
 
 
