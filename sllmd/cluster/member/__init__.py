@@ -1,6 +1,6 @@
 """This cluster's own agreement, as the daemon uses it: raft on a real clock, disk and network.
 
-Owns: the loop around raft's machine (``shell``), what this node knows of the catalogue (``known``), proposals
+Owns: the loop around raft's machine (``shell``, ``state``), what this node knows (``known``), proposals
 until they are answered (``proposing``), whether it keeps the log (``seat``) or follows without one
 (``following``, ``feeding``), what others may ask (``answering``), who votes (``voters``, ``stewardship``),
 and the way out when a majority is lost for good (``recovery``).

@@ -1,8 +1,7 @@
 """Raft's machine on a real clock, disk and network: events in, actions out.
 
 Everything happens on the event loop, in the machine's order; only the disk works in a thread of its own. A
-``Persist`` is begun at once and its messages leave when it is durable. What the machine agreed on is carried
-out in order even while a snapshot is being read.
+``Persist`` is begun at once and its messages leave when it is durable. What was agreed goes to ``state``.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from typing import Any
 
 import structlog
 
-from sllmd.cluster.catalogue import apply, apply_bytes, pack_command, restore, snapshot, unpack_command
+from sllmd.cluster.catalogue import Catalogue, pack_command
 from sllmd.cluster.catalogue.commands import Command, EpochBegin
 from sllmd.cluster.catalogue.results import Result
-from sllmd.cluster.journal.snapshots import describe
 from sllmd.cluster.member.bell import Bell
 from sllmd.cluster.member.disk import Disk
 from sllmd.cluster.member.settings import ControlSettings
+from sllmd.cluster.member.state import Around, State
 from sllmd.cluster.raft import Raft, RaftSettings, RaftStatus, Start
-from sllmd.cluster.raft.entries import Entry, EntryKind, Membership, SnapshotMeta
+from sllmd.cluster.raft.entries import Membership, SnapshotMeta
 from sllmd.cluster.raft.events import (
     Action,
     Appended,
@@ -62,7 +61,7 @@ from sllmd.cluster.raft.events import (
     WriteChunk,
 )
 from sllmd.cluster.raft.messages import Message, pack_message
-from sllmd.core.errors import ProtocolError, SllmdError
+from sllmd.core.errors import SllmdError
 from sllmd.core.ids import NodeId
 
 _log = structlog.get_logger(__name__)
@@ -71,8 +70,6 @@ Answers = list[Refusal | None]
 """Of proposals, in their order: why each was not begun; None: it has a place in the leader's log."""
 
 
-APPLY_MAX = 500
-"""Entries carried out in one turn of the loop: a node that starts has ten thousand to carry out."""
 TIMER_SECONDS = 0.001
 """The loop's timers are so coarse; one that goes off early goes off twice."""
 EPOCH, CHANGE = -1, -2
@@ -101,7 +98,6 @@ class Shell:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._disk, self._journal = disk, disk.journal
-        self._journal_settings = disk.settings
         self._settings = settings
         self._owner = owner
         self._random = random.Random()
@@ -109,9 +105,7 @@ class Shell:
         self.raft = Raft(
             Start(node, raft, restored, self._loop.time(), self._random.random(), secrets.randbits(64))
         )
-        self.catalogue = disk.catalogue
-        self.position = restored.snapshot.index if restored.snapshot else 0
-        self.term = restored.snapshot.term if restored.snapshot else 0
+        self._state = State(disk, self._around())
         self.lost_reason: str | None = None
         """Why this node agrees to nothing any more."""
         self.changed = Bell()
@@ -123,19 +117,41 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._late = False
-        self._agreed: deque[Apply | Restore | ReadReady] = deque()
-        self._held = False
-        """What was agreed waits: a snapshot is being read, or others on the loop have their turn."""
         self._answers: dict[int, Refusal | None] = {}
         self._proposals: list[tuple[Sequence[bytes], asyncio.Future[Answers]]] = []
         self._reads: dict[int, asyncio.Future[Refusal | None]] = {}
         self._last_read = 0
         self._next_read: asyncio.Future[Refusal | None] | None = None
-        self._since_snapshot = [0, 0]
-        self._saving = False
         self._arm()
 
+    def _around(self) -> Around:
+        return Around(
+            advanced=self._advanced,
+            carried_out=self._owner.carried_out,
+            restored=self._owner.restored,
+            epoch_changed=self._tell_changed,
+            may_read=lambda read_id: self._answer_read(read_id, None),
+            saved=lambda meta: self._handle(SnapshotTaken(self._loop.time(), meta)),
+            members_at=self._members_at,
+            spawn=self._spawn,
+        )
+
     # --- what its owner asks ---
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What was agreed, as far as it is carried out here."""
+        return self._state.catalogue
+
+    @property
+    def position(self) -> int:
+        """Of the newest entry in ``catalogue``."""
+        return self._state.position
+
+    @property
+    def term(self) -> int:
+        """Of that entry."""
+        return self._state.term
 
     @property
     def leads(self) -> bool:
@@ -184,6 +200,7 @@ class Shell:
     async def close(self) -> None:
         """Stop; what is on its way to the disk still gets there."""
         self._closed = True
+        self._state.stop()
         if self._timer is not None:
             self._timer.cancel()
         for _, answers in self._proposals:
@@ -233,7 +250,7 @@ class Shell:
             case Persist():
                 self._persist(action)
             case Apply() | Restore() | ReadReady():
-                self._in_order(action)
+                self._state.take(action)
             case Appended(proposal_id):
                 self._answers[proposal_id] = None
             case Refused(proposal_id, reason) if proposal_id == EPOCH:
@@ -254,6 +271,14 @@ class Shell:
                 self._spawn(self._finish_snapshot(meta))
             case Stopped(reason):
                 self._stopped(reason)
+
+    def _advanced(self) -> None:
+        self._owner.advanced()
+        self.changed.ring()
+
+    def _members_at(self, index: int) -> Membership | None:
+        log = self.raft.log
+        return None if index < log.base_index or self.lost_reason else log.membership_at(index)
 
     def _tell_changed(self) -> None:
         self._owner.changed()
@@ -385,98 +410,3 @@ class Shell:
         whole = await self._journal.finish_snapshot(meta)
         now = self._loop.time()
         self._handle(SnapshotReceived(now, meta) if whole else SnapshotRejected(now, meta))
-
-    # --- the state ---
-
-    def _in_order(self, action: Apply | Restore | ReadReady) -> None:
-        """Carry out what was agreed, in order, and a little of it in one turn of the loop."""
-        if isinstance(action, Apply):
-            entries = action.entries
-            starts = range(0, len(entries), APPLY_MAX)
-            self._agreed.extend(Apply(entries[start : start + APPLY_MAX]) for start in starts)
-        else:
-            self._agreed.append(action)
-        if not self._held:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        self._held = False
-        done = 0
-        while self._agreed and not self._closed:
-            if done >= APPLY_MAX:
-                self._held = True
-                self._loop.call_soon(self._go_on)
-                return
-            match self._agreed.popleft():
-                case Apply(entries):
-                    self._apply(entries)
-                    done += len(entries)
-                case ReadReady(read_id):
-                    self._answer_read(read_id, None)
-                case Restore(meta):
-                    self._held = True
-                    self._spawn(self._restore(meta))
-                    return
-
-    async def _restore(self, meta: SnapshotMeta) -> None:
-        data = await self._journal.read_snapshot(meta)
-        self.catalogue = await asyncio.to_thread(restore, data)
-        self.position, self.term = meta.index, meta.term
-        self._since_snapshot = [0, 0]
-        _log.info("took over a snapshot", position=meta.index, bytes=meta.size_bytes)
-        self._owner.advanced()
-        self._owner.restored()
-        self._tell_changed()
-        self._go_on()
-
-    def _apply(self, entries: tuple[Entry, ...]) -> None:
-        outcomes: list[tuple[Command, Result]] = []
-        size_bytes, epoch = 0, self.catalogue.epoch
-        for entry in entries:
-            size_bytes += len(entry.data)
-            if entry.kind is EntryKind.COMMAND:
-                self._apply_command(entry.data, outcomes)
-        self.position, self.term = entries[-1].index, entries[-1].term
-        self._owner.advanced()
-        self.changed.ring()
-        for command, result in outcomes:
-            self._owner.carried_out(command, result)
-        if self.catalogue.epoch != epoch:
-            self._owner.changed()
-        self._since_snapshot[0] += len(entries)
-        self._since_snapshot[1] += size_bytes
-        self._snapshot_if_due()
-
-    def _apply_command(self, data: bytes, outcomes: list[tuple[Command, Result]]) -> None:
-        try:
-            command = unpack_command(data)
-        except ProtocolError:
-            self.catalogue, result = apply_bytes(self.catalogue, data)
-            _log.warning("a command that this release cannot read was passed over", reason=str(result))
-            return
-        self.catalogue, result = apply(self.catalogue, command)
-        outcomes.append((command, result))
-
-    def _snapshot_if_due(self) -> None:
-        entries, size_bytes = self._since_snapshot
-        limits = self._journal_settings
-        due = entries >= limits.snapshot_entries or size_bytes >= limits.snapshot_bytes
-        if due and not self._saving and self.lost_reason is None:
-            self._saving = True
-            self._since_snapshot = [0, 0]
-            self._spawn(self._take_snapshot())
-
-    async def _take_snapshot(self) -> None:
-        """The catalogue never changes in place: a thread may write it down while the loop goes on."""
-        state, index, term = self.catalogue, self.position, self.term
-        if index < self.raft.log.base_index:
-            self._saving = False  # a newer one is being read
-            return
-        members = self.raft.log.membership_at(index)
-        try:
-            data = await asyncio.to_thread(snapshot, state)
-            meta = describe(index, term, members, data)
-            if await self._journal.save_snapshot(meta, data):
-                self._handle(SnapshotTaken(self._loop.time(), meta))
-        finally:
-            self._saving = False
