@@ -55,6 +55,7 @@ class Admitting:
         *,
         cluster_id: str,
         plain: bool,
+        store: str,
         control: ControlStore,
         authority: Callable[[], Authority | None],
         keys: Callable[[], list[bytes]],
@@ -67,6 +68,7 @@ class Admitting:
         """``keepers``: other living nodes that have the CA; ``may_keep``: whether a node shall have it."""
         self._cluster_id = cluster_id
         self._plain = plain
+        self._store = store
         self._control = control
         self._authority = authority
         self._keys = keys
@@ -121,6 +123,11 @@ class Admitting:
         )
 
     async def _admit(self, application: Application) -> Passport:
+        if application.store != self._store:
+            raise PeerRefused(
+                f"this cluster's agreement is kept by {self._store}, not by {application.store}",
+                hint=f'set store = "{self._store}" in [cluster], as on the other nodes',
+            )
         certificate_pem, ca_pem, fingerprint = "", "", ""
         if not self._plain:
             await self._consume_token(application)

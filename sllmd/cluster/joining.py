@@ -66,6 +66,7 @@ async def join(
     *,
     devices: dict[str, int],
     labels: dict[str, str],
+    store: str,
 ) -> Belonging:
     """Become a member, however long it takes; what this node is then. ``secret`` None: a --dev cluster.
 
@@ -76,7 +77,7 @@ async def join(
         key_pem = key_to_pem(new_key())
         home.save_joining_key(key_pem)
     request = make_request(belonging.node, key_from_pem(key_pem)) if key_pem else ""
-    application = Application(belonging.node, belonging.name, request, "", devices, labels)
+    application = Application(belonging.node, belonging.name, request, "", devices, labels, store)
     pause_seconds = RETRY_SECONDS_MIN
     while True:
         passport = await _ask_all(application, addresses, secret, settings)

@@ -225,6 +225,7 @@ class ClusterNode:
             settings.rpc,
             devices=self.devices,
             labels=self.labels,
+            store=settings.store,
         )
 
     def _found(self, belonging: Belonging) -> Belonging:
@@ -295,6 +296,7 @@ class ClusterNode:
         Admitting(
             cluster_id=self.identity.cluster_id,
             plain=self.dev,
+            store=self.settings.store,
             control=self.control,
             authority=lambda: self.authority,
             keys=self.keyring.keys,

@@ -74,6 +74,8 @@ class Application:
     """Where it will be called; known only once it listens, so it may be empty."""
     devices: dict[str, int]
     labels: dict[str, str]
+    store: str
+    """Who it thinks keeps the agreement: a node that asks somebody else would agree with nobody."""
     token_id: str = ""
     secret: str = ""
 
@@ -86,6 +88,7 @@ class Application:
             "address": self.address,
             "devices": self.devices,
             "labels": self.labels,
+            "store": self.store,
         }
 
 
@@ -99,6 +102,7 @@ def parse_application(value: Any) -> Application:
             "address": str(address),
             "devices": dict(devices),
             "labels": dict(labels),
+            "store": str(store),
             **rest,
         } if 0 < len(node) <= 64 and 0 < len(name) <= 253:
             token_id, secret = rest.get("token_id", ""), rest.get("secret", "")
@@ -108,5 +112,7 @@ def parse_application(value: Any) -> Application:
                 and all(isinstance(size, int) for size in devices.values())
                 and all(isinstance(label, str) for label in (*devices, *labels, *labels.values()))
             ):
-                return Application(NodeId(node), name, request, address, devices, labels, token_id, secret)
+                return Application(
+                    NodeId(node), name, request, address, devices, labels, store, token_id, secret
+                )
     raise ProtocolError("a request to join cannot be understood")

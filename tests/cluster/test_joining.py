@@ -256,6 +256,14 @@ async def test_a_taken_name_is_refused_and_the_token_still_good(fleet: Nodes) ->
     await fleet.start(better)
 
 
+async def test_a_node_that_would_agree_with_somebody_else_is_refused(fleet: Nodes) -> None:
+    one = await fleet.found("one")
+    two = fleet.make("two", join=[one], store="etcd")
+    two.token, _ = await one.tokens.create()  # type: ignore[union-attr]
+    assert "agreement is kept by raft, not by etcd" in str(await why_not(two))
+    assert len(one.tokens.list()) == 1, "and its token is still good"  # type: ignore[union-attr]
+
+
 async def test_a_cloned_directory_stops(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
