@@ -14,6 +14,7 @@ floor     rooms                       what lives there
 5         ``roles``                   the coroutines that carry out decisions
 5         ``simulator``               a virtual cluster that the same decisions are tried on
 4         ``scheduler``               where a model is loaded, and what makes room for it
+4         ``migration``               how a running generation changes its place
 3         ``engine``, ``loader``      tokens out of weights; bytes up the tiers
 3         ``cluster``                 who leads and what a cluster of daemons has agreed on
 2         ``store``, ``text``         checkpoints on disk; text to token ids and back
@@ -21,10 +22,11 @@ floor     rooms                       what lives there
 0         ``core``                    ids, units, errors: the words everything is said in
 ========  ==========================  ==============================================================
 
-A request's life: ``api.server`` parses it, ``roles.router`` tokenises it and asks ``roles.agent`` for a
-replica; the agent has ``loader`` lift the checkpoint into DRAM and hands it to a waiting worker of
-``engine.supervisor``; the worker's engine sends token events back, the router turns them into text and
-finds stop strings, the API streams them out. The daemon process never imports torch or transformers.
+A request's life: ``api.server`` parses it, ``roles.router`` tokenises it and offers it to a place: this node's
+``roles.agent``, or another node's through ``roles.relay``. Where no replica is ready, the agent has
+``loader`` lift the checkpoint into DRAM and hands it to a waiting worker of ``engine.supervisor``; the
+worker's engine sends token events back, the router turns them into text and finds stop strings, the API
+streams them out. The daemon process never imports torch or transformers.
 
 Start reading at ``daemon.py``, then ``roles/router.py``.
 """
