@@ -50,6 +50,12 @@ _LOOKS_PER_HANG_TIMEOUT = 4
 held up, many seconds pass between two looks and none of them is the worker's fault."""
 
 
+SETTLE_SECONDS = 5.0
+"""From ready on a replica keeps its share of the cores for so long even when idle: behind its first tokens
+it lays out its weights anew, a second per GB, and a pass of another that has to wait for one of its threads
+waits for all of it."""
+
+
 class WorkerReplica:
     """See ``Replica``."""
 
@@ -78,6 +84,7 @@ class WorkerReplica:
         self._running: set[int] = set()
         """Handles whose last event has not come: a mailbox may outlive that, when its consumer is slow."""
         self._prefills = 0
+        self._settling = True
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._leaving: dict[int, int] = {}
         """Request of an export that ends its generation, and that generation's handle."""
@@ -191,7 +198,7 @@ class WorkerReplica:
                 _log.info("engine built", replica=self.replica_id, **message.stages_seconds)
                 self.context_tokens = message.context_tokens
                 self._ready.set_result(None)
-                self._account()
+                asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settled)
             case _:
                 raise ProtocolError(f"an attached worker sent {type(message).__name__}")
 
@@ -212,11 +219,15 @@ class WorkerReplica:
         self._running.discard(handle)
         self._account()
 
+    def _settled(self) -> None:
+        self._settling = False
+        self._account()
+
     def _account(self) -> None:
-        """Take a share of the cores while there is work, and only then. Building the model was some."""
+        """Take a share of the cores while there is work, and only then. Building the model is some."""
         if self._cores is not None:
-            gone = self.worker.gone.done()
-            self._cores.set_busy(self, not gone and bool(self._running or self._prefills))
+            works = self._settling or bool(self._running or self._prefills)
+            self._cores.set_busy(self, works and not self.worker.gone.done())
 
     def _resolve(self, request: int, value: object) -> None:
         answer = self._answers.get(request)

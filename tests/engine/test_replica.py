@@ -9,6 +9,7 @@ import pytest
 from sllmd.core.errors import InvalidRequest, ModelLoadFailed, ProtocolError, WorkerLost
 from sllmd.core.ids import GenerationId
 from sllmd.core.memory import PartitionMemory
+from sllmd.engine import worker_replica
 from sllmd.engine.cores import compute_cores
 from sllmd.engine.fake import FakeEngine, FakeSettings
 from sllmd.engine.protocol import (
@@ -452,7 +453,10 @@ async def test_giving_up_a_start_reaps_its_worker(
     assert not any(slabs_mapped_by(pid) for pid in before if alive(pid))
 
 
-async def test_replicas_that_have_work_share_the_cores(supervisor: Supervisor) -> None:
+async def test_replicas_that_have_work_share_the_cores(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_replica, "SETTLE_SECONDS", 0.0)
     whole = compute_cores(usable_cores())
     replicas = []
     for _ in range(2):
