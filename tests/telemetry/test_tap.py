@@ -34,7 +34,15 @@ async def remembered(tap: LogTap, **wanted) -> list:
 
 async def test_lines_are_remembered_as_the_log_has_them(stream: io.StringIO) -> None:
     tap = configure_logs(LogSettings(), stream=stream)
-    structlog.get_logger().warning("odd", prompt="my secret", model="tiny", path=io, sizes=(1, 2), ratio=float("nan"), file="a\udcff")
+    structlog.get_logger().warning(
+        "odd",
+        prompt="my secret",
+        model="tiny",
+        path=io,
+        sizes=(1, 2),
+        ratio=float("nan"),
+        file="a\udcff",
+    )
     [line] = await remembered(tap)
     assert (line["event"], line["level"], line["model"]) == ("odd", "warning", "tiny")
     assert line["prompt"] == "[redacted] 9"
