@@ -22,8 +22,8 @@ floor     rooms                       what lives there
 0         ``core``                    ids, units, errors: the words everything is said in
 ========  ==========================  ==============================================================
 
-A request's life: ``api.server`` parses it, ``roles.router`` tokenises it and offers it to a place: this node's
-``roles.agent``, or another node's through ``roles.relay``. Where no replica is ready, the agent has
+A request's life: ``api.server`` parses it, ``roles.router`` tokenises it and offers it to a place: this
+node's ``roles.agent``, or another node's through ``roles.relay``. Where no replica is ready, the agent has
 ``loader`` lift the checkpoint into DRAM and hands it to a waiting worker of ``engine.supervisor``; the
 worker's engine sends token events back, the router turns them into text and finds stop strings, the API
 streams them out. The daemon process never imports torch or transformers.

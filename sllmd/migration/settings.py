@@ -1,0 +1,36 @@
+"""What an owner may decide about moves. Pure."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sllmd.core.frozen import Frozen
+from sllmd.core.units import FiniteSeconds, PositiveSeconds
+
+
+class MigrationSettings(Frozen):
+    """``[migration]``: how running generations change their place."""
+
+    moves_max: int = Field(default=8, ge=1)
+    """Moves that a router has under way at a time; more wait. Each has the target compute a prompt."""
+    rounds_max: int = Field(default=5, ge=1)
+    """Rounds of one move: each makes the gap about as much shorter as prefill is faster than decoding."""
+    gap_tokens: int = Field(default=4, ge=0)
+    """A gap that is computed as fast as one token: with so few missing, the switch waits for no further round."""
+    remaining_tokens_min: int = Field(default=4, ge=0)
+    """A generation that may make no more tokens than these stays where it is."""
+    move_seconds_max: PositiveSeconds = 600.0
+    """For one move, from asking the target to the switch: a cold start of a big model may be in it."""
+    attempts_max: int = Field(default=3, ge=1)
+    """Times that a generation is resumed without any token having come of it: one that kills every replica must
+    not kill them all."""
+    failovers_max: int = Field(default=16, ge=1)
+    """Times that one generation is resumed at all."""
+    resume_seconds_max: FiniteSeconds = 60.0
+    """How long places are tried anew for a generation that has lost its own while all are busy."""
+    resume_pause: PositiveSeconds = 0.2
+    """Between two such tries."""
+    stall_seconds_min: PositiveSeconds = 5.0
+    """A source that sends nothing for so long may hang: the generation moves, if there is another place."""
+    stall_gaps: float = Field(default=50.0, gt=1)
+    """It is given this many times the longest pause between its tokens so far, if that is more."""
