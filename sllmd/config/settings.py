@@ -13,6 +13,7 @@ from sllmd.core.frozen import Frozen
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
 from sllmd.loader.settings import LoaderSettings
+from sllmd.migration.settings import MigrationSettings
 from sllmd.roles.settings import DeviceSettings, ModelSettings, RoutingSettings, ServingSettings
 from sllmd.telemetry.settings import LogSettings
 
@@ -78,6 +79,7 @@ class Config(Frozen):
     devices: DeviceSettings = DeviceSettings()
     serving: ServingSettings = ServingSettings()
     routing: RoutingSettings = RoutingSettings()
+    migration: MigrationSettings = MigrationSettings()
     loader: LoaderSettings = LoaderSettings()
     workers: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()

@@ -71,7 +71,5 @@ class Pulse:
         """When it counts as stalled; None: no token has come yet, and how long that takes is not known."""
         if not self._begun:
             return None
-        bound_seconds = max(
-            self._settings.stall_seconds_min, self._settings.stall_gaps * self._longest_seconds
-        )
+        bound_seconds = max(self._settings.stall_min, self._settings.stall_gaps * self._longest_seconds)
         return self._last_seconds + bound_seconds

@@ -12,8 +12,8 @@
 Before ``Commit`` the source owns the generation, and a failing target costs it nothing. ``Commit`` is the
 router's switch, carried out at once and without waiting; after it the target owns the generation, and this
 machine hears nothing any more. If the source is lost while the target warms up, the target takes over as it
-is. If it is lost before, another place is looked for at once (``FailOver``), while the target goes on starting:
-whichever is ready first has the generation.
+is. If it is lost before, another place is looked for at once (``FailOver``), while the target goes on
+starting: whichever is ready first has the generation.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Move:
             case TargetFailed(reason):
                 return self._release(reason)
             case Late():
-                return self._release(f"not over within {self._settings.move_seconds_max:g} s")
+                return self._release(f"not over within {self._settings.move_timeout:g} s")
             case Ended(reason):
                 return self._release(reason, called_off=True)
 

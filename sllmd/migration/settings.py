@@ -16,21 +16,21 @@ class MigrationSettings(Frozen):
     rounds_max: int = Field(default=5, ge=1)
     """Rounds of one move: each makes the gap about as much shorter as prefill is faster than decoding."""
     gap_tokens: int = Field(default=4, ge=0)
-    """A gap that is computed as fast as one token: with so few missing, the switch waits for no further round."""
+    """Tokens that are computed as fast as one: with so few missing, the switch waits for no further round."""
     remaining_tokens_min: int = Field(default=4, ge=0)
     """A generation that may make no more tokens than these stays where it is."""
-    move_seconds_max: PositiveSeconds = 600.0
+    move_timeout: PositiveSeconds = 600.0
     """For one move, from asking the target to the switch: a cold start of a big model may be in it."""
     attempts_max: int = Field(default=3, ge=1)
-    """Times that a generation is resumed without any token having come of it: one that kills every replica must
-    not kill them all."""
+    """Times that a generation is resumed without any token having come of it: one that kills what
+    runs it must not kill every replica."""
     failovers_max: int = Field(default=16, ge=1)
     """Times that one generation is resumed at all."""
-    resume_seconds_max: FiniteSeconds = 60.0
+    resume_timeout: FiniteSeconds = 60.0
     """How long places are tried anew for a generation that has lost its own while all are busy."""
     resume_pause: PositiveSeconds = 0.2
     """Between two such tries."""
-    stall_seconds_min: PositiveSeconds = 5.0
+    stall_min: PositiveSeconds = 5.0
     """A source that sends nothing for so long may hang: the generation moves, if there is another place."""
     stall_gaps: float = Field(default=50.0, gt=1)
     """It is given this many times the longest pause between its tokens so far, if that is more."""

@@ -10,7 +10,7 @@ from sllmd.engine.protocol import FailedEvent
 from sllmd.migration.failover import Patience, Pulse, is_misfit, is_places_fault, is_worth_waiting
 from sllmd.migration.settings import MigrationSettings
 
-SETTINGS = MigrationSettings(attempts_max=2, failovers_max=5, stall_seconds_min=5, stall_gaps=10)
+SETTINGS = MigrationSettings(attempts_max=2, failovers_max=5, stall_min=5, stall_gaps=10)
 
 
 @pytest.mark.parametrize(
