@@ -56,7 +56,9 @@ class Bookkeeper:
     # -- leading -------------------------------------------------------------------------------
 
     def lead(self, epoch: int, nodes: Iterable[NodeId]) -> None:
-        """This node leads now: ask ``nodes`` for what they have, then tell."""
+        """This node leads now: ask ``nodes`` for what they have, then tell. Once for each epoch."""
+        if self._ledger is not None and self._ledger.epoch == epoch:
+            return  # a second ledger would count its versions anew
         self.rest()
         self._ledger = ledger = Ledger(epoch)
         self._leading = asyncio.create_task(self._lead(ledger, list(nodes)))

@@ -94,6 +94,7 @@ class DataPlane:
             directory / MEMORY_FILE,
             elsewhere=self._elsewhere,
             in_use=lambda name: any(each.need.model == name for each in agent.residences()),
+            changed=self.reporter.note_change,
         )
         self._register()
 

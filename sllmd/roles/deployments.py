@@ -45,14 +45,19 @@ class Deployments:
         *,
         elsewhere: Callable[[], Collection[Digest]],
         in_use: Callable[[ModelName], bool],
+        changed: Callable[[], None],
     ) -> None:
-        """``memory``: the file that remembers; ``elsewhere``: checkpoints that other nodes imported."""
+        """``memory``: the file that remembers; ``elsewhere``: checkpoints that other nodes imported.
+
+        ``changed`` is called when the store has: who hears of a model should know by then who has it.
+        """
         self._library = library
         self._adopted = adopted
         self._models = models
         self._memory = memory
         self._elsewhere = elsewhere
         self._in_use = in_use
+        self._changed = changed
         self._cluster_id = ""
         self._seen: object = None
         self._task: asyncio.Task[None] | None = None
@@ -84,6 +89,7 @@ class Deployments:
         revision = control.view().catalogue.revision
         if self._seen == (stored, revision):
             return
+        self._changed()
         catalogue = await control.read()
         gone = {name for name in self._library.deployed if _is_gone(self._library.own, name)}
         offers = {model.name: self._offer(model) for model in stored if model.problem is None}
