@@ -77,12 +77,13 @@ def make_member(tmp_path: Path) -> MakeMember:
         *,
         models: Mapping[str, Mapping[str, object]] = {},
         join: Member | None = None,
+        encrypted: bool = False,
         **sections: Any,
     ) -> AsyncIterator[Member]:
         directory = tmp_path / name
         for model, behaviour in models.items():
             put_model(directory, model, behaviour)
-        cluster = {"join": [join.node.address] if join else []}
+        cluster = {"join": [join.node.address] if join else [], **sections.pop("cluster", {})}
         values = {
             "node": {"name": name, "data_dir": directory / "data"},
             "cluster": cluster,
@@ -93,7 +94,10 @@ def make_member(tmp_path: Path) -> MakeMember:
         }
         async with AsyncExitStack() as rooms:
             config = Config.model_validate(values)
-            node = ClusterNode(config.cluster, directory=directory / "cluster", name=name, dev=True)
+            node = ClusterNode(config.cluster, directory=directory / "cluster", name=name, dev=not encrypted)
+            if encrypted and join is not None:
+                assert join.node.tokens is not None
+                node.token, _ = await join.node.tokens.create()
             daemon = await Daemon.start(config, node, rooms)
             yield Member(daemon, directory, rooms)
 
@@ -132,6 +136,26 @@ async def test_weights_come_from_a_node_that_does_not_want_to_run_them(make_memb
         await until(lambda: me not in a.daemon.plane.table.inventories)
         assert (await a.complete("m"))[0] == text
         assert a.daemon.router.model("m").problem is None
+
+
+@pytest.mark.parametrize("chunk_encryption", ["on", "off"])
+async def test_all_of_it_over_tls_and_chunks_also_without(
+    make_member: MakeMember, chunk_encryption: str
+) -> None:
+    tls = {"encrypted": True, "cluster": {"chunk_encryption": chunk_encryption}}
+    async with (
+        make_member("a", **tls) as a,
+        make_member("b", models={"m": {}}, join=a, **tls) as b,
+    ):
+        await a.knows("m")
+        text, timing = await a.complete("m")
+        assert timing.node == b.node.identity.node
+        b.daemon.agent.draining = True
+        b.daemon.agent.changed()
+        await until(lambda: a.daemon.plane.table.inventories[b.node.identity.node].draining)
+        assert (await a.complete("m"))[0] == text
+        assert a.replicas() == ["m"]
+        await until(lambda: a.daemon.router.checkpoint("m").remote_url is None)
 
 
 @pytest.mark.slow
