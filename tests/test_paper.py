@@ -1,4 +1,4 @@
-"""The paper's section 4, claim by claim: how a checkpoint gets from where it is kept to where it runs.
+"""The paper, claim by claim. Section 4: how a checkpoint gets from where it is kept to where it runs.
 
 ServerlessLLM's claims, each held against the system's own counters (/proc, mincore) of a daemon in a process
 of its own, or against the loader in this process where the order of single reads matters:
@@ -11,6 +11,12 @@ e. allocation is apart from loading: the inference process has base addresses be
    are base + offset, partitions fill side by side;
 
 and what follows: nothing is copied in the worker, and an unloaded model's memory is free.
+
+Sections 5 and 6, of the decisions (6) and what moving a generation costs (5):
+
+f. loading is estimated as q + n / b, over the slowest hop, and learned from what loads really took;
+g. moving is estimated as a (t_in + t_out) + b, with t_out from the elapsed time, fitted per model and node;
+h. a model is loaded where it starts soonest, waiting and making room included; only tokens move.
 """
 
 from __future__ import annotations
@@ -33,11 +39,18 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from sllmd.core.ids import ModelName, NodeId, ReplicaId
 from sllmd.core.units import MIB
 from sllmd.engine.memory import map_partitions
 from sllmd.engine.weights import Weights
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
+from sllmd.scheduler import reports
+from sllmd.scheduler.decisions import Load, Source
+from sllmd.scheduler.estimate import recompute_seconds, tokens_out
+from sllmd.scheduler.facts import Tier
+from sllmd.simulator.paper import BASELINES, Cell
+from sllmd.simulator.results import summarise
 from sllmd.store.builtin import make_builtin
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.importing import import_checkpoint
@@ -45,6 +58,7 @@ from sllmd.store.manifest import ALIGNMENT_BYTES, CHUNK_BYTES, Manifest
 from sllmd.store.store import Store
 from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, smaps_bytes, until
 from tests.loader.servers import Answer, RangeServer, Request, range_server
+from tests.scheduler.cluster import NOW, decide, inventory, keeper, model, replica, told
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 512, 1408, 8, 259
 """A llama of some 100 MB in float32: several chunks, and large beside what a process needs anyway."""
@@ -538,3 +552,86 @@ def private_bytes(pid: int) -> int:
 def total_bytes(pids: set[int]) -> int:
     """Memory that these processes take, what they share counted once."""
     return sum(smaps_bytes(pid, "Pss") for pid in pids)
+
+
+# --- f, g, h: the decisions ---
+
+
+def test_f_loading_is_queue_plus_bytes_over_the_slowest_hop() -> None:
+    made = keeper([model("m", 10), model("n", 10)], inventory("node", ssd="m n", devices=2))
+    first = decide(made, "m").decision
+    assert isinstance(first, Load)
+    start = made.view.nodes[NodeId("node")].start.value
+    assert first.startup_seconds == pytest.approx(10 / 5 + start)
+    made.promise(ReplicaId("r"), made.view.models[ModelName("m")].model, first, NOW)
+    second = decide(made, "n").decision
+    assert isinstance(second, Load)
+    assert second.startup_seconds == pytest.approx(10 / 5 + 10 / 5 + start)
+
+
+def test_f_bandwidth_is_learned_and_a_change_is_followed_within_three_loads() -> None:
+    made = keeper([model("m", 10)], inventory("node", ssd="m"))
+    source = Source(Tier.SSD)
+    errors = []
+    for count, seconds in enumerate([2.5] * 10 + [5.0] * 5):
+        replica = ReplicaId(f"r{count}")
+        told(made, "node", reports.LoadBegan(replica, ModelName("m"), (0,), source), now=NOW + count)
+        estimate = made.view.replicas[replica].load.estimate_seconds
+        told(made, "node", reports.LoadEnded(replica, seconds, 0.1), now=NOW + count)
+        told(made, "node", reports.ReplicaGone(replica), now=NOW + count)
+        errors.append(abs(estimate - seconds - 0.1) / (seconds + 0.1))
+    assert max(errors[1:10]) < 0.05
+    assert max(errors[13:]) < 0.15
+
+
+def test_g_moving_is_linear_in_tokens_fitted_per_model_and_node() -> None:
+    made = keeper([model("m")], inventory("slow"), inventory("fast"))
+    for tokens in (100, 400, 1600):
+        told(made, "slow", reports.Prefilled(ModelName("m"), tokens, 0.002 * tokens + 0.1))
+        told(made, "fast", reports.Prefilled(ModelName("m"), tokens, 0.0005 * tokens + 0.1))
+    known = made.view.models[ModelName("m")]
+    for node, a in (("slow", 0.002), ("fast", 0.0005)):
+        found = recompute_seconds(known, made.view.nodes[NodeId(node)], 1000)
+        assert found == pytest.approx(a * 1000 + 0.1)
+
+
+def test_g_t_out_is_what_was_reported_and_the_elapsed_time_over_the_time_per_token() -> None:
+    made = keeper([model("m")], inventory("node", replica("r", "m", 0, running=1)), now=NOW)
+    known = made.view.models[ModelName("m")]
+    [generation] = made.view.replicas[ReplicaId("r")].generations.values()
+    known.token_seconds.observe(0.05)
+    assert tokens_out(known, generation, NOW) == 50
+    assert tokens_out(known, generation, NOW + 10) == pytest.approx(50 + 200)
+
+
+def test_h_a_model_is_loaded_where_it_starts_soonest_freeing_devices_included() -> None:
+    """The figure of section 5: what B needs lies where A runs. Waiting, loading elsewhere and moving A are
+    compared, and the best of them changes with what they take."""
+
+    def choice(a_seconds: float, ssd: float) -> str:
+        rates = {"dram": 20e9, "ssd": ssd, "peer": 0.1e9, "remote": 0.1e9}
+        made = keeper(
+            [model("a"), model("b", 20)],
+            inventory("near", replica("ra", "a", 0, running=1), dram="b", bytes_per_second=rates),
+            inventory("free", dram="a", ssd="b", bytes_per_second=rates),
+            now=NOW - 2.5,
+        )
+        made.view.models[ModelName("a")].generation_seconds.value = a_seconds
+        decision = decide(made, "b").decision
+        if isinstance(decision, Load):
+            return f"{decision.node}, {len(decision.victims)} moved"
+        return "wait"
+
+    assert choice(a_seconds=600, ssd=2e9) == "near, 1 moved"
+    assert choice(a_seconds=600, ssd=12e9) == "free, 0 moved"
+    assert choice(a_seconds=0.1, ssd=2e9) == "wait"
+
+
+def test_h_startup_time_is_better_in_the_tail_than_every_baseline() -> None:
+    """Section 7.3's setting in small: one size, one rate, three traces."""
+    cell = Cell("opt-13b", 0.8, seconds=300.0)
+    p99 = {
+        policy: summarise([cell.run(policy, seed) for seed in range(3)]).p99.mean
+        for policy in ("startup", *BASELINES)
+    }
+    assert p99["startup"] < min(p99[policy] for policy in BASELINES)

@@ -16,7 +16,7 @@ _BIN_SECONDS = _DAY_SECONDS / _BINS
 _GAP_BINS = 40
 _GAP_LEAST_SECONDS = 1e-3
 """Bins of gaps double from a millisecond; the last one is beyond any gap that matters."""
-_GAP_KEEP = 0.98
+_GAP_KEEP = 0.999
 """What an old gap counts when the next one comes."""
 _DAYS_KEPT = 7.0
 """Days after which what was seen in a bin counts 1/e. A first day counts half: one peak is no habit."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 
 from sllmd.core.ids import ModelName, RequestId
 
@@ -24,7 +23,7 @@ class Tier(StrEnum):
 class Rules:
     """What a deployment's owner asks for."""
 
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[str, str] = field(default_factory=dict)
     """Labels that a node must have."""
     nodes: tuple[str, ...] = ()
     """Patterns of node names; none: any node."""

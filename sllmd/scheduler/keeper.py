@@ -299,6 +299,8 @@ class Keeper:
             )
             self._add(replica, node)
             self._book(node, replica, change.source, 0.0, now)
+        if replica.load is None:
+            raise Contradiction
         replica.state, replica.since_seconds = ReplicaState.LOADING, now
         self._estimate_again(node, replica, change.source, now)
 

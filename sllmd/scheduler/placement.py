@@ -38,7 +38,8 @@ from sllmd.scheduler.decisions import (
 )
 from sllmd.scheduler.estimate import Fetch, peers, queue_seconds, quickest, row_seconds
 from sllmd.scheduler.facts import Model, Request
-from sllmd.scheduler.victims import Clearing, Search, choose_devices, has_room
+from sllmd.scheduler.room import choose_devices, has_room
+from sllmd.scheduler.victims import Clearing, Search
 from sllmd.scheduler.view import ClusterView, ModelView, NodeView, ReplicaState, ReplicaView
 
 _SLOWER = "slower than the best"
@@ -232,11 +233,11 @@ class _Comparison:
                 self.lost.extend(_summary(Way.CLEAR, each, _SLOWER_EMPTY) for each in full[place:])
                 return
             if place >= self.view.settings.search_nodes_max:
-                self.lost.extend(_summary(Way.CLEAR, each, _UNSEARCHED) for each in full[place:])
+                self.lost.extend(_unknown(each, _UNSEARCHED) for each in full[place:])
                 return
             clearing = search.clear(seen.node, self.known.model, self.score - seen.startup_seconds)
             if clearing is None:
-                self.lost.append(_summary(Way.CLEAR, seen, _NO_VICTIMS))
+                self.lost.append(_unknown(seen, _NO_VICTIMS))
             else:
                 self._cleared(seen, clearing)
 
@@ -306,6 +307,11 @@ def _summary(way: Way, seen: _Seen, why: str) -> Candidate:
         startup,
         why,
     )
+
+
+def _unknown(seen: _Seen, why: str) -> Candidate:
+    """A node whose devices cannot be had, or for how much was not found out."""
+    return _summary(Way.CLEAR, seen, why)._replace(startup_seconds=math.inf, score=math.inf)
 
 
 def _source_name(source: Source) -> str:

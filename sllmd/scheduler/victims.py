@@ -12,7 +12,7 @@ import heapq
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from sllmd.core.ids import ModelName, NodeId, ReplicaId
@@ -28,6 +28,7 @@ from sllmd.scheduler.estimate import (
     tokens_out,
 )
 from sllmd.scheduler.facts import Model
+from sllmd.scheduler.room import choose_devices, has_room, may_take
 from sllmd.scheduler.view import ClusterView, DeviceView, ModelView, NodeView, ReplicaState, ReplicaView
 
 _ALTERNATIVES = 3
@@ -152,7 +153,8 @@ class Search:
             if not option.moves:
                 victims.append(Evict(option.replica.replica, option.replica.model.name))
                 continue
-            move = next((move for move in option.moves if not _clashes(move, taken, into)), None)
+            moves = (self._beside(move, option.replica.model, taken, into) for move in option.moves)
+            move = next((move for move in moves if move is not None), None)
             if move is None:
                 return None
             taken.update((move.target_node, index) for index in move.target_devices)
@@ -162,6 +164,23 @@ class Search:
         free = max((option.free_seconds for option in chosen), default=0.0)
         harm = sum(option.harm_seconds for option in chosen)
         return Clearing(tuple(victims), devices, free, harm, ending)
+
+    def _beside(
+        self, move: Move, model: Model, taken: set[tuple[NodeId, int]], into: set[ReplicaId]
+    ) -> Move | None:
+        """``move``, onto other devices of its target where others move to the same ones; None: no room."""
+        if move.target_replica is not None:
+            return None if move.target_replica in into else move
+        node = self.view.nodes[move.target_node]
+        blocked = {
+            index: -device.capacity_bytes
+            for index, device in enumerate(node.devices)
+            if (node.node, index) in taken
+        }
+        if not blocked.keys() & set(move.target_devices):
+            return move
+        devices = choose_devices(node, model, blocked)
+        return replace(move, target_devices=devices) if devices is not None else None
 
     def _option(self, node: NodeView, replica: ReplicaView, model: Model) -> Option | None:
         """The cheapest way for one replica to go; None: it stays."""
@@ -326,12 +345,6 @@ class Search:
         return near
 
 
-def _clashes(move: Move, taken: set[tuple[NodeId, int]], into: set[ReplicaId]) -> bool:
-    if move.target_replica is not None:
-        return move.target_replica in into
-    return any((move.target_node, index) in taken for index in move.target_devices)
-
-
 def _by_cost(options: Sequence[Option]) -> Iterator[list[Option]]:
     """Sets of options in order of their summed cost, singles, pairs and so on mixed."""
     heap: list[tuple[float, tuple[int, ...]]] = [(options[0].cost, (0,))] if options else []
@@ -381,52 +394,3 @@ def _fit(node: NodeView, model: Model, going: Sequence[ReplicaView]) -> tuple[in
         for index, size in zip(replica.devices, replica.model.device_bytes, strict=True):
             freed[index] = freed.get(index, 0) + size
     return choose_devices(node, model, freed)
-
-
-def choose_devices(
-    node: NodeView, model: Model, freed: dict[int, int] | None = None
-) -> tuple[int, ...] | None:
-    """A device for each part: those whose link is free first, then the fullest that will do."""
-    extra = freed or {}
-    if model.devices == 1:
-        need = model.device_bytes[0]
-        best, best_key = -1, (math.inf, math.inf)
-        for index, device in enumerate(node.devices):
-            free = device.free_bytes + extra.get(index, 0)
-            key = (device.link.until, free)
-            if free >= need and key < best_key:
-                best, best_key = index, key
-        return (best,) if best >= 0 else None
-    order = sorted(
-        range(len(node.devices)),
-        key=lambda index: (node.devices[index].link.until, node.devices[index].free_bytes),
-    )
-    chosen = [-1] * model.devices
-    # The largest part first: every device that takes it would take the others, too, so any choice is safe.
-    for part in sorted(range(model.devices), key=lambda part: -model.device_bytes[part]):
-        need = model.device_bytes[part]
-        fits = (i for i in order if i not in chosen and node.devices[i].free_bytes + extra.get(i, 0) >= need)
-        found = next(fits, None)
-        if found is None:
-            return None
-        chosen[part] = found
-    return tuple(chosen)
-
-
-def has_room(free: Sequence[int], model: Model) -> bool:
-    """Whether devices with so much free, most first, can take a replica."""
-    needs = model.needs
-    count = len(needs)
-    if count > len(free) or free[0] < needs[0]:
-        return False
-    if count == 1 or free[count - 1] >= needs[0]:
-        return True
-    return all(room >= need for room, need in zip(free, needs, strict=False))
-
-
-def may_take(view: ClusterView, node: NodeView, model: Model) -> bool:
-    """Whether anything new of ``model`` may be put on ``node``, room apart."""
-    if node.draining or not node.trusted or view.is_stale(node):
-        return False
-    rules = model.rules
-    return (not rules.labels and not rules.nodes) or rules.allow(node.name, node.labels)

@@ -30,7 +30,8 @@ from sllmd.scheduler.estimate import load_seconds, quickest
 from sllmd.scheduler.facts import Model, Request, Tier
 from sllmd.scheduler.keeper import Keeper
 from sllmd.scheduler.placement import place
-from sllmd.scheduler.victims import Clearing, Option, Search, choose_devices, has_room, may_take
+from sllmd.scheduler.room import choose_devices, has_room, may_take
+from sllmd.scheduler.victims import Clearing, Option, Search
 from sllmd.scheduler.view import ClusterView, ModelView, NodeView, ReplicaState, ReplicaView
 
 POLICIES = ("startup", "reactive", "random", "least-loaded", "locality", "shepherd", "download")

@@ -111,8 +111,7 @@ class Summary:
 
 
 def summarise(results: Sequence[Result]) -> Summary:
-    """Of one policy's runs. Quantiles inside a run, then means over runs; p50 and p95 over all requests."""
-    startups = sorted(seconds for result in results for seconds in result.startup_seconds) or [math.nan]
+    """Of one policy's runs: quantiles inside a run, then means over runs."""
     requests = sum(len(result.startup_seconds) for result in results)
     loads: dict[str, int] = {}
     for result in results:
@@ -124,8 +123,8 @@ def summarise(results: Sequence[Result]) -> Summary:
         requests=requests,
         failed=sum(result.failed for result in results),
         mean=interval([result.mean() for result in ran]),
-        p50=quantile(startups, 0.5),
-        p95=quantile(startups, 0.95),
+        p50=interval([result.p(0.5) for result in ran]).mean,
+        p95=interval([result.p(0.95) for result in ran]).mean,
         p99=interval([result.p(0.99) for result in ran]),
         cold_share=sum(result.cold for result in results) / max(requests, 1),
         loads=dict(sorted(loads.items())),

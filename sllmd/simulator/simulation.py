@@ -35,6 +35,9 @@ _PAUSE_TOKENS = 4
 _AHEAD_MAX = 4
 """Requests of a model that are looked at again, though a row is on its way, when something has changed."""
 
+_HEADS_MAX = 32
+"""Models in a row for which nothing could be done before the others are not asked about."""
+
 
 class Simulation:
     """Runs ``trace`` once; ``run`` gives the result."""
@@ -56,7 +59,7 @@ class Simulation:
         self.now = 0.0
         self._trace = trace
         self._next = 0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._made = 0
         self._beat_due = 0.0
         self._kinds = {model.name: kind for kind, model in models}
@@ -115,7 +118,7 @@ class Simulation:
             self.result.error_median = sorted(abs(error) for error in errors)[len(errors) // 2]
         return self.result
 
-    def _at(self, seconds: float, happen: Callable[[], None]) -> None:
+    def _at(self, seconds: float, happen: Callable[[], object]) -> None:
         self._made += 1
         heapq.heappush(self._events, (seconds, self._made, happen))
 
@@ -190,11 +193,15 @@ class Simulation:
     def _look_again(self) -> None:
         """Something has become free: who waits longest asks first."""
         heads = sorted((line[0].request.arrived_seconds, name) for name, line in self._lines.items() if line)
+        in_vain = 0
         for _, name in heads:
-            self._look_again_for(name)
+            in_vain = 0 if self._look_again_for(name) else in_vain + 1
+            if in_vain >= _HEADS_MAX:
+                return
 
-    def _look_again_for(self, name: ModelName) -> None:
-        line, ahead = self._lines[name], 0
+    def _look_again_for(self, name: ModelName) -> bool:
+        """Whether anything could be done for the line."""
+        line, ahead, done = self._lines[name], 0, False
         while ahead < len(line):
             under_way = self._rows_under_way(name)
             if ahead < under_way and ahead >= _AHEAD_MAX:
@@ -203,8 +210,11 @@ class Simulation:
             decision = self._decide(name, ahead)
             if isinstance(decision, Wait):
                 if ahead >= under_way:
-                    return
+                    return done
                 ahead += 1
+            else:
+                done = True
+        return done
 
     def _rows_under_way(self, name: ModelName) -> int:
         replicas = self.view.models[name].replicas.values()

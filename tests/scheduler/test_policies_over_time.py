@@ -1,0 +1,281 @@
+"""Turns, scaling, eviction, prefetch, arrivals: tables, and that nothing thrashes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sllmd.core.ids import ModelName, NodeId, ReplicaId, RequestId
+from sllmd.scheduler.arrivals import Arrivals
+from sllmd.scheduler.eviction import Copy, NoRoom, choose, copies_of, worth_seconds
+from sllmd.scheduler.facts import Request, Rules, Tier
+from sllmd.scheduler.prefetch import prefetch
+from sllmd.scheduler.scaling import Idle, Steady, idle_action, keep_alive_seconds, wanted
+from sllmd.scheduler.settings import SchedulerSettings
+from sllmd.scheduler.turns import Served, in_turn, must_yield
+from tests.scheduler.cluster import GB, NOW, inventory, keeper, model, replica
+
+SETTINGS = SchedulerSettings()
+DAY = 86_400.0
+
+# --- turns ---
+
+
+def waiting(*keys: str, model_name: str = "a", at: float = NOW, **more) -> list[Request]:
+    return [
+        Request(RequestId(f"{key}{i}"), ModelName(model_name), at + i / 100, key=key, **more)
+        for i, key in enumerate(keys)
+    ]
+
+
+def test_a_key_with_many_requests_delays_another_by_one() -> None:
+    asked = waiting(*["big"] * 100, "small")
+    order = in_turn(asked, {}, Served(), NOW + 2, SETTINGS.starve_after)
+    assert [request.key for request in order[:3]] == ["big", "small", "big"]
+    assert sorted(r.request_id for r in order) == sorted(r.request_id for r in asked)
+
+
+def test_who_was_served_lately_goes_later_and_is_forgiven_in_time() -> None:
+    served = Served()
+    served.add("big", NOW, 10)
+    asked = waiting("big", "small")
+    assert in_turn(asked, {}, served, NOW + 1, 60)[0].key == "small"
+    assert in_turn(asked, {}, served, NOW + 50_000, 1e9)[0].key == "small"
+    assert served.of("big", NOW + 1200) < 0.01
+
+
+def test_priority_goes_first_and_the_starved_before_it() -> None:
+    low, high = waiting("low", at=NOW), waiting("high", at=NOW + 5, priority=1)
+    assert in_turn(low + high, {}, Served(), NOW + 10, 60)[0].key == "high"
+    assert in_turn(low + high, {}, Served(), NOW + 61, 60)[0].key == "low"
+    models = waiting("x", model_name="vip", at=NOW + 6)
+    assert in_turn(low + models, {"vip": 2}, Served(), NOW + 10, 60)[0].key == "x"
+
+
+def test_two_hot_models_on_one_device_take_turns_and_spend_at_most_half_on_switching() -> None:
+    """A thousand seconds of two models that always have requests waiting."""
+    switch = 2.0
+    made = keeper([model("a"), model("b")], inventory("one", replica("r", "a", 0), gb=12))
+    seen = made.view.replicas[ReplicaId("r")]
+    now, switches, served = NOW, 0, {"a": 0, "b": 0}
+    current, other = "a", "b"
+    since = {"a": NOW, "b": NOW}
+    seen.since_seconds = now
+    while now < NOW + 1000:
+        if must_yield(seen, now - since[current], now - since[other], switch, SETTINGS, now):
+            current, other = other, current
+            now += switch
+            switches += 1
+            seen.since_seconds = now
+        served[current] += 1
+        since[current] = now  # its oldest was served; the next has just come
+        now += 0.5
+    assert switches * switch <= 500
+    assert min(served.values()) > 0.4 * max(served.values())
+
+
+def test_a_replica_that_has_just_come_does_not_yield() -> None:
+    made = keeper([model("a")], inventory("one", replica("r", "a", 0)), now=NOW - 1)
+    assert not must_yield(made.view.replicas[ReplicaId("r")], 0, 1000, 0.5, SETTINGS, NOW)
+
+
+# --- scaling ---
+
+
+@pytest.mark.parametrize(
+    ("running", "queued", "rules", "count"),
+    [
+        (0, 0, {}, 0),
+        (0, 1, {}, 1),
+        (4, 0, {}, 1),
+        (4, 1, {}, 2),
+        (4, 5, {"target_running": 2.0}, 5),
+        (4, 100, {"max_replicas": 3}, 3),
+        (0, 0, {"min_replicas": 2}, 2),
+    ],
+)
+def test_replicas_follow_running_and_waiting(running: int, queued: int, rules: dict, count: int) -> None:
+    made = keeper([model("a", rows=4, rules=rules)], inventory("one", replica("r", "a", 0, running=running)))
+    made.waiting(ModelName("a"), queued)
+    assert wanted(made.view.models[ModelName("a")]) == count
+
+
+def test_more_come_at_once_and_fewer_only_after_a_while() -> None:
+    steady = Steady()
+    targets = [
+        steady.target(wish, NOW + t, SETTINGS) for t, wish in ((0, 1), (1, 4), (2, 0), (30, 0), (33, 0))
+    ]
+    assert targets == [1, 4, 4, 4, 0]
+
+
+def test_a_clock_that_jumps_back_does_not_hold_on_to_the_future() -> None:
+    steady = Steady()
+    steady.target(9, NOW + 1000, SETTINGS)
+    assert steady.target(1, NOW, SETTINGS) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 5), st.integers(0, 9)), min_size=1, max_size=60))
+def test_the_target_is_the_largest_wish_within_the_delay(steps: list[tuple[float, int]]) -> None:
+    steady, now, told = Steady(), NOW, []
+    for gap, wish in steps:
+        now += gap
+        told.append((now, wish))
+        lately = [w for t, w in told if t >= now - SETTINGS.scale_down_delay]
+        assert steady.target(wish, now, SETTINGS) == max(lately)
+
+
+def test_keep_alive_is_about_the_time_of_a_load_unless_set() -> None:
+    assert keep_alive_seconds(Rules(), 5.0, SETTINGS) == 40
+    assert keep_alive_seconds(Rules(), 0.01, SETTINGS) == SETTINGS.keep_alive_min
+    assert keep_alive_seconds(Rules(), 1e6, SETTINGS) == SETTINGS.keep_alive_max
+    assert keep_alive_seconds(Rules(keep_alive_seconds=0.0), 5.0, SETTINGS) == 0
+
+
+def test_an_idle_replica_sleeps_before_it_goes() -> None:
+    made = keeper([model("a")], inventory("one", replica("r", "a", 0)), now=NOW)
+    seen = made.view.replicas[ReplicaId("r")]
+
+    def action(now: float, ready: int = 1, target: int = 0) -> Idle:
+        return idle_action(seen, ready, target, 2.0, now, SETTINGS)
+
+    assert action(NOW + 15) is Idle.STAY
+    assert action(NOW + 17) is Idle.SLEEP
+    assert action(NOW + 17, target=1) is Idle.STAY
+    made.apply(_asleep(), NOW + 17)
+    assert action(NOW + 30) is Idle.STAY
+    assert action(NOW + 34) is Idle.GO
+
+
+def _asleep():
+    from sllmd.scheduler import reports
+
+    return reports.Report(NodeId("one"), 1, (reports.ReplicaAsleep(ReplicaId("r")),))
+
+
+# --- eviction ---
+
+
+def copies(*worths: float, size: int = 10) -> list[Copy]:
+    return [Copy(ModelName(f"m{i}"), size, held=False, worth_seconds=worth) for i, worth in enumerate(worths)]
+
+
+def test_the_least_worth_goes_and_no_more_than_needed() -> None:
+    assert choose(copies(3, 1, 2), 0) == ()
+    assert choose(copies(3, 1, 2), 10) == ("m1",)
+    assert set(choose(copies(3, 1, 2), 11)) == {"m1", "m2"}
+    assert choose([Copy(ModelName("m"), 10, held=True, worth_seconds=0)], 5) == NoRoom(5)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.booleans(), st.floats(0, 100)), max_size=12),
+    st.integers(0, 300),
+)
+def test_an_eviction_is_enough_minimal_and_spares_what_is_held(rows, needed: int) -> None:
+    all_copies = [Copy(ModelName(f"m{i}"), *row) for i, row in enumerate(rows)]
+    going = choose(all_copies, needed)
+    free = {copy.model: copy.size_bytes for copy in all_copies if not copy.held}
+    if isinstance(going, NoRoom):
+        assert going.missing_bytes == needed - sum(free.values())
+        return
+    freed = [free[name] for name in going]
+    assert sum(freed) >= needed
+    assert all(sum(freed) - size < needed for size in freed)
+
+
+def test_worth_is_cost_times_chance() -> None:
+    made = keeper([model("a"), model("b")], inventory("one", dram="a b", ssd="a b"))
+    node = made.view.nodes[NodeId("one")]
+    made.arrived(ModelName("a"), NOW)
+    worth = {
+        name: worth_seconds(made.view, node, made.view.models[name], Tier.DRAM, NOW) for name in ("a", "b")
+    }
+    assert worth["a"] == pytest.approx(10 / 5 - 10 / 20)
+    assert worth["b"] == 0
+    only = worth_seconds(made.view, node, made.view.models[ModelName("a")], Tier.SSD, NOW)
+    assert only > worth["a"], "the remote source is slower than the SSD"
+    assert [copy.model for copy in copies_of(made.view, node, Tier.DRAM, NOW)] == ["a", "b"]
+
+
+# --- prefetch ---
+
+
+def test_empty_memory_is_filled_the_likeliest_first_and_busy_paths_are_left_alone() -> None:
+    made = keeper([model("a"), model("b")], inventory("one", ssd="a b"))
+    node = made.view.nodes[NodeId("one")]
+    made.arrived(ModelName("b"), NOW)
+    lift = prefetch(made.view, node, NOW)
+    assert lift is not None
+    assert (lift.model, lift.evict) == ("b", ())
+    assert lift.saves_seconds == pytest.approx(1.5)
+    node.ssd_path.until = NOW + 1
+    assert prefetch(made.view, node, NOW) is None
+
+
+def test_a_full_memory_is_changed_only_for_something_worth_more() -> None:
+    models = [model("a", 300), model("b", 300)]
+    made = keeper(models, inventory("one", dram="a", ssd="a b", gb=400))
+    node = made.view.nodes[NodeId("one")]
+    assert prefetch(made.view, node, NOW) is None
+    made.arrived(ModelName("b"), NOW)
+    lift = prefetch(made.view, node, NOW)
+    assert lift is not None
+    assert (lift.model, lift.evict) == ("b", ("a",))
+    made.arrived(ModelName("a"), NOW)
+    assert prefetch(made.view, node, NOW) is None, "two hot models do not throw each other out"
+
+
+def test_nodes_lift_different_models_first() -> None:
+    models = [model(f"m{i}", 1) for i in range(20)]
+    names = " ".join(each.name for each in models)
+    made = keeper(models, *(inventory(f"n{i}", ssd=names) for i in range(4)))
+    lifts = [prefetch(made.view, node, NOW) for node in made.view.nodes.values()]
+    assert len({lift.model for lift in lifts if lift}) >= 3
+
+
+# --- arrivals ---
+
+
+def test_the_chance_of_use_falls_with_silence() -> None:
+    arrivals = Arrivals()
+    assert arrivals.chance(NOW, 60) == 0
+    arrivals.record(NOW)
+    chances = [arrivals.chance(NOW + silence, 60) for silence in (0, 60, 600, 6000)]
+    assert chances[0] == 1
+    assert chances == sorted(chances, reverse=True)
+    assert chances[-1] < 0.02
+
+
+def test_after_a_burst_the_next_burst_counts_not_the_rate_in_the_burst() -> None:
+    arrivals = Arrivals()
+    for burst in range(10):
+        for request in range(60):
+            arrivals.record(NOW + burst * 1000 + request * 0.01)
+    end = NOW + 9000.6
+    assert arrivals.chance(end + 10, 60) < 0.35
+    assert arrivals.chance(end + 950, 100) > 0.5
+
+
+def test_a_daily_peak_is_expected_after_two_days() -> None:
+    arrivals = Arrivals()
+    nine = 9 * 3600.0
+    for day in range(3):
+        for request in range(20):
+            arrivals.record(day * DAY + nine + request * 10)
+    assert arrivals.chance(3 * DAY + nine - 60, 120) > 0.9
+    assert arrivals.chance(3 * DAY + 3 * 3600, 120) < 0.1
+
+
+def test_a_clock_that_goes_back_is_no_arrival_from_the_future() -> None:
+    arrivals = Arrivals()
+    arrivals.record(NOW + 1000)
+    arrivals.record(NOW)
+    assert 0 <= arrivals.chance(NOW, 60) <= 1
+    assert arrivals.last_seconds == NOW + 1000
+
+
+def test_held_copies_are_those_of_replicas_here() -> None:
+    made = keeper([model("a"), model("b")], inventory("one", replica("r", "a", 0), dram="a b"))
+    held = {c.model: c.held for c in copies_of(made.view, made.view.nodes[NodeId("one")], Tier.DRAM, NOW)}
+    assert held == {"a": True, "b": False}
+    assert made.view.nodes[NodeId("one")].dram_used_bytes == 20 * GB
