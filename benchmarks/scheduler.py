@@ -71,7 +71,8 @@ def busy_cluster(nodes: int, seed: int) -> tuple[Keeper, list[ModelName]]:
     for index, name in enumerate(names):
         size = (13, 26, 60)[index % 3] * GB
         parts = (size,) if size < 48 * GB else (size // 2, size // 2)
-        keeper.put_model(Model(name, parts, tuple(part + 8 * GB for part in parts), rows=4))
+        # With its cache, no two share a device.
+        keeper.put_model(Model(name, parts, tuple(max(part + 8 * GB, 30 * GB) for part in parts), rows=4))
     for index in range(nodes):
         keeper.take(_inventory(keeper, index, names, chance), 0.0)
     return keeper, names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import scheduler
-from benchmarks.scheduler import busy_cluster, decision_seconds, update_seconds
+from benchmarks.scheduler import GB, busy_cluster, decision_seconds, update_seconds
 from sllmd.scheduler.decisions import Load
 from sllmd.scheduler.facts import Request
 from sllmd.scheduler.learning import quantile
@@ -15,7 +15,7 @@ from sllmd.scheduler.placement import place
 def test_the_view_is_full_so_that_decisions_need_victims(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "MODELS", 500)
     keeper, names = busy_cluster(8, 0)
-    room = [node.free[0] >= 21_000_000_000 for node in keeper.view.nodes.values()]
+    room = [node.free[0] >= 30 * GB for node in keeper.view.nodes.values()]
     assert sum(room) <= len(room) / 2
     decisions = [place(keeper.view, Request("q", name, 10.0), 10.0).decision for name in names[:100]]
     assert any(isinstance(each, Load) and each.victims for each in decisions)
