@@ -28,6 +28,8 @@ class Election(Changes):
         self.quorum_deadline = NEVER
         self._own_vote_ticket = 0
         self._votes: dict[NodeId, bool] = {}
+        if self.membership.voters == (self.node,):
+            self.election_deadline = start.now_seconds  # there is nobody whose word to wait for
 
     # --- standing ---
 

@@ -53,7 +53,8 @@ FEW = SETTINGS.model_copy(
 
 def test_a_cluster_of_one_leads_at_once_and_commits_alone() -> None:
     table = Table({A: log_of(voters="a")})
-    table.elect(A)
+    assert table[A].deadline_seconds() == table.now  # nobody is there whose word it would wait for
+    table.give(A, Tick(table.now, 0.5))
     table.propose(A, "x")
     assert table.applied(A) == ["x"]
     assert [(one.leader, one.role) for one in table.of(A, LeadershipChanged)][-1] == (A, Role.LEADER)  # type: ignore[attr-defined]
