@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sllmd.core.ids import RequestId
-from sllmd.engine.protocol import FinishReason, Sampling
+from sllmd.engine.protocol import FinishedEvent, FinishReason, Sampling, TokenEvent
+
+Known = TokenEvent | FinishedEvent
+"""What another router has seen of a generation already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,12 @@ class GenerationRequest:
     keep_alive_seconds: float | None = None
     """How long the replica stays after its last request; None: the model's or the default setting."""
     skip_special_tokens: bool = True
+    known: tuple[Known, ...] = ()
+    """Its events so far, where another router began it: its deltas begin with theirs."""
+
+    def resumed(self, known: tuple[Known, ...]) -> GenerationRequest:
+        """The same with what is known of it."""
+        return replace(self, known=known)
 
 
 @dataclass(frozen=True, slots=True)
