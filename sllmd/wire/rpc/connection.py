@@ -7,6 +7,7 @@ matters only to TLS. It ends once, for a reason that every waiter gets.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost is not None:  # closed meanwhile
             self._transport.abort()
             return
+        self._limit_unacked(self._transport)
         self._outlet.open(self._transport)
         self._heard_at = self._loop.time()
         self._tick = self._loop.call_later(self._settings.hello_timeout_seconds, self._check_hello)
@@ -139,6 +141,11 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(error)
             return
         self._outlet.put(Kind.HELLO, self._local.hello().to_wire())
+
+    def _limit_unacked(self, transport: asyncio.Transport) -> None:
+        connection = transport.get_extra_info("socket")
+        unacked_ms = int(self._settings.unacked_seconds_max * 1000)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacked_ms)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         """Where to read into."""

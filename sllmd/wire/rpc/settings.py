@@ -28,6 +28,10 @@ class RpcSettings(Frozen):
     dead_after_seconds: PositiveSeconds = 15.0
     """A peer that was silent for so long is hung up on: its machine died or its process is stopped. Shorter
     notices sooner, and hangs up on nodes that were merely busy."""
+    unacked_seconds_max: PositiveSeconds = 4.0
+    """A peer whose machine takes no bytes for so long is hung up on, and dialled anew: behind a partition TCP
+    tries again ever more rarely, and would find out seconds after the network is well. A process that merely
+    stands still does not count, as its kernel goes on taking bytes."""
     call_deadline_seconds: PositiveSeconds = 30.0
     """For an answer, where the caller names no deadline."""
     calls_max: int = Field(default=8192, ge=1)
@@ -42,7 +46,7 @@ class RpcSettings(Frozen):
     """A peer that leaves so much unread is hung up on."""
     redial_seconds: PositiveSeconds = 0.1
     """Pause before an unreachable node is dialled again; doubles up to ``redial_max_seconds``."""
-    redial_max_seconds: PositiveSeconds = 5.0
+    redial_max_seconds: PositiveSeconds = 1.0
     """Longest such pause. Calls in between fail at once."""
 
     @model_validator(mode="after")
