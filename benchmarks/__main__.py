@@ -46,12 +46,15 @@ def _parser() -> argparse.ArgumentParser:
     defaults = Options(ROUNDS_MIN)
     cluster.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="the others are misses")
     cluster.add_argument("--seeds", type=int, default=defaults.seeds, help="of the raft simulator")
+    cluster.add_argument("--storm", action="store_true", help="the storm alone; the others are misses")
+    cluster.add_argument("--storm-seed", type=int, default=defaults.storm_seed, help="another storm")
     return parser
 
 
 def _run(given: argparse.Namespace) -> Report:
     bench = importlib.import_module(f"benchmarks.{given.bench}")
-    options = Options(given.rounds, tuple(given.only), given.seeds)
+    only = ("storm",) if given.storm else tuple(given.only)
+    options = Options(given.rounds, only, given.seeds, given.storm_seed)
     report: Report = bench.run(options if given.bench == "cluster" else given.rounds)
     return report
 

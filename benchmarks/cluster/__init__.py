@@ -15,7 +15,18 @@ from benchmarks.cluster.options import Options
 from benchmarks.environments import log
 from benchmarks.report import Report
 
-SECTIONS = ("chunks", "commits", "failover", "restarts")
+SECTIONS = (
+    "chunks",
+    "commits",
+    "failover",
+    "restarts",
+    "partitions",
+    "relay",
+    "idle",
+    "members",
+    "simulation",
+    "storm",
+)
 """Modules here: each has GOALS and ``measure(report, options)``."""
 
 

@@ -11,24 +11,19 @@ import json
 import mmap
 import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from benchmarks.cluster.chunk_source import CHUNK_BYTES, CHUNKS, SOURCE_CHUNKS, Ports
+from benchmarks.cluster.identities import identities, saying
 from benchmarks.cluster.options import Options
 from benchmarks.report import Goal, Report, ratios, rotated
 from sllmd.core.ids import NodeId
 from sllmd.wire.bulk.client import BulkAddress, BulkClient
 from sllmd.wire.bulk.pipe import PIECE_BYTES
 from sllmd.wire.bulk.settings import BulkSettings
-from sllmd.wire.identity import Authority, make_identity, make_request, new_authority, new_key, save_identity
 from sllmd.wire.tls import Tls
 
 GOALS = (
@@ -51,44 +46,16 @@ def measure(report: Report, options: Options) -> None:
     """GB/s of each way, in rotated order."""
     samples: Samples = defaultdict(dict)
     rounds = max(ROUNDS_MIN, options.rounds)
-    with tempfile.TemporaryDirectory() as directory:
-        authority = new_authority("bench", now_seconds=time.time())
-        source, target = (_identity(Path(directory), authority, name) for name in ("source", "target"))
-        with _source(source) as ports:
-            ways = _ways(ports, Tls(target))
-            for index in range(rounds):
-                for name in rotated(list(ways), index):
-                    samples[name][index] = CHUNKS * CHUNK_BYTES / ways[name]() / 1e9
+    with identities(["source", "target"]) as (source, target), saying("chunk_source", source) as said:
+        ways = _ways(Ports(**json.loads(said)), Tls(target))
+        for index in range(rounds):
+            for name in rotated(list(ways), index):
+                samples[name][index] = CHUNKS * CHUNK_BYTES / ways[name]() / 1e9
     for name, found in samples.items():
         report.row(name, list(found.values()), "GB/s")
     for goal, (ours, anchors) in RATIOS.items():
         fastest = max(anchors, key=lambda anchor: statistics.median(samples[anchor].values()))
         report.value(goal, ratios(samples[ours], samples[fastest]), rounds)
-
-
-def _identity(directory: Path, authority: Authority, name: str) -> Path:
-    key, node = new_key(), NodeId(name)
-    signed = authority.sign(make_request(node, key), node, now_seconds=time.time())
-    (directory / name).mkdir()
-    return save_identity(directory / name, make_identity(key, signed, authority.certificate_pem))
-
-
-@contextmanager
-def _source(identity: Path) -> Iterator[Ports]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.cluster.chunk_source", identity],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield Ports(**json.loads(process.stdout.readline()))
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
 
 
 def _ways(ports: Ports, tls: Tls) -> dict[str, Callable[[], float]]:

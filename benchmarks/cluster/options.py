@@ -14,3 +14,5 @@ class Options:
     """Sections; empty: all."""
     seeds: int = 2000
     """Of the raft simulator: two cores take four minutes for these."""
+    storm_seed: int = 1
+    """Another one is another storm."""

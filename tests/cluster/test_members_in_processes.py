@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from sllmd.cluster.gossip import Meta, pack_meta
-from sllmd.cluster.gossip.messages import Alive, Exchange, Fact, Ping, Status, pack_packet, pack_stream
 from sllmd.core.ids import NodeId
 from sllmd.wire.addresses import split_address
-from sllmd.wire.inquiry import inquire
-from sllmd.wire.seal import Keyring, Sealer
+from sllmd.wire.seal import Keyring
+from tests.cluster.crowd import introduce
 
 KEY, NEW_KEY = bytes(range(32)).hex(), bytes(32).hex()
 QUICK = {
@@ -249,23 +247,13 @@ async def test_a_thousand_known_members_take_little_memory(make_process: MakePro
     one = await make_process("one", settings={})
     await one.do("members")
     before = resident_bytes(one)
-    meta = pack_meta(Meta("10.0.0.1:8344", "0.1.0", ("server", "voter"), 7, NodeId("leader"), 12345))
-    claims = [
-        Alive(NodeId(f"{n:032x}"), 1, f"server-{n}", f"10.0.{n // 250}.{n % 250}:8345", 1, 1, meta)
-        for n in range(1000)
-    ]
-    facts = tuple(Fact(claim, 1, Status.ALIVE) for claim in claims[1:])
+
+    async def taken(packets: int) -> None:
+        while (await one.do("members"))["taken"] < packets:
+            pass
+
     keyring = Keyring([bytes.fromhex(KEY)])
-    exchange = pack_stream(Exchange(claims[0], True, facts))
-    sealer = Sealer(keyring, "test")
-    await inquire(sealer, one.address, exchange, bytes_max=4_000_000, timeout_seconds=20)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        for number, claim in enumerate(claims):
-            packet = pack_packet([Ping(1, claim.node, NodeId("one"))])
-            sender.sendto(Sealer(keyring, "test").seal(packet), split_address(one.address))
-            if number % 50 == 49:  # the system keeps no thousand packets for it
-                while (await one.do("members"))["taken"] <= number:
-                    pass
+    await introduce(keyring, "test", NodeId("one"), one.address, 1000, taken=taken)
     for _ in range(20):
         done = await one.do("members")
         assert len(done["members"]) == 1001
