@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sllmd.cli.tables import counted
 from sllmd.core.units import format_seconds
 
 
@@ -44,7 +45,7 @@ def agreement_text(control: Mapping[str, Any], nodes: int) -> str:
 def _members_text(members: Mapping[str, int]) -> str:
     here = _here(members)
     nodes = sum(here.values())
-    text = f"{nodes} node{'' if nodes == 1 else 's'}"
+    text = counted(nodes, "node")
     unwell = {state: count for state, count in here.items() if state != "alive"}
     if not unwell:
         return text

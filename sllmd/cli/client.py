@@ -245,7 +245,7 @@ def _payloads(response: http.client.HTTPResponse) -> Iterator[Any]:
         if data == "[DONE]":
             return
         payload = json.loads(data)
-        if isinstance(payload, dict) and payload.get("error"):
+        if isinstance(payload, dict) and payload.keys() == {"error"}:  # a log line may have one among others
             raise error_of(500, payload, None)
         yield payload
 

@@ -97,7 +97,8 @@ _NODE_COLUMNS = (
 def node_list(session: Session) -> None:
     """List the nodes that the cluster admitted, whether they live or not."""
     found = session.client.get("/sllmd/v1/nodes")
-    session.show_rows(found["nodes"], _NODE_COLUMNS, empty="no node was admitted yet")
+    by_name = sorted(found["nodes"], key=lambda row: (row["name"], row["id"]))
+    session.show_rows(by_name, _NODE_COLUMNS, empty="no node was admitted yet")
 
 
 @command(node_app, "rm")

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 import typer
 
 from sllmd.cli.session import OutputFormat, Session, command
-from sllmd.cli.tables import as_json
+from sllmd.cli.tables import as_json, printable
 from sllmd.core.errors import CallerError, SllmdError
 from sllmd.core.units import parse_duration_seconds
 
@@ -80,7 +80,7 @@ def monitor(
 
 def event_line(entry: Entry, *, wide: bool) -> str:
     """An event for people."""
-    words = f"{clock_text(entry['time'], wide=wide)}  {entry['kind']:<18}  {entry['text']}"
+    words = f"{clock_text(entry['time'], wide=wide)}  {entry['kind']:<18}  {printable(entry['text'])}"
     return f"{words}  [{entry['id']}]" if wide and entry["id"] else words
 
 
@@ -92,16 +92,17 @@ def log_line(entry: Entry, *, wide: bool) -> str:
     fields = [
         f"{key}={_value(value)}" for key, value in entry.items() if key not in known and value is not None
     ]
-    line = (
-        f"{clock_text(entry['time'], wide=wide)}  {entry['level']:<7}  {'  '.join([entry['event'], *fields])}"
-    )
-    return f"{line}\n{entry['exception']}" if entry.get("exception") else line
+    words = printable("  ".join([entry["event"], *fields]))
+    line = f"{clock_text(entry['time'], wide=wide)}  {entry['level']:<7}  {words}"
+    if not entry.get("exception"):
+        return line
+    return "\n".join([line, *map(printable, entry["exception"].splitlines())])
 
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else as_json(value, lines=True).rstrip()
+    return value if isinstance(value, str) else as_json([value], lines=True).rstrip()
 
 
 def clock_text(seconds: float, *, wide: bool) -> str:

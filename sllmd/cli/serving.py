@@ -13,7 +13,7 @@ from sllmd.cli.agreement import cluster_pairs
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
-from sllmd.cli.tables import Column, fields, table
+from sllmd.cli.tables import Column, counted, fields, table
 from sllmd.cli.waterfall import waterfall
 from sllmd.core.errors import SllmdError
 from sllmd.core.units import format_bytes, format_seconds, parse_duration_seconds
@@ -211,7 +211,7 @@ def _status_text(node: Mapping[str, Any]) -> str:
         ("up", format_seconds(node["uptime_seconds"])),
         *cluster_pairs(node.get("cluster")),
         ("listens on", "  ".join(node["listen"])),
-        ("store", f"{node['store_directory']}, {node['models']} models"),
+        ("store", f"{node['store_directory']}, {counted(node['models'], 'model')}"),
         ("requests", f"{node['requests_running']} running, {node['requests_waiting']} waiting"),
         ("dram", _dram_text(cache_books)),
         ("", f"memory {cache_books['pinned']}"),
@@ -219,7 +219,7 @@ def _status_text(node: Mapping[str, Any]) -> str:
     ]
     for device in node["devices"]:
         memory = format_bytes(device["memory_bytes"]) if device["memory_bytes"] else "shares DRAM"
-        replicas = f"{device['replicas']} replicas"
+        replicas = counted(device["replicas"], "replica")
         pairs.append(("device", f"{device['name']}, {device['description']}, {memory}, {replicas}"))
     pairs += [("process", _process_text(process)) for process in node["processes"]]
     return fields(pairs)

@@ -25,7 +25,7 @@ def table(
     """Aligned columns under a head, each line ended."""
     shown = [column for column in columns if wide or not column.wide]
     cells = [[column.head for column in shown]]
-    cells += [[column.cell(row) for column in shown] for row in rows]
+    cells += [[printable(column.cell(row)) for column in shown] for row in rows]
     widths = [max(text_width(line[index]) for line in cells) for index in range(len(shown))]
     lines = [
         "   ".join(
@@ -56,6 +56,16 @@ def as_json(value: Any, *, lines: bool) -> str:
 def _padded(text: str, width: int, *, right: bool = False) -> str:
     space = " " * (width - text_width(text))
     return space + text if right else text + space
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 model``, ``2 models``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with nothing in it that a terminal would obey: strangers name nodes and paths."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def text_width(text: str) -> int:

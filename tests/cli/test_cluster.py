@@ -13,6 +13,7 @@ import pytest
 from sllmd.cli.agreement import agreement_text, cluster_pairs
 from sllmd.cli.cluster import member_note
 from sllmd.cli.follow import event_line, log_line
+from sllmd.cli.tables import Column, table
 from tests.cli.conftest import RunCommand, RunningDaemon, command, environment
 from tests.live import until
 
@@ -87,6 +88,13 @@ def test_events_and_log_lines_that_are_remembered(sllmd: RunCommand, leading: Ru
     assert "replica serves" in lines
     assert "model=tiny" in lines.splitlines()[-1]
     assert sllmd("monitor", "--no-follow", "--level", "error").out == ""
+
+
+def test_a_refused_request_is_a_line_as_others_are(sllmd: RunCommand, leading: RunningDaemon) -> None:
+    assert sllmd("keys", "revoke", "nobody").code == 4
+    shown = sllmd("monitor", "--no-follow", "-n", "1")
+    assert (shown.code, shown.err) == (0, "")
+    assert "error=not_found" in shown.out
 
 
 def test_following_shows_what_happens_and_ends_with_its_reader(
@@ -185,3 +193,19 @@ def test_lines_for_people(greenwich: None) -> None:
     assert log_line(gap, wide=False) == "00:00:00  -- 3 entries are gone --"
     crash = {**line, "event": "crash", "seconds": None, "exception": "Traceback\n  ValueError"}
     assert log_line(crash, wide=False).endswith("crash\nTraceback\n  ValueError")
+    listed = {**line, "seconds": None, "keys": ["a", "b"]}
+    assert log_line(listed, wide=False) == '00:00:00  info     loaded  keys=["a", "b"]'
+
+
+def test_what_strangers_write_is_shown_and_not_obeyed(greenwich: None) -> None:
+    """A path or a node's name may hold what clears a terminal, or looks like another line."""
+    evil = "/\x1b[2J\n00:00:00  info     all is well\x9b31m"
+    shown = r"/\x1b[2J\n00:00:00  info     all is well\x9b31m"
+    line = {"id": "r-2", "time": 0.0, "level": "info", "event": "request", "path": evil}
+    assert log_line(line, wide=False) == f"00:00:00  info     request  path={shown}"
+    crash = log_line({**line, "path": None, "exception": f"one\n{evil}"}, wide=False)
+    assert "\x1b" not in crash
+    event = {"id": "r-1", "time": 0.0, "kind": "join.refused", "text": evil}
+    assert event_line(event, wide=False).endswith(shown)
+    row = {"name": evil}
+    assert table([row], [Column("NODE", lambda row: row["name"])], wide=False) == f"NODE\n{shown}\n"
