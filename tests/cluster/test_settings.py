@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sllmd.cluster.member.settings import VoterSettings
 from sllmd.cluster.settings import RPC_PORT, ClusterSettings, Ports, join_address
 
 ANYWHERE = "0.0.0.0"
@@ -66,3 +67,11 @@ def test_the_usual_port_is_not_shown() -> None:
 def test_chunks_are_encrypted_unless_somebody_says_otherwise() -> None:
     assert ClusterSettings().bulk.encryption == "on"
     assert ClusterSettings(chunk_encryption="off").bulk.encryption == "off"
+
+
+def test_the_number_of_voters_may_come_from_a_flag_or_the_environment() -> None:
+    """Where it is text."""
+    assert VoterSettings.model_validate({"count": "5"}).count == 5
+    for wrong in ("4", "five", "", "-1"):
+        with pytest.raises(ValidationError):
+            VoterSettings.model_validate({"count": wrong})

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sllmd.core.frozen import Frozen
 from sllmd.core.units import PositiveSeconds
 
 
+def _number(value: object) -> object:
+    """Flags and the environment say numbers as text, which a choice of numbers would not take."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 class VoterSettings(Frozen):
     """``[cluster.voters]``: who keeps the log, and who of them votes."""
 
-    count: Literal[0, 1, 3, 5] = 0
+    count: Annotated[Literal[0, 1, 3, 5], BeforeValidator(_number)] = 0
     """0: one voter on one or two nodes, three on three or more, five on nine or more. More voters survive
     more deaths and make every commit slower."""
     standbys: int = Field(default=2, ge=0, le=16)
