@@ -6,7 +6,7 @@ twice: by tries that bring no token, so that a generation which kills what runs 
 
 from __future__ import annotations
 
-from sllmd.core.errors import BusyError, CallerError, SllmdError
+from sllmd.core.errors import BusyError, CallerError, PeerError, SllmdError
 from sllmd.engine.protocol import FailedEvent
 from sllmd.migration.settings import MigrationSettings
 
@@ -17,8 +17,8 @@ def is_places_fault(error: SllmdError) -> bool:
 
 
 def is_worth_waiting(error: SllmdError) -> bool:
-    """Whether the same place may do it a moment later."""
-    return isinstance(error, BusyError)
+    """Whether a place may do it a moment later: it is busy, or its connection broke."""
+    return isinstance(error, BusyError | PeerError)
 
 
 def is_misfit(event: FailedEvent, *, tokens: int) -> bool:

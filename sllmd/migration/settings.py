@@ -26,8 +26,8 @@ class MigrationSettings(Frozen):
     runs it must not kill every replica."""
     failovers_max: int = Field(default=16, ge=1)
     """Times that one generation is resumed at all."""
-    resume_timeout: FiniteSeconds = 60.0
-    """How long places are tried anew for a generation that has lost its own while all are busy."""
+    resume_timeout: FiniteSeconds = 30.0
+    """How long places are tried anew for a generation that has lost its own, while all are busy or away."""
     resume_pause: PositiveSeconds = 0.2
     """Between two such tries."""
     stall_min: PositiveSeconds = 5.0

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Protocol
 
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.agent import Agent
+from sllmd.roles.berth import Berth, BerthHere
 from sllmd.roles.residence import Grant
 from sllmd.roles.work import Granted, Happening, Work
 from sllmd.store.checkpoint import Checkpoint
@@ -28,6 +29,9 @@ class Place(Protocol):
 
         Raises what keeps the model from starting, WorkerLost, NotHere, and PeerError.
         """
+
+    async def berth(self, work: Work) -> Berth:
+        """A replica held for the generation, which runs elsewhere as yet; close it. Raises the same."""
 
 
 Obtain = Callable[[ModelName, Digest], Awaitable[Checkpoint]]
@@ -52,6 +56,17 @@ class Here:
             async with aclosing(grant.replica.generate(work.state)) as events:
                 async for event in events:
                     yield event
+
+    async def berth(self, work: Work) -> Berth:
+        """See ``Place``."""
+        began_seconds = time.monotonic()
+        checkpoint = await self._obtain(work.model, work.digest)
+        estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
+        async with AsyncExitStack() as hold:
+            held = self._agent.hold(checkpoint, keep_alive_seconds=work.keep_alive_seconds)
+            grant = await hold.enter_async_context(held)
+            granted = _granted(self.node, grant, began_seconds, estimate_seconds)
+            return BerthHere(work.state, grant, granted, hold.pop_all())
 
 
 def _granted(node: NodeId, grant: Grant, began_seconds: float, estimate_seconds: float) -> Granted:

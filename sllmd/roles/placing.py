@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from sllmd.cluster.catalogue.state import Catalogue
-from sllmd.core.errors import NotHere, PeerError, SllmdError
+from sllmd.core.errors import NotHere, PeerError, RecordNotFound, SllmdError
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
@@ -85,6 +85,12 @@ class Placing:
             found = tuple(each for each in found if each.node == me or each.rule in _READY_RULES)
         now = time.monotonic()
         return sorted(found, key=lambda each: self._avoided.get(each.node, 0.0) > now)
+
+    def at(self, node: NodeId) -> Place:
+        """The place that is ``node``, if it is well. Raises RecordNotFound."""
+        if node != self._here.node and node not in self._surroundings.alive():
+            raise RecordNotFound(f"node `{node}` is not here", hint="`sllmd members` shows who is")
+        return self._place(node)
 
     def failed(self, place: Place, work: Work, error: SllmdError) -> None:
         """It did not run there, because of ``error``."""

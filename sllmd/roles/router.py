@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -37,11 +37,14 @@ from sllmd.engine.protocol import (
     TokenEvent,
     TokenLogprob,
 )
+from sllmd.migration.settings import MigrationSettings
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
-from sllmd.roles.dispatch import Places, run
-from sllmd.roles.generation import Delta, GenerationRequest, TextLogprob, Timing, Usage
+from sllmd.roles.carriage import Carriage
+from sllmd.roles.dispatch import Places
+from sllmd.roles.generation import Delta, GenerationRequest, Known, TextLogprob, Timing, Usage
 from sllmd.roles.library import Library
+from sllmd.roles.mover import Mover
 from sllmd.roles.settings import ServingSettings
 from sllmd.roles.status import ModelCard, RequestStatus, Tier
 from sllmd.roles.work import Granted, Work
@@ -63,8 +66,17 @@ _FAILURES: dict[FailureKind, type[SllmdError]] = {
 class Router:
     """Starts generations and remembers them."""
 
-    def __init__(self, library: Library, agent: Agent, places: Places, settings: ServingSettings) -> None:
+    def __init__(
+        self,
+        library: Library,
+        agent: Agent,
+        places: Places,
+        settings: ServingSettings,
+        migration: MigrationSettings = MigrationSettings(),  # noqa: B008 - frozen
+    ) -> None:
         self.places = places
+        self.migration = migration
+        self.mover = Mover(lambda: self.places, migration)
         self._library = library
         self._agent = agent
         self._tokenizers: OrderedDict[Digest, asyncio.Future[Tokenizer]] = OrderedDict()
@@ -169,6 +181,21 @@ class Router:
         """Running ones first, then the recent ones, newest first."""
         return [generation.status() for generation in self._running.values()] + list(self._recent)
 
+    def running(self) -> list[Generation]:
+        """Those under way."""
+        return list(self._running.values())
+
+    def carry(self, work: Work, known: Iterable[Known] = ()) -> Carriage:
+        """What brings a generation through, wherever it runs; ``known``: its events so far."""
+        return Carriage(
+            work,
+            self.places,
+            self.migration,
+            on_passage=self.mover.observe,
+            on_stall=lambda carriage: self.mover.move_soon(carriage, "its tokens stalled"),
+            known=known,
+        )
+
     def began(self, generation: Generation) -> None:
         """A generation was entered."""
         self._running[generation.generation_id] = generation
@@ -188,6 +215,8 @@ class Generation:
         self.timing = Timing()
         self.usage = Usage(prompt_tokens=len(request.prompt_ids))
         self.prompt_logprobs: tuple[TextLogprob | None, ...] | None = None
+        self.carriage: Carriage | None = None
+        """Once its model is known."""
         self._router = router
         self._deltas = self._run()
         self._state = "queued"
@@ -238,7 +267,12 @@ class Generation:
             request.request_id,
             checkpoint.name,
             checkpoint.manifest.digest,
-            GenerationState(self.generation_id, list(request.prompt_ids), request.sampling),
+            GenerationState(
+                self.generation_id,
+                list(request.prompt_ids),
+                request.sampling,
+                [event.token_id for event in request.known if isinstance(event, TokenEvent)],
+            ),
             request.keep_alive_seconds,
         )
 
@@ -250,7 +284,14 @@ class Generation:
             stop=request.stop,
             skip_special=request.skip_special_tokens,
         )
-        async with aclosing(run(work, self._router.places)) as happenings:
+        for event in request.known:
+            delta = self._delta(event, text, tokenizer)
+            if delta is not None:
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        self.carriage = carriage = self._router.carry(work, request.known)
+        async with aclosing(carriage.happenings()) as happenings:
             async for happening in happenings:
                 if isinstance(happening, Granted):
                     self._note_grant(happening)
@@ -299,9 +340,11 @@ class Generation:
 
     def _note_grant(self, granted: Granted) -> None:
         """Split the wait so far into what the load took and what was queueing."""
+        self.timing.node = granted.node
+        if self._first_token_seconds:  # it goes on elsewhere
+            return
         waited_ms = (time.monotonic() - self._began_seconds) * 1000
         timing = self.timing
-        timing.node = granted.node
         timing.cold = granted.cold
         timing.tier = granted.tier
         timing.stages = granted.stages
@@ -323,8 +366,10 @@ class Generation:
         end_seconds = self._ended_seconds or time.monotonic()
         decode_seconds = end_seconds - self._first_token_seconds if self._first_token_seconds else 0.0
         timing = self.timing
+        carriage = self.carriage
         return RequestStatus(
             request_id=self.request.request_id,
+            generation_id=self.generation_id,
             model=self.request.model,
             state=self._state,
             cold=timing.cold,
@@ -341,6 +386,8 @@ class Generation:
             completion_tokens=self.usage.completion_tokens,
             finish_reason=self._finish_reason,
             error=self._error,
+            hops=carriage.hops if carriage else 0,
+            moves=tuple(passage.status() for passage in carriage.passages) if carriage else (),
         )
 
 

@@ -303,10 +303,34 @@ class UnloadReport(_Status):
     dram_bytes: int
 
 
+class MoveStatus(_Status):
+    """A change of a generation's place, or a try at one."""
+
+    kind: Literal["move", "failover"]
+    """``failover``: its source was lost."""
+    reason: str
+    """Why it was begun, or how the source was lost."""
+    source: str
+    """Id of the node that it left; empty: a node without a cluster."""
+    target: str
+    result: Literal["running", "done", "failed", "called_off"] = "running"
+    outcome: str | None = None
+    """Why it did not come about."""
+    rounds: int = 0
+    """Times that the target computed what was known, before the switch."""
+    tokens: int = 0
+    """Prompt and output that the target went on from."""
+    pause_ms: float | None = None
+    """Between the last token of the old place and the first of the new one."""
+    seconds: float = 0.0
+    """From its beginning to the new place's first token, or to its end."""
+
+
 class RequestStatus(_Status):
     """A request, running or recent: where its time went."""
 
     request_id: str
+    generation_id: str
     model: str
     state: str
     """``queued``, ``loading``, ``prefill``, ``decode``, ``finished``, ``cancelled``, ``failed``."""
@@ -325,3 +349,7 @@ class RequestStatus(_Status):
     completion_tokens: int
     finish_reason: str | None
     error: str | None
+    hops: int = 0
+    """Changes of place."""
+    moves: tuple[MoveStatus, ...] = ()
+    """The latest of them, and of what was tried."""

@@ -42,8 +42,8 @@ def pack_work(work: Work) -> tuple[Any, ...]:
         work.digest,
         work.keep_alive_seconds,
         state.generation_id,
-        _pack_ids(state.prompt_ids),
-        _pack_ids(state.output_ids),
+        pack_ids(state.prompt_ids),
+        pack_ids(state.output_ids),
         tuple(getattr(state.sampling, field.name) for field in fields(Sampling)),
     )
 
@@ -67,21 +67,23 @@ def unpack_work(value: Any) -> Work:
             raise ProtocolError("a generation that cannot be understood")
     try:
         state = GenerationState(
-            GenerationId(generation_id), _unpack_ids(prompt), Sampling(*sampling), _unpack_ids(output)
+            GenerationId(generation_id), unpack_ids(prompt), Sampling(*sampling), unpack_ids(output)
         )
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"a generation that cannot be understood: {error}") from error
     return Work(RequestId(request_id), ModelName(model), Digest(digest), state, keep_alive_seconds)
 
 
-def _pack_ids(ids: Iterable[int]) -> bytes:
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Four bytes each, little endian."""
     packed = array("I", ids)
     if sys.byteorder == "big":
         packed.byteswap()
     return packed.tobytes()
 
 
-def _unpack_ids(data: bytes) -> list[int]:
+def unpack_ids(data: bytes) -> list[int]:
+    """The inverse; raises ValueError."""
     unpacked = array("I")
     unpacked.frombytes(data)
     if sys.byteorder == "big":

@@ -18,7 +18,7 @@ SETTINGS = MigrationSettings(attempts_max=2, failovers_max=5, stall_min=5, stall
     [
         (ContextLengthExceeded("long"), False, False),
         (WorkerLost("gone"), True, False),
-        (PeerUnreachable("away"), True, False),
+        (PeerUnreachable("away"), True, True),
         (NodeDraining("stops", retry_after_seconds=1), True, True),
     ],
 )

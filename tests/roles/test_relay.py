@@ -21,6 +21,7 @@ from sllmd.core.errors import (
 from sllmd.core.ids import NodeId
 from sllmd.engine.fake import FakeSettings
 from sllmd.engine.protocol import Sampling
+from sllmd.migration.settings import MigrationSettings
 from sllmd.roles.generation import Delta
 from sllmd.roles.place import Here, Place
 from sllmd.roles.relay import Relays, serve_generations
@@ -44,6 +45,9 @@ class Told:
 
     def choose(self, work: Work) -> Iterable[Place]:
         return self.places
+
+    def at(self, node: NodeId) -> Place:
+        return next(place for place in self.places if place.node == node)
 
     def failed(self, place: Place, work: Work, error: SllmdError) -> None:
         self.failures.append((place.node, error.code))
@@ -148,7 +152,7 @@ async def test_a_reader_that_does_not_read_holds_back_the_source(make_pair) -> N
             await anext(deltas)
             (residence,) = pair.far.agent.residences()
             ((stream,),) = pair.relays._streams.values()
-            await until(lambda: stream.unread_bytes >= 3500)
+            await until(lambda: stream.unread_bytes >= 2000)
             for _ in range(1000):
                 await asyncio.sleep(0)
             assert stream.unread_bytes <= 4096 + 64
@@ -196,9 +200,10 @@ async def test_a_checkpoint_that_is_not_there_is_said_to_be_not_here(make_pair) 
         assert told.failures == [("far", "not_here")]
 
 
-async def test_a_connection_lost_after_the_first_token_is_a_clear_error(make_pair) -> None:
+async def test_a_connection_lost_when_nobody_else_is_there_is_a_clear_error(make_pair) -> None:
     async with make_pair(fake=STEADY) as pair:
-        told = pair.route("far", "far")
+        told = pair.route("far")
+        pair.near.router.migration = MigrationSettings(resume_timeout=0)
         async with pair.near.router.generate(request(max_tokens=2000)) as generation:
             deltas = aiter(generation)
             await anext(deltas)
@@ -206,20 +211,22 @@ async def test_a_connection_lost_after_the_first_token_is_a_clear_error(make_pai
             with pytest.raises(WorkerLost, match="node far"):
                 async for _ in deltas:
                     pass
-        assert told.failures == []
+        assert told.failures[0] == ("far", "peer_unreachable")
         (residence,) = pair.far.agent.residences()
         await until(lambda: residence.running == 0)
 
 
-async def test_a_node_that_the_cluster_believes_dead_ends_its_streams(make_pair) -> None:
+async def test_a_node_that_the_cluster_believes_dead_is_left(make_pair) -> None:
     async with make_pair(fake=STEADY) as pair:
-        async with pair.near.router.generate(request(max_tokens=2000)) as generation:
+        async with pair.near.router.generate(request(max_tokens=50)) as generation:
             deltas = aiter(generation)
-            await anext(deltas)
+            first = await anext(deltas)
             pair.relays.lost(NodeId("far"))
-            with pytest.raises(WorkerLost, match="dead"):
-                async for _ in deltas:
-                    pass
+            rest = [delta async for delta in deltas]  # it was not dead, and takes its generation back
+        assert [first, *rest] == (await collect(pair.near, max_tokens=50))[0]
+        (move,) = generation.status().moves
+        assert (move.kind, move.result, move.target) == ("failover", "done", "far")
+        assert "dead" in move.reason
         (residence,) = pair.far.agent.residences()
         await until(lambda: residence.running == 0)
 

@@ -1,0 +1,212 @@
+"""Moves generations of this node's router to other places, a bounded number at a time.
+
+Owns: the moves under way. One is a machine (``migration.mover``), and here are its hands: the berth at the
+target, the rounds, the clock. The switch itself is ``Carriage.switch``. A generation has one move at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+
+import structlog
+
+from sllmd.core.errors import Conflict, RecordNotFound, SllmdError
+from sllmd.migration.mover import (
+    Action,
+    Commit,
+    Ended,
+    Event,
+    FailOver,
+    Held,
+    Late,
+    Move,
+    Release,
+    TargetFailed,
+    Warm,
+    Warmed,
+)
+from sllmd.migration.settings import MigrationSettings
+from sllmd.roles.berth import Berth
+from sllmd.roles.carriage import Carriage
+from sllmd.roles.dispatch import Places
+from sllmd.roles.passage import Passage
+from sllmd.roles.place import Place
+
+_log = structlog.get_logger(__name__)
+
+PassageObserver = Callable[[Carriage, Passage], None]
+
+
+class Moving:
+    """A move under way."""
+
+    def __init__(
+        self, carriage: Carriage, target: Place, passage: Passage, settings: MigrationSettings
+    ) -> None:
+        ledger = carriage.ledger
+        self.passage = passage
+        self._carriage = carriage
+        self._target = target
+        passage.target = target.node
+        self._machine = Move(
+            settings,
+            tokens=ledger.tokens,
+            tokens_max=ledger.tokens + ledger.remaining,
+            now_seconds=time.monotonic(),
+        )
+        self._berth: Berth | None = None
+        self._task: asyncio.Task[None] | None = None
+        """What the target is asked just now."""
+        self._over = asyncio.Event()
+        self._timeout_seconds = settings.move_timeout
+
+    async def run(self) -> None:
+        """From asking for a berth to the switch, or until it turns out not to come about."""
+        carriage = self._carriage
+        if carriage.ledger.over or carriage.closed or carriage.place is None:
+            self.passage.end("called_off", "the generation is over, or has lost its place")
+            return
+        carriage.tell_move = self.tell
+        carriage.passages.append(self.passage)
+        timer = asyncio.get_running_loop().call_later(self._timeout_seconds, self.tell, Late())
+        try:
+            self._start(self._hold())
+            await self._over.wait()
+        except asyncio.CancelledError:
+            self.tell(Ended("it was called back"))
+            raise
+        finally:
+            timer.cancel()
+            carriage.tell_move = None
+            await self._clean_up()
+
+    def tell(self, event: Event) -> None:
+        """What happened; what follows from it is done at once."""
+        for action in self._machine.handle(event):
+            self._carry_out(action)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Warm():
+                self._start(self._warm())
+            case Commit():
+                self._commit()
+            case Release(reason, called_off):
+                self.passage.end("called_off" if called_off else "failed", reason)
+                self._over.set()
+            case FailOver():
+                pass  # whoever told of the loss is looking for a place already
+
+    def _commit(self) -> None:
+        berth, self._berth = self._berth, None
+        assert berth is not None, "only a target that is held is committed to"
+        self.passage.rounds = self._machine.rounds
+        self._carriage.switch(self._target, berth, self.passage)
+        self._over.set()
+
+    def _start(self, asking: Coroutine[None, None, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(asking)
+
+    async def _hold(self) -> None:
+        try:
+            self._berth = await self._target.berth(self._carriage.work_from_here())
+        except SllmdError as error:
+            self.tell(TargetFailed(str(error)))
+            return
+        self.tell(Held(self._carriage.ledger.tokens, time.monotonic()))
+
+    async def _warm(self) -> None:
+        assert self._berth is not None, "a target is held before it is warmed"
+        try:
+            await self._berth.warm(self._carriage.ledger.output_ids())
+        except SllmdError as error:
+            self.tell(TargetFailed(str(error)))
+            return
+        self.tell(Warmed(self._carriage.ledger.tokens, time.monotonic()))
+
+    async def _clean_up(self) -> None:
+        """Take back what was asked; let the target go unless the generation runs there now."""
+        self.passage.rounds = self._machine.rounds
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._berth is not None:
+            await self._berth.aclose()
+
+
+class Mover:
+    """See the module."""
+
+    def __init__(self, places: Callable[[], Places], settings: MigrationSettings) -> None:
+        """``places``: who knows where generations may run."""
+        self.observers: list[PassageObserver] = []
+        """Told of every change of place, and of tries at one, when it is over."""
+        self._places = places
+        self._settings = settings
+        self._turns = asyncio.Semaphore(settings.moves_max)
+        self._moving: dict[Carriage, Moving] = {}
+        self._background: set[asyncio.Task[Passage]] = set()
+
+    @property
+    def count(self) -> int:
+        """Moves under way or waiting for their turn."""
+        return len(self._moving)
+
+    async def move(self, carriage: Carriage, target: Place | None, reason: str) -> Passage:
+        """Move a generation; returns when it runs there, or when that did not come about.
+
+        ``target`` None: the best other place. Raises Conflict when it is there, moves already, or has not
+        begun; RecordNotFound when there is no other place.
+        """
+        passage = self._check(carriage, target, reason)
+        moving = Moving(carriage, target or self._another(carriage), passage, self._settings)
+        self._moving[carriage] = moving
+        try:
+            async with self._turns:
+                await moving.run()
+        finally:
+            del self._moving[carriage]
+        if passage.result == "running":
+            await passage.over.wait()
+        else:
+            self.observe(carriage, passage)
+        return passage
+
+    def move_soon(self, carriage: Carriage, reason: str) -> None:
+        """Begin a move to the best other place, if there is one, and wait for nothing."""
+        try:
+            self._check(carriage, None, reason)
+            target = self._another(carriage)
+        except SllmdError:
+            return
+        task = asyncio.get_running_loop().create_task(self.move(carriage, target, reason))
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Passage]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and isinstance(task.exception(), SllmdError):
+            _log.info("a move did not begin", reason=str(task.exception()))
+
+    def _check(self, carriage: Carriage, target: Place | None, reason: str) -> Passage:
+        if carriage in self._moving:
+            raise Conflict("this generation moves already")
+        if carriage.place is None:
+            raise Conflict("this generation runs nowhere yet")
+        if target is not None and target.node == carriage.place.node:
+            raise Conflict("this generation runs there already")
+        return Passage("move", reason, carriage.place.node)
+
+    def _another(self, carriage: Carriage) -> Place:
+        assert carriage.place is not None
+        for place in self._places().choose(carriage.work):
+            if place.node != carriage.place.node:
+                return place
+        raise RecordNotFound(f"no other node can run `{carriage.work.model}` now")
+
+    def observe(self, carriage: Carriage, passage: Passage) -> None:
+        """A change of place is over, or did not come about."""
+        for observer in self.observers:
+            observer(carriage, passage)
