@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
@@ -394,6 +395,33 @@ async def test_the_pool_dials_once_and_again_after_a_loss(make_node: MakeNode, p
     assert (await again.call("echo", 1))[1] == 1
     peers.forget(node)
     await asyncio.wait_for(again.gone(), 5)
+    await peers.close()
+
+
+async def test_who_asks_for_a_node_that_is_forgotten_meanwhile_is_told_so(make_node: MakeNode):
+    """And is not cancelled: tasks that run for ever ask, too."""
+    client = await make_node("client")
+    with socket.create_server((HOST, 0)) as silent:  # it takes the connection and says nothing
+        peers, node = Peers(client.local), NodeId("server")
+        asking = asyncio.create_task(peers.connection(node, Address(HOST, silent.getsockname()[1])))
+        accepted, _ = await asyncio.to_thread(silent.accept)
+        with accepted:
+            peers.forget(node)
+            with pytest.raises(PeerUnreachable, match="given up"):
+                await asking
+            await peers.close()
+
+
+async def test_the_pool_forgets_where_a_node_was(make_node: MakeNode):
+    client, server = await make_node("client"), await make_node("server")
+    peers, node = Peers(client.local), NodeId("server")
+    for _ in range(3):  # it restarts, on another port each time
+        moved = Listener(server.local)
+        address = Address(HOST, await moved.start(HOST, 0))
+        connection = await peers.connection(node, address)
+        await moved.close()
+        await connection.gone()
+    assert list(peers._peers) == [(node, address)]
     await peers.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from sllmd.core.errors import SllmdError
+from sllmd.core.errors import PeerUnreachable, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.wire.rpc.connection import Connection, Local
 from sllmd.wire.rpc.dialing import dial
@@ -54,13 +54,25 @@ class Peers:
         found = self.connected(node, address)
         if found is not None:
             return found
-        peer = self._peers.setdefault((node, address), _Peer())
+        peer = self._peers.get((node, address)) or self._begin(node, address)
         if peer.dialling is None:
             if asyncio.get_running_loop().time() < peer.redial_at and peer.failure is not None:
                 raise copy_of(peer.failure)
             peer.dialling = asyncio.create_task(self._dial(peer, node, address))
             peer.dialling.add_done_callback(_take_note)
-        return await asyncio.shield(peer.dialling)
+        dialling = peer.dialling
+        await asyncio.wait([dialling])
+        if dialling.cancelled():  # by ``forget`` or ``close``: nobody has cancelled who asks
+            raise PeerUnreachable(f"the way to node {node} was given up while it was dialled")
+        return dialling.result()
+
+    def _begin(self, node: NodeId, address: Address) -> _Peer:
+        """A way to a node. What led to where it was before is forgotten once nobody uses it."""
+        for key in [key for key in self._peers if key[0] == node and self.connected(*key) is None]:
+            if self._peers[key].dialling is None:
+                del self._peers[key]
+        peer = self._peers[node, address] = _Peer()
+        return peer
 
     async def _dial(self, peer: _Peer, node: NodeId, address: Address) -> Connection:
         settings = self._local.settings
