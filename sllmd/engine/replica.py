@@ -29,6 +29,7 @@ from sllmd.engine.protocol import (
     GenerationState,
     TokenEvent,
 )
+from sllmd.engine.tally import Run, Tally
 from sllmd.store.manifest import Manifest
 
 
@@ -40,6 +41,8 @@ class Replica(Protocol):
     """Resolved with the reason when the replica is gone, wanted or not."""
     context_tokens: int
     """Longest prompt + completion that its engine takes, known when it can serve; 0: no limit."""
+    tally: Tally
+    """What runs on it."""
 
     def progress(self, bytes_ready: Sequence[int]) -> None:
         """Tell how many bytes of each partition's address space are filled, counted from its start."""
@@ -80,9 +83,10 @@ def ends_generation(event: EngineEvent) -> bool:
 class Mailbox:
     """Events of one generation, from the moment they arrive until its consumer takes them."""
 
-    __slots__ = ("_closed", "_error", "_events", "_waiter")
+    __slots__ = ("_closed", "_error", "_events", "_waiter", "run")
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self._events: deque[EngineEvent] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._error: WorkerLost | None = None
@@ -90,6 +94,7 @@ class Mailbox:
 
     def put(self, event: EngineEvent) -> None:
         """Hand over an event."""
+        self.run.note(event)
         self._events.append(event)
         self._wake()
 
@@ -128,6 +133,7 @@ class LocalReplica:
         self.replica_id = replica_id
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.context_tokens = 0
+        self.tally = Tally()
         self._manifest = manifest
         self._options = options
         self._settings = settings
@@ -157,7 +163,7 @@ class LocalReplica:
         engine = self._require_engine()
         generation_id = state.generation_id
         refuse_duplicate(self._mailboxes, generation_id)
-        mailbox = self._mailboxes[generation_id] = Mailbox()
+        mailbox = self._mailboxes[generation_id] = Mailbox(self.tally.begin(state))
         engine.add(state)
         self._work.set()
         events = mailbox.events()
@@ -167,6 +173,7 @@ class LocalReplica:
         finally:
             await events.aclose()
             del self._mailboxes[generation_id]
+            self.tally.end(mailbox.run)
             engine.cancel(generation_id)
 
     async def export(self, generation_id: GenerationId, *, stop: bool) -> GenerationState | None:

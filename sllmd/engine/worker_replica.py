@@ -41,6 +41,7 @@ from sllmd.engine.postmortem import Cause
 from sllmd.engine.protocol import EngineEvent, EngineStats, GenerationState
 from sllmd.engine.replica import Mailbox, ends_generation, refuse_duplicate
 from sllmd.engine.settings import WorkerSettings
+from sllmd.engine.tally import Tally
 from sllmd.engine.worker_process import WorkerProcess
 
 _log = structlog.get_logger(__name__)
@@ -72,6 +73,7 @@ class WorkerReplica:
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = loop.create_future()
         self.context_tokens = 0
+        self.tally = Tally()
         self._settings = settings
         self._cores = cores
         self._threads = 0
@@ -124,7 +126,7 @@ class WorkerReplica:
         refuse_duplicate(self._handles, state.generation_id)
         handle = self._handles[state.generation_id] = next(self._numbers)
         self._generation_ids[handle] = state.generation_id
-        mailbox = self._mailboxes[handle] = Mailbox()
+        mailbox = self._mailboxes[handle] = Mailbox(self.tally.begin(state))
         self._running.add(handle)
         self._account()
         events = mailbox.events()
@@ -135,6 +137,7 @@ class WorkerReplica:
         finally:
             await events.aclose()
             del self._handles[state.generation_id], self._generation_ids[handle], self._mailboxes[handle]
+            self.tally.end(mailbox.run)
             if handle in self._running:
                 self._done(handle)
                 self.worker.send(Cancel(handle))

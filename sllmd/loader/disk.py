@@ -19,6 +19,8 @@ from sllmd.store.manifest import DataFile, align_down, align_up
 
 _log = structlog.get_logger(__name__)
 
+DISK_PREFIX = "disk "
+"""Begins the names of disks, and of nothing else that has a queue."""
 Advance = Callable[[int], None]
 """Reports bytes that arrived, for progress and the stall clock."""
 
@@ -162,4 +164,4 @@ def disk_of(directory: Path) -> str:
         device = directory.stat().st_dev
     except OSError as error:
         raise StoreError(f"cannot read {directory}: {error.strerror}") from None
-    return f"disk {os.major(device)}:{os.minor(device)}"
+    return f"{DISK_PREFIX}{os.major(device)}:{os.minor(device)}"

@@ -174,6 +174,7 @@ class Load:
             bytes_total=transfer.bytes_total,
             bytes_per_second=rate,
             eta_seconds=0.0 if not left else left / rate if rate else None,
+            seconds=time.monotonic() - transfer.began_at if transfer.began_at is not None else 0.0,
         )
 
     def _state(self) -> LoadState:

@@ -23,6 +23,8 @@ class LoadProgress:
     bytes_per_second: float
     eta_seconds: float | None
     """None: not known yet."""
+    seconds: float = 0.0
+    """Since its first byte was asked for; 0 while it waits for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from sllmd.core.ids import Digest
 from sllmd.core.memory import PartitionMemory
 from sllmd.core.units import format_bytes
 from sllmd.loader.arriving import ArrivingSource, CompleteRemote
-from sllmd.loader.disk import DiskSource, disk_of
+from sllmd.loader.disk import DISK_PREFIX, DiskSource, disk_of
 from sllmd.loader.load import Load
 from sllmd.loader.partial import Partial
 from sllmd.loader.peer import PEERS_ONLY_URL, PeerAccess, PeerFetch
@@ -372,6 +372,20 @@ class DramTier:
                 return self._settings.peer_bandwidth_guess_bytes
         return self._settings.remote_bandwidth_guess_bytes
 
+    def rates(self) -> dict[str, float]:
+        """Bytes per second of each way into memory: measured, or as assumed until then; within its cap."""
+        settings = self._settings
+        found = {
+            "ssd": _capped(settings.disk_bandwidth_guess_bytes, settings.disk_bandwidth_max_bytes),
+            "peer": _capped(settings.peer_bandwidth_guess_bytes, settings.peer_bandwidth_max_bytes),
+            "remote": _capped(settings.remote_bandwidth_guess_bytes, settings.remote_bandwidth_max_bytes),
+        }
+        for lane in self._lanes.values():
+            measured = lane.gauge.bytes_per_second
+            if measured is not None:
+                found[_way_of_lane(lane.name)] = measured
+        return found
+
     def evict(self, digest: Digest) -> int:
         """Drop an unleased copy; how many bytes that freed. 0: leased or not there."""
         copy = self._copies.get(digest)
@@ -436,6 +450,16 @@ class DramTier:
         deadline = time.monotonic() + self._settings.close_timeout_seconds
         left = [lane.join(deadline) for lane in self._lanes.values()]
         return all(left)
+
+
+def _capped(bytes_per_second: int, most: int) -> float:
+    return float(min(bytes_per_second, most) if most else bytes_per_second)
+
+
+def _way_of_lane(name: str) -> Way:
+    if name == _PEERS_LANE:
+        return "peer"
+    return "ssd" if name.startswith(DISK_PREFIX) else "remote"
 
 
 def _same_and_busy(copy: _Copy, checkpoint: Checkpoint) -> bool:

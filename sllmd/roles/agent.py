@@ -156,6 +156,17 @@ class Agent:
         """How many wait for this model, or for any."""
         return sum(model is None or ticket.need.model == model for ticket in self._tickets)
 
+    @property
+    def rows(self) -> int:
+        """Generations that a replica runs together, unless its model says otherwise."""
+        return self._engine_options(None).batch_max
+
+    @property
+    def cache_bytes(self) -> int:
+        """What a replica's key-value cache is given on each of its devices."""
+        kv_fraction = self._device_settings.kv_cache_fraction
+        return max(int((device.memory_bytes or 0) * kv_fraction) for device in self._devices)
+
     def context_tokens(self, checkpoint: Checkpoint, stated_tokens: int) -> int:
         """The longest prompt and completion a replica of it takes."""
         options = self._options(checkpoint)
@@ -506,12 +517,10 @@ class Agent:
 
     def _need(self, checkpoint: Checkpoint) -> Need:
         partitions = checkpoint.manifest.partitions
-        kv_fraction = self._device_settings.kv_cache_fraction
-        kv_bytes = [int((device.memory_bytes or 0) * kv_fraction) for device in self._devices]
         return Need(
             model=checkpoint.name,
             digest=checkpoint.manifest.digest,
-            device_bytes=tuple(partition.span_bytes + max(kv_bytes) for partition in partitions),
+            device_bytes=tuple(partition.span_bytes + self.cache_bytes for partition in partitions),
             dram_bytes=self._tier.slab_bytes_needed(checkpoint),
         )
 

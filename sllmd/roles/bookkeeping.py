@@ -19,7 +19,7 @@ from sllmd.core.errors import NotHere, ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.core.units import KIB
 from sllmd.roles.inventory import CODEC as REPORTS
-from sllmd.roles.inventory import Report
+from sllmd.roles.inventory import Inventory, Report
 from sllmd.roles.settings import RoutingSettings
 from sllmd.roles.table import CODEC as CHANGES
 from sllmd.roles.table import Change, Delta, Ledger
@@ -47,6 +47,10 @@ class Bookkeeper:
         self._ready = False
         self._news: asyncio.Event = asyncio.Event()
         self._leading: asyncio.Task[None] | None = None
+        self.on_inventory: Callable[[NodeId, Inventory | None], None] = lambda _node, _inventory: None
+        """Told of a node's inventory whenever it reported; None: the node is gone."""
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when the nodes have been asked for what they have."""
 
     def offer(self, methods: Methods) -> None:
         """Answer other nodes."""
@@ -75,6 +79,7 @@ class Bookkeeper:
         """It is dead or left."""
         if self._ledger is not None:
             self._ledger.forget(node)
+            self.on_inventory(node, None)
             self._tell()
 
     async def _lead(self, ledger: Ledger, nodes: list[NodeId]) -> None:
@@ -83,6 +88,7 @@ class Bookkeeper:
             if asking:
                 await asyncio.wait(asking, timeout=self._settings.ask_timeout)
             self._ready = True
+            self.on_ready()
             self._tell()
             while True:
                 count = max(1.0, len(nodes) / _NODES_PER_INTERVAL)
@@ -95,7 +101,8 @@ class Bookkeeper:
 
     async def _ask_one(self, ledger: Ledger, node: NodeId) -> None:
         try:
-            ledger.take(node, await self._ask(node))
+            if ledger.take(node, await self._ask(node)):
+                self.on_inventory(node, ledger.inventory(node))
         except SllmdError as error:  # it reports when it can
             _log.info("node did not tell what it has", node=node, reason=str(error))
 
@@ -110,6 +117,8 @@ class Bookkeeper:
         ledger = self._required()
         before = ledger.number
         taken = ledger.take(node, report)
+        if taken:
+            self.on_inventory(node, ledger.inventory(node))
         if ledger.number != before:
             self._tell()
         return taken

@@ -78,7 +78,7 @@ class DataPlane:
         self._adopted = Store(directory / ADOPTED_DIRECTORY)
         self._stock = Stock(agent, tier, library, lambda: int(node.facts.get(CHUNK_PORT, 0)))
         self.keeper = Bookkeeper(routing, self._ask)
-        self.reporter = Reporter(self._stock.take, self._connect, self.keeper, routing)
+        self.reporter = Reporter(self._stock.take_all, self._connect, self.keeper, routing)
         start_seconds = serving.queue_timeout + START_GRACE_SECONDS
         self.relays = Relays(self._connect, start_timeout_seconds=start_seconds)
         self.here = Here(agent, library.obtain_exactly, NodeId(""))
@@ -121,6 +121,7 @@ class DataPlane:
         """The node has joined: from now on names and places are the cluster's. Raises StoreError."""
         identity = self._node.identity
         self.here.node = identity.node
+        self._stock.name, self._stock.labels = identity.name, self._node.labels
         await asyncio.to_thread(self._adopted.prepare)
         fetch = FileFetch(self._connect, self._file_holders).fetch
         self._chunks.table = lambda: self.table

@@ -6,11 +6,11 @@ has another version than a report builds on asks for a full one: nothing is gues
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from sllmd.cluster.codec import Codec
-from sllmd.core.ids import Digest, ModelName
+from sllmd.core.ids import Digest, GenerationId, ModelName
 
 HeldTier = Literal["dram", "ssd", "files"]
 """``files``: only the manifest and the small files are there, the weights somewhere else."""
@@ -58,6 +58,57 @@ class DeviceFact:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationDetail:
+    """A generation that runs, or ran until lately."""
+
+    generation: GenerationId
+    tokens_in: int
+    tokens_out: int
+    prefill_tokens: int = 0
+    """Prompt tokens that were computed here, without those that a cache had."""
+    prefill_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaDetail:
+    """How a replica's load goes or went, and what runs on it."""
+
+    model: ModelName
+    digest: Digest
+    devices: tuple[str, ...]
+    source: str
+    """The tier that its bytes came from."""
+    loaded_bytes: int
+    load_seconds: float
+    """Since the first byte, while it loads."""
+    bytes_seconds: float
+    """From the first byte to the last, once it serves."""
+    start_seconds: float
+    """From then until it could serve."""
+    generations: tuple[GenerationDetail, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What the leader's estimates need, and no other node."""
+
+    name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    dram_bytes: int = 0
+    """What the DRAM tier may fill."""
+    rows: int = 1
+    """Generations that a replica runs together, unless its model says otherwise."""
+    cache_bytes: int = 0
+    """Reserved on a device for a replica's key-value cache."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Bytes per second of each hop, measured or assumed: ``dram`` (to a device), ``ssd``, ``peer``,
+    ``remote``."""
+    replicas: tuple[ReplicaDetail, ...] = ()
+    ended: tuple[GenerationDetail, ...] = ()
+    """Generations that finished lately."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """Everything a node tells. ``chunk_port`` 0: it gives no chunks to other nodes."""
 
@@ -66,6 +117,12 @@ class Inventory:
     devices: tuple[DeviceFact, ...] = ()
     draining: bool = False
     chunk_port: int = 0
+    detail: Detail = Detail()
+    """For the leader alone: it is not told on."""
+
+    def told(self) -> Inventory:
+        """As other nodes hear of it."""
+        return replace(self, detail=_NO_DETAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +138,7 @@ class Report:
     devices: tuple[DeviceFact, ...] | None
     draining: bool | None
     chunk_port: int | None
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +150,7 @@ class Versioned:
     inventory: Inventory
 
 
+_NO_DETAIL = Detail()
 _PARTS = tuple(field.name for field in fields(Inventory))
 CODEC = Codec({1: Inventory, 2: Report})
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from sllmd.core.errors import SllmdError
 from sllmd.core.ids import Digest
+from sllmd.engine.tally import Run
 from sllmd.loader.tier import DramTier
 from sllmd.roles.admission import NodeView, ReplicaState
 from sllmd.roles.agent import Agent
-from sllmd.roles.inventory import CheckpointFact, DeviceFact, HeldTier, Inventory, ReplicaFact
+from sllmd.roles.inventory import (
+    CheckpointFact,
+    Detail,
+    DeviceFact,
+    GenerationDetail,
+    HeldTier,
+    Inventory,
+    ReplicaDetail,
+    ReplicaFact,
+)
 from sllmd.roles.library import Library
+from sllmd.roles.residence import Residence
 from sllmd.store.store import Store, StoredModel
 from sllmd.text.tokenizer import read_context_tokens
+
+MAPPED_BYTES_PER_SECOND = 1e15
+"""From DRAM to a CPU: a worker maps the memory that its model is in, and nothing moves."""
 
 
 class Stock:
@@ -26,6 +40,31 @@ class Stock:
         self._chunk_port = chunk_port
         self._facts: dict[StoredModel, CheckpointFact | None] = {}
         """What does not change about a stored model; None: it cannot be read."""
+        self.name = ""
+        self.labels: Mapping[str, str] = {}
+        """Of this node, as others know it."""
+
+    def take_all(self) -> Inventory:
+        """The same with what only the leader is told."""
+        return replace(self.take(), detail=self._detail())
+
+    def _detail(self) -> Detail:
+        residences = self._agent.residences()
+        tallies = [each.replica.tally for each in residences if each.replica is not None]
+        view = self._agent.view()
+        rates = self._tier.rates()
+        if all(device.memory_bytes is None for device in view.devices):
+            rates["dram"] = MAPPED_BYTES_PER_SECOND
+        return Detail(
+            name=self.name,
+            labels=dict(self.labels),
+            dram_bytes=view.dram_budget_bytes,
+            rows=self._agent.rows,
+            cache_bytes=self._agent.cache_bytes,
+            rates=rates,
+            replicas=tuple(map(_replica_detail, residences)),
+            ended=_generations(run for tally in tallies for run in tally.ended()),
+        )
 
     def take(self) -> Inventory:
         """What there is now. Raises StoreError."""
@@ -87,6 +126,33 @@ def _fact(model: StoredModel, store: Store, *, adopted: bool) -> CheckpointFact 
         partitions=len(checkpoint.manifest.partitions),
         created_seconds=int(model.imported_at),
         adopted=adopted,
+    )
+
+
+def _replica_detail(residence: Residence) -> ReplicaDetail:
+    lease, replica = residence.lease, residence.replica
+    serves = residence.state is ReplicaState.SERVING
+    loading = lease.progress() if lease is not None and not serves else None
+    stages = residence.stages_seconds
+    return ReplicaDetail(
+        model=residence.need.model,
+        digest=residence.need.digest,
+        devices=residence.devices,
+        source=residence.tier,
+        loaded_bytes=loading.bytes_done if loading is not None else 0,
+        load_seconds=loading.seconds if loading is not None and loading.state == "loading" else 0.0,
+        bytes_seconds=stages.get(f"{residence.tier}→dram", 0.0),
+        start_seconds=stages.get("attach", 0.0),
+        generations=_generations(replica.tally.running.values()) if replica is not None else (),
+    )
+
+
+def _generations(runs: Iterable[Run]) -> tuple[GenerationDetail, ...]:
+    return tuple(
+        GenerationDetail(
+            run.generation_id, run.tokens_in, run.tokens_out, run.prefill_tokens, run.prefill_seconds
+        )
+        for run in runs
     )
 
 

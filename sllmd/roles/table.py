@@ -118,9 +118,13 @@ class Ledger:
         self._known[node] = merged
         if known is None or is_urgent(known.inventory, merged.inventory):
             self._touch(node)
-        elif known.inventory != merged.inventory:
+        elif known.inventory.told() != merged.inventory.told():
             self._busier.add(node)
         return True
+
+    def inventory(self, node: NodeId) -> Inventory:
+        """A node's, with what only the leader is told."""
+        return self._known[node].inventory
 
     def settle(self) -> None:
         """Tell how busy nodes are, too."""
@@ -146,7 +150,7 @@ class Ledger:
         """What a table of this version lacks."""
         base = number if epoch == self.epoch and 0 < number <= self.number else 0
         changes = tuple(
-            Change(node, self._known[node].inventory if node in self._known else None)
+            Change(node, self._known[node].inventory.told() if node in self._known else None)
             for node, changed in self._changed.items()
             if changed > base and (base or node in self._known)
         )
