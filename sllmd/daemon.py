@@ -186,8 +186,9 @@ class Daemon:
             models=config.models,
             routing=config.routing,
             serving=config.serving,
+            mirror=config.mirror,
         )
-        router = Router(library, agent, plane.placing, config.serving)
+        router = Router(library, agent, plane.placing, config.serving, config.migration)
         operator = Operator(
             node=config.node.name,
             store_directory=str(config.node.store_directory),
@@ -197,6 +198,7 @@ class Daemon:
             agent=agent,
             router=router,
             following=following,
+            resumption=plane.resumption,
         )
         node.devices = {device.name: device.memory_bytes or tier.budget_bytes for device in devices}
         node.share = Sharing(tier, library.find).hold

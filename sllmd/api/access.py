@@ -26,6 +26,8 @@ from sllmd.core.errors import InvalidApiKey
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/version"})
 """Probes have no keys, and these tell nothing."""
 ADMIN_PREFIX = "/sllmd/"
+GENERATIONS_PREFIX = "/sllmd/v1/generations/"
+"""Below it a client comes back for what it began: it needs no more than the key that it began with."""
 
 
 def authorize(request: web.Request) -> ApiKey | None:
@@ -63,7 +65,8 @@ def _checked_key(request: web.Request, rooms: Rooms) -> ApiKey:
     key = rooms.keys.find(secret)
     if key is None:
         raise InvalidApiKey("Incorrect API key provided.")
-    scope = "admin" if request.path.startswith(ADMIN_PREFIX) else "inference"
+    is_own = request.path.startswith(GENERATIONS_PREFIX)
+    scope = "admin" if request.path.startswith(ADMIN_PREFIX) and not is_own else "inference"
     if scope not in key.scopes:
         raise HttpRefusal(
             HTTPStatus.FORBIDDEN, "insufficient_scope", f"This API key does not have scope `{scope}`."

@@ -9,10 +9,12 @@ from aiohttp import web
 
 from sllmd.api.choices import Choices
 from sllmd.api.chunks import ChatChunks
+from sllmd.api.forms import Form
 from sllmd.api.logprobs import chat_content
 from sllmd.api.openai import ChatRequest
 from sllmd.api.parsing import ignored_fields, parse_chat
 from sllmd.api.prompts import encode_chat
+from sllmd.api.resuming import begin_kept, send_kept
 from sllmd.api.rooms import EXCHANGE, ROOMS, read_body
 from sllmd.api.sampling import chat_sampling, choice_seed, drawn_seed, room_for
 from sllmd.api.stream import collect_choices, ignored_header, new_shape, stream_choices, whole_answer
@@ -42,6 +44,10 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     shape = new_shape(wanted, "chatcmpl")
     headers = ignored_header(ignored_fields(wanted))
     if wanted.stream:
+        form = Form("chat", shape, wanted.logprobs, tuple(counts_prompt))
+        kept = begin_kept(request, choices, form, requests)
+        if kept is not None:
+            return await send_kept(request, kept, headers)
         chunks = ChatChunks(shape, choices=wanted.n, logprobs=wanted.logprobs)
         return await stream_choices(request, choices, chunks, counts_prompt=counts_prompt, headers=headers)
     deltas = await collect_choices(request, choices)

@@ -10,10 +10,12 @@ from aiohttp import web
 
 from sllmd.api.choices import Choices
 from sllmd.api.chunks import Account, CompletionChunks
+from sllmd.api.forms import Form
 from sllmd.api.logprobs import LegacyLogprobs, joined, legacy_prompt
 from sllmd.api.openai import CompletionRequest
 from sllmd.api.parsing import ignored_fields, parse_completion
 from sllmd.api.prompts import encode_prompt
+from sllmd.api.resuming import begin_kept, send_kept
 from sllmd.api.rooms import EXCHANGE, ROOMS, read_body
 from sllmd.api.sampling import choice_seed, completion_sampling, drawn_seed, room_for
 from sllmd.api.stream import collect_choices, ignored_header, new_shape, stream_choices, whole_answer
@@ -72,6 +74,11 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     headers = ignored_header(ignored_fields(wanted))
     with_logprobs = wanted.logprobs is not None
     if wanted.stream:
+        texts = tuple(None if echo is None else echo.text for echo in echoes)
+        form = Form("completion", shape, with_logprobs, tuple(counts_prompt), texts)
+        kept = begin_kept(request, choices, form, requests)
+        if kept is not None:
+            return await send_kept(request, kept, headers)
         chunks = CompletionChunks(shape, logprobs=with_logprobs, echoes=echoes)
         return await stream_choices(request, choices, chunks, counts_prompt=counts_prompt, headers=headers)
     deltas = await collect_choices(request, choices)

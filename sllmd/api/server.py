@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from sllmd.api import admin, cluster, health, joining, models
+from sllmd.api import admin, cluster, health, joining, models, resuming
 from sllmd.api.chat import create_chat_completion
 from sllmd.api.completions import create_completion
 from sllmd.api.connection import Connection
@@ -70,6 +70,7 @@ def build_app(
             *admin.ROUTES,
             *cluster.ROUTES,
             *joining.ROUTES,
+            *resuming.ROUTES,
         ]
     )
     if settings.openapi:

@@ -55,13 +55,13 @@ async def stream_choices(
         except Exception as error:
             if not events.opened:
                 raise
-            await events.fail(_late_reply(error, rooms, exchange))
+            await events.fail(late_reply(error, rooms, exchange))
         finally:
             choices.record(rooms.metrics, exchange.model, exchange.began_seconds)
     return events.response
 
 
-def _late_reply(error: Exception, rooms: Rooms, exchange: Exchange) -> ErrorReply:
+def late_reply(error: Exception, rooms: Rooms, exchange: Exchange) -> ErrorReply:
     """An error that comes after the status line."""
     if isinstance(error, SllmdError):
         rooms.count_refusal(error)

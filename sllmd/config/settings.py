@@ -14,7 +14,13 @@ from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
 from sllmd.loader.settings import LoaderSettings
 from sllmd.migration.settings import MigrationSettings
-from sllmd.roles.settings import DeviceSettings, ModelSettings, RoutingSettings, ServingSettings
+from sllmd.roles.settings import (
+    DeviceSettings,
+    MirrorSettings,
+    ModelSettings,
+    RoutingSettings,
+    ServingSettings,
+)
 from sllmd.telemetry.settings import LogSettings
 
 
@@ -80,6 +86,7 @@ class Config(Frozen):
     serving: ServingSettings = ServingSettings()
     routing: RoutingSettings = RoutingSettings()
     migration: MigrationSettings = MigrationSettings()
+    mirror: MirrorSettings = MirrorSettings()
     loader: LoaderSettings = LoaderSettings()
     workers: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()

@@ -22,6 +22,7 @@ from sllmd.core.errors import NotHere, PeerUnreachable
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
+from sllmd.roles.berths import Berths
 from sllmd.roles.bookkeeping import ASK, Bookkeeper, unpack_report
 from sllmd.roles.chunks import Chunks
 from sllmd.roles.deployments import Deployments
@@ -33,7 +34,8 @@ from sllmd.roles.place import Here
 from sllmd.roles.placing import Placing, Surroundings
 from sllmd.roles.relay import Relays, serve_generations
 from sllmd.roles.reporting import Reporter
-from sllmd.roles.settings import ModelSettings, RoutingSettings, ServingSettings
+from sllmd.roles.resumption import Resumption
+from sllmd.roles.settings import MirrorSettings, ModelSettings, RoutingSettings, ServingSettings
 from sllmd.roles.stock import Stock
 from sllmd.roles.table import Table
 from sllmd.store.store import Store
@@ -65,6 +67,7 @@ class DataPlane:
         models: Mapping[str, ModelSettings],
         routing: RoutingSettings,
         serving: ServingSettings,
+        mirror: MirrorSettings,
     ) -> None:
         """``directory``: of this node in the cluster."""
         self._node = node
@@ -73,6 +76,7 @@ class DataPlane:
         self._directory = directory
         self._chunks = chunks
         self._alive: frozenset[NodeId] = frozenset()
+        self._others: frozenset[NodeId] = frozenset()
         self._started = False
         self._tasks: list[asyncio.Task[None]] = []
         self._adopted = Store(directory / ADOPTED_DIRECTORY)
@@ -82,11 +86,13 @@ class DataPlane:
         start_seconds = serving.queue_timeout + START_GRACE_SECONDS
         self.relays = Relays(self._connect, start_timeout_seconds=start_seconds)
         self.here = Here(agent, library.obtain_exactly, NodeId(""))
+        self.berths = Berths(self.here)
         surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue)
         self.placing = Placing(
             self.here, agent, self._stock.take, self.relays, self.reporter, surroundings, routing
         )
         self.orders = Orders(agent, library)
+        self.resumption = Resumption(mirror, self._connect, lambda: self._others)
         self._deployments = Deployments(
             library,
             self._adopted,
@@ -101,10 +107,12 @@ class DataPlane:
     def _register(self) -> None:
         methods = self._node.methods
         serve_generations(methods, self.here)
+        self.berths.offer(methods)
         serve_files(methods, self._library.find)
         self.keeper.offer(methods)
         self.reporter.offer(methods)
         self.orders.offer(methods)
+        self.resumption.offer(methods)
 
     @property
     def table(self) -> Table:
@@ -145,6 +153,7 @@ class DataPlane:
             await asyncio.wait(self._tasks)
         await self._deployments.close()
         await self.orders.close()
+        await self.resumption.close()
         self.keeper.rest()
         await self.reporter.close()
 
@@ -178,6 +187,9 @@ class DataPlane:
     def _look_around(self) -> None:
         members = self._node.membership.members()
         self._alive = frozenset(each.node for each in members if each.status is Status.ALIVE)
+        others = self._alive - {self.here.node}
+        if others != self._others:  # whoever holds it sees by its identity that it changed
+            self._others = others
         self._chunks.hosts = {each.node: _host(each) for each in members if not each.is_me and _is_well(each)}
 
     # -- what the parts ask --------------------------------------------------------------------

@@ -25,6 +25,7 @@ from sllmd.roles.agent import Agent
 from sllmd.roles.desk import ClusterDesk
 from sllmd.roles.following import Following
 from sllmd.roles.residence import Residence
+from sllmd.roles.resumption import Resumption
 from sllmd.roles.router import Router
 from sllmd.roles.status import (
     CacheStatus,
@@ -56,6 +57,7 @@ class Operator:
         agent: Agent,
         router: Router,
         following: Following,
+        resumption: Resumption,
     ) -> None:
         self._node = node
         self._store_directory = store_directory
@@ -69,6 +71,8 @@ class Operator:
         """Where the API listens; the daemon sets it once the ports are known."""
         self.following = following
         """This node's events and log."""
+        self.resumption = resumption
+        """Streams that clients may come back to."""
         self.cluster: ClusterDesk | None = None
         """The daemon sets it once this node has joined."""
 

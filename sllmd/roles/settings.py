@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from sllmd.core.frozen import Frozen
-from sllmd.core.units import FiniteSeconds, PositiveSeconds, Seconds
+from sllmd.core.units import MIB, FiniteSeconds, PositiveSeconds, Seconds
 
 
 class ServingSettings(Frozen):
@@ -46,6 +46,26 @@ class RoutingSettings(Frozen):
     """Nodes that are asked to run one request, one after the other, before it fails."""
     avoid: FiniteSeconds = 2.0
     """How long a node that could not be reached is asked last."""
+
+
+class MirrorSettings(Frozen):
+    """``[mirror]``: streams that outlive their client's connection, and the node that it led to."""
+
+    wait: FiniteSeconds = 0.005
+    """Longest that tokens wait for the node that keeps a copy of their stream: a step or less. Without a
+    copy, they go on, and what they can be resumed from is a little older."""
+    copies_max: int = Field(default=4096, ge=0)
+    """Streams of other nodes of which this one keeps a copy."""
+    bytes_max: ByteSize = ByteSize(64 * MIB)
+    """Bytes that the copies may take: a token takes 24, a prompt four for each of its tokens."""
+    kept: PositiveSeconds = 300.0
+    """How long a stream can be resumed after its last token."""
+    grace: FiniteSeconds = 20.0
+    """How long a stream that can be resumed goes on when its client's connection breaks."""
+    streams_max: int = Field(default=1024, ge=0)
+    """Streams of this node that can be resumed; one more is served as any other."""
+    ask_timeout: PositiveSeconds = 1.0
+    """For a node to say whether it has a stream that somebody resumes: one that hangs must not delay it."""
 
 
 class DeviceSettings(Frozen):

@@ -27,12 +27,14 @@ from sllmd.roles.generation import GenerationRequest
 from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
 from sllmd.roles.place import Here
+from sllmd.roles.resumption import Resumption
 from sllmd.roles.router import Router
-from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
+from sllmd.roles.settings import DeviceSettings, MirrorSettings, ModelSettings, ServingSettings
 from sllmd.store.builtin import make_builtin
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
 from sllmd.telemetry.feed import Feed
+from sllmd.wire.rpc.connection import Connection
 
 MODELS = ("a", "b", "c")
 
@@ -113,6 +115,7 @@ def make_node(store_root: Path) -> MakeNode:
             agent=agent,
             router=router,
             following=Following(Feed(100), None),
+            resumption=Resumption(MirrorSettings(), nobody, frozenset),
         )
         try:
             yield Node(store, library, tier, agent, router, operator)
@@ -122,6 +125,11 @@ def make_node(store_root: Path) -> MakeNode:
             await tier.close()
 
     return make
+
+
+async def nobody(_node: NodeId) -> Connection:
+    """A node without a cluster has no connections."""
+    raise AssertionError("there is nobody to ask")
 
 
 async def until(condition: Callable[[], object]) -> None:
