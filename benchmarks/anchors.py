@@ -20,7 +20,8 @@ CHUNK_BYTES = 16 * 1024 * 1024
 THREADS = 4
 """Reads in flight. One leaves a disk idle between two requests; more than four were found to add nothing."""
 MEMMOVE_BYTES = 256 * 1024 * 1024
-COLD_BYTES_MAX = 16 * 4096
+PAGE_BYTES = 4096
+COLD_BYTES_MAX = 16 * PAGE_BYTES
 """Of a file, in the page cache: what reading its header again leaves there."""
 COLD_WAIT_SECONDS = 30.0
 """For processes that are ending; a replica of Ray Serve has been seen to take several seconds."""
@@ -55,7 +56,7 @@ def make_cold(*files: Path) -> None:
         drop_caches()
         while cached_bytes(file) > COLD_BYTES_MAX:
             if time.monotonic() > give_up_seconds:
-                raise RuntimeError(f"{file} stays in the page cache: {', '.join(_mapped_by(file))} map it")
+                raise RuntimeError(f"{file} stays in the page cache: mapped by {', '.join(_mapped_by(file))}")
             time.sleep(COLD_RETRY_SECONDS)
             drop_caches()
 
