@@ -1,8 +1,8 @@
 """The daemon: builds every room, starts them from the ground up, stops them from the roof down.
 
 Start order: store, DRAM tier, workers, roles, cluster, API. A node that joins waits for the cluster before
-it serves. Stopping: no new work, running requests finish (or their time is up), the API closes, the cluster
-hears that this node goes, workers are reaped, slabs go back.
+it serves. Stopping: no new work, what runs moves to other nodes or finishes (or its time is up), the API
+closes, the cluster hears that this node goes, workers are reaped, slabs go back.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from sllmd.roles.agent import Agent
 from sllmd.roles.chunks import Chunks
 from sllmd.roles.dataplane import DataPlane
 from sllmd.roles.desk import open_desk
+from sllmd.roles.draining import Draining
 from sllmd.roles.following import Following
 from sllmd.roles.happenings import of_start, of_stop
 from sllmd.roles.library import Library
@@ -92,8 +93,9 @@ async def serve(config: Config, *, dev: bool = False, token: str | None = None) 
         await _unless(stop, daemon.ended())
         manager.stopping(config.serving.drain_timeout)
         record(daemon.operator.following.feed, of_stop(config.node.name))
-        await _unless(stop_at_once, daemon.agent.drain(config.serving.drain_timeout))
+        await _unless(stop_at_once, daemon.drain(config.serving.drain_timeout))
         # Ends what outlasted the drain while the API can still tell its clients so.
+        await daemon.plane.resumption.close()
         await daemon.agent.close()
     if node.failed.done() and not node.failed.cancelled():
         raise node.failed.result()
@@ -189,6 +191,8 @@ class Daemon:
             mirror=config.mirror,
         )
         router = Router(library, agent, plane.placing, config.serving, config.migration)
+        draining = Draining(node, agent, router)
+        draining.offer(node.methods)
         operator = Operator(
             node=config.node.name,
             store_directory=str(config.node.store_directory),
@@ -210,7 +214,10 @@ class Daemon:
         watcher = Watcher(following.feed, node.membership, node.control)
         rooms.push_async_callback(watcher.close)
         watcher.start()
-        operator.cluster = open_desk(node, agent, following, plane.inventories, config.serving.drain_timeout)
+        rooms.push_async_callback(_cancel, asyncio.create_task(draining.watch()))
+        operator.cluster = open_desk(
+            node, agent, following, plane.inventories, draining, config.serving.drain_timeout
+        )
         daemon = cls(config, node, plane, agent, router, operator, metrics)
         built_in = {name: own for name, own in config.models.items() if is_built_in(own)}
         await provision(store, operator, built_in)  # takes no time, and the first request comes at once
@@ -221,6 +228,14 @@ class Daemon:
         operator.listen = await server.start()
         record(following.feed, of_start(config.node.name, sllmd.__version__))
         return daemon
+
+    async def drain(self, seconds: float) -> None:
+        """What runs here moves to other nodes, and what was asked here may finish, wherever it runs."""
+        assert self.operator.cluster is not None, "a daemon has started"
+        deadline_seconds = time.monotonic() + seconds
+        async for _ in self.operator.cluster.draining.empty(seconds):
+            pass
+        await self.router.idle_within(deadline_seconds - time.monotonic())
 
     async def ended(self) -> None:
         """Wait until this node is no member any more: it left, was removed, or turned out to be a copy."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from sllmd.api import admin, cluster, health, joining, models, resuming
+from sllmd.api import admin, cluster, draining, health, joining, models, resuming
 from sllmd.api.chat import create_chat_completion
 from sllmd.api.completions import create_completion
 from sllmd.api.connection import Connection
@@ -71,6 +71,7 @@ def build_app(
             *cluster.ROUTES,
             *joining.ROUTES,
             *resuming.ROUTES,
+            *draining.ROUTES,
         ]
     )
     if settings.openapi:

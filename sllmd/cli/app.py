@@ -33,6 +33,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("serving", "Show the node and its cluster: who leads, what is wrong, devices, memory."),
     "members": ("cluster", "Show the nodes of the cluster: who lives, who leads."),
     "node": ("cluster", "List nodes, or remove one that is dead."),
+    "drain": ("draining", "Empty a node: what runs there moves to others."),
+    "undrain": ("draining", "Let a drained node take work again."),
     "leave": ("cluster", "Let a node leave the cluster for good."),
     "keys": ("keys", "Make, list and revoke API keys."),
     "events": ("follow", "Follow what happens in the cluster."),

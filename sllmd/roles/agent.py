@@ -220,15 +220,25 @@ class Agent:
 
     async def drain(self, timeout_seconds: float) -> int:
         """Take nothing new, wait for what runs. Returns how many generations were still running."""
+        self.stop_taking("this node is stopping")
+        if not await self.idle_within(timeout_seconds):
+            _log.warning("drain timed out", running=self.running)
+        return self.running
+
+    def stop_taking(self, reason: str) -> None:
+        """Take nothing new; who waits is told ``reason``."""
         self.draining = True
         self.changed()
         for ticket in list(self._tickets):
-            self._refuse(ticket, NodeDraining("this node is stopping", retry_after_seconds=1))
+            self._refuse(ticket, NodeDraining(reason, retry_after_seconds=1))
+
+    async def idle_within(self, seconds: float) -> bool:
+        """Wait that long until nothing runs; whether nothing does."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_seconds)
+            await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
-            _log.warning("drain timed out", running=self._running())
-        return self._running()
+            return False
+        return True
 
     def resume(self) -> None:
         """Take work again: what this node was drained for does not come about."""
@@ -337,7 +347,7 @@ class Agent:
     def _give_back(self, residence: Residence) -> None:
         residence.running -= 1
         residence.last_used_seconds = time.monotonic()
-        if self._running() == 0:
+        if self.running == 0:
             self._idle.set()
         if residence.running == 0:
             if residence.state is ReplicaState.CLOSING:
@@ -537,7 +547,9 @@ class Agent:
     def _named(self, replica_ids: Sequence[ReplicaId]) -> list[Residence]:
         return [residence for residence in self._residences.values() if residence.replica_id in replica_ids]
 
-    def _running(self) -> int:
+    @property
+    def running(self) -> int:
+        """Generations that run on this node, whoever their router is."""
         return sum(residence.running for residence in self._residences.values())
 
     def _pump_at(self, seconds: float) -> None:

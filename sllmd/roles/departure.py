@@ -1,7 +1,7 @@
 """This node leaves the cluster for good: its work ends, its duties go over, it is no member any more.
 
 1. Nothing is begun that could not be ended: a cluster that cannot agree now refuses before anything stops.
-2. No new work; what runs has the drain's time.
+2. No new work; what runs moves to other nodes, or has the drain's time.
 3. The cluster agrees that this node is none of it: leadership and vote go over first.
 4. The daemon ends. Its data stay, and belong to nobody: a later start joins, or founds, anew.
 """
@@ -14,6 +14,7 @@ import structlog
 
 from sllmd.core.errors import Conflict, SllmdError
 from sllmd.roles.agent import Agent
+from sllmd.roles.draining import Draining
 from sllmd.roles.fleet import Fleet
 from sllmd.roles.happenings import Happening
 from sllmd.roles.status import LeaveReport
@@ -26,10 +27,13 @@ _log = structlog.get_logger(__name__)
 class Departure:
     """The way out. ``left`` is set once this node is a member no more: the daemon then stops."""
 
-    def __init__(self, fleet: Fleet, agent: Agent, events: Feed, drain_seconds: float) -> None:
+    def __init__(
+        self, fleet: Fleet, agent: Agent, draining: Draining, events: Feed, drain_seconds: float
+    ) -> None:
         self.left = asyncio.Event()
         self._fleet = fleet
         self._agent = agent
+        self._draining = draining
         self._events = events
         self._drain_seconds = drain_seconds
         self._leaving: asyncio.Task[LeaveReport] | None = None
@@ -61,7 +65,8 @@ class Departure:
             )
         record(self._events, Happening("node.leaving", f"{name} leaves: no new work", {"node": name}))
         _log.info("leaving the cluster", drain_seconds=drain_seconds)
-        cut_short = await self._agent.drain(drain_seconds)
+        async for step in self._draining.empty(drain_seconds):
+            cut_short = step.left
         try:
             await cluster.leave()
         except SllmdError as error:

@@ -82,6 +82,8 @@ class Router:
         self._tokenizers: OrderedDict[Digest, asyncio.Future[Tokenizer]] = OrderedDict()
         self._context_tokens: dict[Digest, int] = {}
         self._running: dict[GenerationId, Generation] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._recent: deque[RequestStatus] = deque(maxlen=settings.recent_requests_max)
 
     def models(self) -> list[ModelCard]:
@@ -196,14 +198,26 @@ class Router:
             known=known,
         )
 
+    async def idle_within(self, seconds: float) -> bool:
+        """Wait that long until nothing is under way; whether nothing is."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
     def began(self, generation: Generation) -> None:
         """A generation was entered."""
+        self._idle.clear()
         self._running[generation.generation_id] = generation
 
     def ended(self, generation: Generation) -> None:
         """A generation was left, in whatever state."""
         if self._running.pop(generation.generation_id, None) is not None:
             self._recent.appendleft(generation.status())
+        if not self._running:
+            self._idle.set()
 
 
 class Generation:

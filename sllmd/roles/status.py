@@ -248,6 +248,27 @@ class KeyRecords(_Status):
     keys: tuple[KeyRecord, ...]
 
 
+class DrainStep(_Status):
+    """How far a node's drain has come; with a move that is over, or without."""
+
+    node: str
+    status: Literal["draining", "drained", "timeout"]
+    """``timeout``: something still runs, and goes on."""
+    request_id: str = ""
+    """Of the generation that moved; empty: this step tells of none."""
+    model: str = ""
+    result: str = ""
+    """``done``, ``failed``, ``called_off`` (it ended, or was about to), ``stays`` (no other place)."""
+    target: str = ""
+    pause_ms: float | None = None
+    reason: str = ""
+    moved: int
+    """Generations that have moved so far."""
+    left: int
+    """Generations that run here."""
+    seconds: float
+
+
 class LeaveReport(_Status):
     """What a node's leaving came to."""
 
