@@ -97,6 +97,7 @@ class Supervisor:
 
     async def attach(
         self,
+        replica_id: ReplicaId,
         manifest: Manifest,
         memory: Sequence[PartitionMemory],
         options: EngineOptions,
@@ -105,11 +106,11 @@ class Supervisor:
     ) -> Replica:
         """A replica in the making: its worker has mapped ``memory`` and builds what needs no bytes.
 
+        ``replica_id`` is what it is called everywhere, unique among those of this supervisor.
+
         Raises ModelLoadFailed with the last real error. Whatever way this ends without a replica, the
         process that held ``memory`` is reaped by then.
         """
-        number = next(self._numbers)
-        replica_id = ReplicaId(f"{manifest.digest[:8]}-{number}")
         if self._settings.in_process:
             return LocalReplica(replica_id, manifest, options, self._settings.fake)
         message = Attach(

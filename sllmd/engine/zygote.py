@@ -87,10 +87,10 @@ class Zygote:
         if pid == 0:
             self._become_worker(parent_pid, connection, output)
         close_descriptors([connection, output])
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)  # in a place that has just become free
         self._worker_by_pidfd[pidfd] = (worker_id, pid)
         self._selector.register(pidfd, selectors.EVENT_READ)
-        self._channel.send(encode(Forked(worker_id, pid)), [pidfd])
+        self._send(Forked(worker_id, pid))
 
     def _reap(self, pidfd: int) -> None:
         worker_id, pid = self._worker_by_pidfd.pop(pidfd)

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 from sllmd.core.errors import ModelLoadFailed, ProtocolError
@@ -39,7 +40,8 @@ class ZygoteProcess(Peer):
     def __init__(self, settings: WorkerSettings) -> None:
         """Spawn it; ``ready`` tells when it can fork. Raises OSError when the system gives no more."""
         self._workers: dict[int, WorkerProcess] = {}
-        self._forks: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._forks: dict[int, asyncio.Future[int]] = {}
+        """Worker id -> its pid, to come."""
         self._ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         with ExitStack() as ours:
             with ExitStack() as theirs:
@@ -64,12 +66,9 @@ class ZygoteProcess(Peer):
                     connection, reading, remote, writing = _connections(ours, theirs)
                     self.send(Fork(worker_id), [remote, writing])
                     await self.drained()
-                pid, pidfd = await self._answer(answer, "fork a worker")
+                pid = await self._answer(answer, "fork a worker")
+                pidfd = _open_child_of(self.process.pid, pid)
                 ours.pop_all()
-        except BaseException:
-            if answer.done() and answer.exception() is None:
-                os.close(answer.result()[1])  # it came just as its asker was cancelled
-            raise
         finally:
             del self._forks[worker_id]
         process = ChildProcess(pid, pidfd, Output(reading, f"worker {worker_id}", self._settings))
@@ -93,12 +92,12 @@ class ZygoteProcess(Peer):
         cause = await asyncio.shield(self.gone)
         raise ModelLoadFailed(cause.message, hint=cause.hint)
 
-    def _take(self, message: Message, descriptors: list[int]) -> None:
+    def _take(self, message: Message, descriptors: list[int]) -> None:  # noqa: ARG002 - none come
         match message:
             case ZygoteReady() if not self._ready.done():
                 self._ready.set_result(message.seconds)
-            case Forked() if message.worker_id in self._forks and descriptors:
-                self._forks[message.worker_id].set_result((message.pid, descriptors.pop()))
+            case Forked() if message.worker_id in self._forks:
+                self._forks[message.worker_id].set_result(message.pid)
             case ForkFailed() if message.worker_id in self._forks:
                 self._forks[message.worker_id].set_exception(ModelLoadFailed(message.reason))
             case Exited():
@@ -119,6 +118,25 @@ def _connections(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, int
     ours.callback(os.close, reading)
     theirs.callback(os.close, writing)
     return connection, reading, remote.fileno(), writing
+
+
+def _open_child_of(parent_pid: int, pid: int) -> int:
+    """A pidfd of ``pid``; ModelLoadFailed when it has ended already, OSError without descriptors.
+
+    Opened here and not sent by the zygote: where there is no room for it, only this worker is lost, not the
+    connection. Whoever has the zygote for a parent is a worker, and not a stranger with a reused pid.
+    """
+    with ExitStack() as opened:
+        try:
+            pidfd = os.pidfd_open(pid)
+            opened.callback(os.close, pidfd)
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+        except (ProcessLookupError, FileNotFoundError):
+            parent = ""
+        if parent != str(parent_pid):
+            raise ModelLoadFailed("the worker ended as soon as it was forked")
+        opened.pop_all()
+    return pidfd
 
 
 def _end(pid: int) -> None:

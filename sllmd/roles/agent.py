@@ -404,6 +404,7 @@ class Agent:
         try:
             residence.lease = lease = self._acquire(checkpoint)
             residence.replica = replica = await self._supervisor.attach(
+                residence.replica_id,
                 checkpoint.manifest,
                 lease.memory,
                 residence.options,

@@ -1,10 +1,17 @@
 """Checkpoints and generations for tests that run on the fake engine."""
 
 from collections.abc import Iterable
+from itertools import count
 
-from sllmd.core.ids import Digest, GenerationId
+from sllmd.core.ids import Digest, GenerationId, ReplicaId
 from sllmd.engine.protocol import EngineEvent, GenerationState, Sampling, TokenEvent
 from sllmd.store.manifest import Manifest, Source
+
+_numbers = count(1)
+
+
+def next_replica_id() -> ReplicaId:
+    return ReplicaId(f"fake-{next(_numbers)}")
 
 
 def manifest(**fake: object) -> Manifest:

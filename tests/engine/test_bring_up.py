@@ -17,6 +17,7 @@ from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 from sllmd.engine.transformer import TransformerEngine
 from tests.engine.conftest import descriptors_of, until
+from tests.engine.fakes import next_replica_id
 from tests.engine.models import InMemory, checkpoint, random_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -104,6 +105,7 @@ async def test_a_worker_over_slabs_says_what_the_engine_says(
     given = checkpoint(random_model("LlamaForCausalLM"), partitions)
     options = EngineOptions(threads=threads, batch_max=8)
     replica = await supervisor.attach(
+        next_replica_id(),
         given.manifest,
         in_slabs(given, descriptors),
         options,
@@ -130,7 +132,9 @@ async def test_weights_that_do_not_fit_are_told_in_words(
 ) -> None:
     given = checkpoint(random_model("LlamaForCausalLM"))
     fewer = given.manifest.model_copy(update={"tensors": given.manifest.tensors[:-1]})
-    replica = await supervisor.attach(fewer, in_slabs(given, descriptors), EngineOptions(threads=1))
+    replica = await supervisor.attach(
+        next_replica_id(), fewer, in_slabs(given, descriptors), EngineOptions(threads=1)
+    )
     with pytest.raises(ModelLoadFailed, match="is missing from the checkpoint"):
         await replica.begin()
 
@@ -140,7 +144,9 @@ async def test_an_unknown_architecture_is_told_in_words(
 ) -> None:
     given = checkpoint(random_model("LlamaForCausalLM"))
     other = given.manifest.model_copy(update={"architecture": "NobodyForCausalLM"})
-    replica = await supervisor.attach(other, in_slabs(given, descriptors), EngineOptions(threads=1))
+    replica = await supervisor.attach(
+        next_replica_id(), other, in_slabs(given, descriptors), EngineOptions(threads=1)
+    )
     with pytest.raises(ModelLoadFailed, match="no architecture NobodyForCausalLM") as caught:
         await replica.begin()
     assert caught.value.hint

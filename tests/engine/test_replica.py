@@ -25,7 +25,7 @@ from sllmd.engine.supervisor import Supervisor
 from sllmd.engine.worker_replica import WorkerReplica
 from sllmd.telemetry.cores import usable_cores
 from tests.engine.conftest import alive, until
-from tests.engine.fakes import manifest, state, tokens
+from tests.engine.fakes import manifest, next_replica_id, state, tokens
 
 OPTIONS = EngineOptions(threads=1, batch_max=4, prefill_chunk_tokens=8)
 FOREVER = 10**6
@@ -35,7 +35,7 @@ PAGE = 4096
 async def attach(
     supervisor: Supervisor, memory: tuple[PartitionMemory, ...] = (), **fake: object
 ) -> WorkerReplica:
-    replica = await supervisor.attach(manifest(**fake), memory, OPTIONS)
+    replica = await supervisor.attach(next_replica_id(), manifest(**fake), memory, OPTIONS)
     assert isinstance(replica, WorkerReplica)
     return replica
 
@@ -460,7 +460,9 @@ async def test_replicas_that_have_work_share_the_cores(
     whole = compute_cores(usable_cores())
     replicas = []
     for _ in range(2):
-        replica = await supervisor.attach(manifest(token_seconds=0.001), (), EngineOptions(threads=0))
+        replica = await supervisor.attach(
+            next_replica_id(), manifest(token_seconds=0.001), (), EngineOptions(threads=0)
+        )
         await replica.begin()
         replicas.append(replica)
     streams = [replica.generate(state(max_tokens=FOREVER)) for replica in replicas]
@@ -475,7 +477,10 @@ async def test_replicas_that_have_work_share_the_cores(
 
 async def test_a_dead_replica_leaves_its_cores_to_the_others(supervisor: Supervisor) -> None:
     first, second = [
-        await supervisor.attach(manifest(token_seconds=0.001), (), EngineOptions(threads=0)) for _ in range(2)
+        await supervisor.attach(
+            next_replica_id(), manifest(token_seconds=0.001), (), EngineOptions(threads=0)
+        )
+        for _ in range(2)
     ]
     await first.begin()
     stream = first.generate(state(max_tokens=FOREVER))

@@ -15,14 +15,15 @@ from sllmd.engine.replica import LocalReplica
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 from sllmd.engine.worker_replica import WorkerReplica
+from sllmd.engine.zygote_process import ZygoteProcess
 from tests.engine.conftest import alive, children, descriptors_of, until
-from tests.engine.fakes import manifest, state, tokens
+from tests.engine.fakes import manifest, next_replica_id, state, tokens
 
 OPTIONS = EngineOptions(threads=1)
 
 
 async def serve(supervisor: Supervisor, **fake: object) -> WorkerReplica:
-    replica = await supervisor.attach(manifest(**fake), (), OPTIONS)
+    replica = await supervisor.attach(next_replica_id(), manifest(**fake), (), OPTIONS)
     await replica.begin()
     assert isinstance(replica, WorkerReplica)
     return replica
@@ -160,6 +161,26 @@ class TestLimits:
         assert supervisor.stats().last_error is None
         assert supervisor.stats().zygote_starts == 1
 
+    async def test_no_descriptor_for_a_forked_worker_costs_that_worker_alone(
+        self, nothing_left: None
+    ) -> None:
+        zygote = ZygoteProcess(WorkerSettings(engine="fake"))
+        await zygote.ready()
+        before = descriptors_of()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        forking = asyncio.create_task(zygote.fork(1))
+        await asyncio.sleep(0)  # the question is sent
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                await forking
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert descriptors_of() == before
+        worker = await zygote.fork(2)
+        await worker.waiting
+        await zygote.close()
+
 
 async def test_what_lies_in_the_working_directory_is_not_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_left: None
@@ -284,12 +305,12 @@ from pathlib import Path
 from sllmd.engine.protocol import EngineOptions
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
-from tests.engine.fakes import manifest
+from tests.engine.fakes import manifest, next_replica_id
 
 async def main():
     supervisor = Supervisor(WorkerSettings(engine="fake"))
     await supervisor.start()
-    replica = await supervisor.attach(manifest(), (), EngineOptions(threads=1))
+    replica = await supervisor.attach(next_replica_id(), manifest(), (), EngineOptions(threads=1))
     await replica.begin()
     print("PIDS", *(process.pid for process in supervisor.stats().processes), flush=True)
     await asyncio.sleep(1000)
@@ -324,7 +345,7 @@ async def test_everything_ends_with_a_killed_daemon(stopped: bool) -> None:
 async def test_in_process_needs_no_process(nothing_left: None) -> None:
     supervisor = Supervisor(WorkerSettings(engine="fake", in_process=True))
     await supervisor.start()
-    replica = await supervisor.attach(manifest(), (), OPTIONS)
+    replica = await supervisor.attach(next_replica_id(), manifest(), (), OPTIONS)
     assert isinstance(replica, LocalReplica)
     await replica.begin()
     assert len(tokens([event async for event in replica.generate(state())])) == 5
