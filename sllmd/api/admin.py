@@ -12,8 +12,12 @@ from pydantic import Field
 from sllmd.api.chunks import compact
 from sllmd.api.errors import HttpRefusal, reply_of
 from sllmd.api.events import EventStream
+from sllmd.api.following import desk_of
 from sllmd.api.orders import Order, read_order
 from sllmd.api.rooms import EXCHANGE, ROOMS, error_response
+from sllmd.core.ids import NodeId
+from sllmd.roles.moves import Selection
+from sllmd.roles.status import MovedStatus
 
 
 class LoadOrder(Order):
@@ -22,6 +26,13 @@ class LoadOrder(Order):
     tier: Literal["dram", "device"] = "device"
     stream: bool = True
     """False: one answer when the load is over, instead of events."""
+
+
+class MigrateOrder(Order):
+    """Body of POST requests/{request}/migrate and models/{model}/migrate; may be absent."""
+
+    to: str | None = Field(default=None, min_length=1)
+    """A node's name or id; absent: the best other node, for each generation."""
 
 
 class UnloadOrder(Order):
@@ -121,15 +132,44 @@ async def one_request(request: web.Request) -> web.Response:
     return web.json_response(text=compact(body))
 
 
+async def migrate_request(request: web.Request) -> web.Response:
+    """Handler: move what runs of one request; answers when it has moved, or has not, and why."""
+    wanted = request.match_info["request_id"]
+    moved = await _migrate(request, Selection(request_id=wanted))
+    if not moved:
+        raise HttpRefusal(
+            HTTPStatus.NOT_FOUND, "request_not_found", f"Nothing of request `{wanted}` is running."
+        )
+    return _moves_answer(moved)
+
+
+async def migrate_model(request: web.Request) -> web.Response:
+    """Handler: move every generation of a model, on whichever nodes they run; none is no error."""
+    name = request.app[ROOMS].router.model(request.match_info["model"]).name
+    return _moves_answer(await _migrate(request, Selection(model=name)))
+
+
+async def _migrate(request: web.Request, selection: Selection) -> list[MovedStatus]:
+    order = await read_order(request, MigrateOrder)
+    target = None if order.to is None else NodeId(desk_of(request).fleet.find(order.to).id)
+    return await request.app[ROOMS].operator.moves.everywhere(selection, target, "an operator asked for it")
+
+
+def _moves_answer(moved: list[MovedStatus]) -> web.Response:
+    return web.json_response({"generations": [each.model_dump() for each in moved]})
+
+
 ROUTES = (
     web.get("/sllmd/v1/status", status),
     web.get("/sllmd/v1/models", models),
     web.post("/sllmd/v1/models/{model:.+}/load", load),
     web.post("/sllmd/v1/models/{model:.+}/unload", unload),
     web.get("/sllmd/v1/models/{model:.+}", model),
+    web.post("/sllmd/v1/models/{model:.+}/migrate", migrate_model),
     web.get("/sllmd/v1/cache", cache),
     web.post("/sllmd/v1/cache/evict", evict),
     web.get("/sllmd/v1/replicas", replicas),
     web.get("/sllmd/v1/requests", requests),
     web.get("/sllmd/v1/requests/{request_id}", one_request),
+    web.post("/sllmd/v1/requests/{request_id}/migrate", migrate_request),
 )

@@ -39,6 +39,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("keys", "Make, list and revoke API keys."),
     "events": ("follow", "Follow what happens in the cluster."),
     "monitor": ("follow", "Follow the log of a node."),
+    "migrate": ("moving", "Move a running request, or all of a model, to another node."),
     "explain": ("serving", "Show where a request's time went."),
     "simulate": ("simulate", "Try placement policies on a virtual cluster."),
     "import": ("importing", "Bring a model into the store."),

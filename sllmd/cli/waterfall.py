@@ -23,6 +23,7 @@ def waterfall(request: Mapping[str, Any]) -> str:
         text = f" {label:<{label_width}} {bar} {format_seconds(milliseconds / 1000):>7}"
         lines.append(f"{text}  {note}".rstrip())
         begin_ms += milliseconds
+    lines += map(_move_line, request["moves"])
     if request.get("error"):
         lines.append(f" error: {request['error']}")
     return "\n".join(lines)
@@ -39,6 +40,18 @@ def _headline(request: Mapping[str, Any]) -> str:
         f"first token {format_seconds(first_token_ms / 1000)}",
     ]
     return "  ".join(parts)
+
+
+def _move_line(move: Mapping[str, Any]) -> str:
+    """A change of place, planned or not."""
+    what = "resumed elsewhere" if move["kind"] == "failover" else "moved"
+    if move["result"] != "done":
+        told = move["outcome"] or move["result"]
+        return f" not {what}: {told} ({move['reason']})"
+    parts = [f"pause {format_seconds((move['pause_ms'] or 0.0) / 1000)}", f"{move['tokens']} tokens"]
+    if move["rounds"]:
+        parts.append(f"{move['rounds']} rounds")
+    return f" {what}: {', '.join(parts)} ({move['reason']})"
 
 
 def _stages(request: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -15,6 +15,7 @@ from sllmd.cluster.catalogue.records import ApiKey, Deployment, JoinToken, Node,
 from sllmd.cluster.gossip.messages import Status
 from sllmd.cluster.roster import MemberView
 from sllmd.core.ids import NodeId
+from sllmd.roles.status import MoveStatus
 
 NameOf = Callable[[NodeId], str]
 
@@ -217,3 +218,20 @@ def of_replica(
         facts["reason"] = reason
     text = _REPLICA_TEXTS[change].format(model=model, devices=", ".join(devices), reason=reason)
     return Happening(f"replica.{change}", text, facts)
+
+
+# --- generations of this node's router --------------------------------------------------------------
+
+
+def of_move(request: str, model: str, move: MoveStatus, name_of: NameOf) -> Happening:
+    """A generation changed its place, or did not."""
+    source, target = (name_of(NodeId(node)) or "this node" for node in (move.source, move.target))
+    facts = {"request": request, "model": model, **move.model_dump(exclude={"kind"}, exclude_none=True)}
+    facts |= {"source": source, "target": target}
+    what = "resumed" if move.kind == "failover" else "moved"
+    if move.result == "done":
+        pause_text = f"pause {move.pause_ms or 0:.0f} ms, {move.tokens} tokens computed"
+        text = f"a generation of {model} {what}: {source} → {target} ({pause_text}): {move.reason}"
+        return Happening(f"generation.{what}", text, facts)
+    text = f"a generation of {model} was not {what} from {source}: {move.outcome} ({move.reason})"
+    return Happening(f"generation.not_{what}", text, facts)

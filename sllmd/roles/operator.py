@@ -24,6 +24,7 @@ from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
 from sllmd.roles.desk import ClusterDesk
 from sllmd.roles.following import Following
+from sllmd.roles.moves import Moves
 from sllmd.roles.residence import Residence
 from sllmd.roles.resumption import Resumption
 from sllmd.roles.router import Router
@@ -69,6 +70,8 @@ class Operator:
         self._started_seconds = time.monotonic()
         self.listen: tuple[str, ...] = ()
         """Where the API listens; the daemon sets it once the ports are known."""
+        self.moves = Moves(router)
+        """Generations that shall run elsewhere."""
         self.following = following
         """This node's events and log."""
         self.resumption = resumption

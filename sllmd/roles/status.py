@@ -347,6 +347,15 @@ class MoveStatus(_Status):
     """From its beginning to the new place's first token, or to its end."""
 
 
+class MovedStatus(_Status):
+    """A generation that somebody ordered to move, and how that went."""
+
+    request_id: str
+    generation_id: str
+    model: str
+    move: MoveStatus
+
+
 class RequestStatus(_Status):
     """A request, running or recent: where its time went."""
 

@@ -9,27 +9,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-import structlog
-
 from sllmd.cluster.control import ControlStore
 from sllmd.cluster.membership import Membership
 from sllmd.cluster.node import ClusterNode
 from sllmd.core.ids import NodeId
 from sllmd.roles.agent import Agent, ReplicaChange
+from sllmd.roles.carriage import Carriage
 from sllmd.roles.happenings import (
     Happening,
     Lead,
+    NameOf,
     of_catalogue,
     of_leadership,
     of_member,
+    of_move,
     of_refusal,
     of_replica,
 )
+from sllmd.roles.lasting import lasting
 from sllmd.roles.members import name_table
+from sllmd.roles.mover import Mover
+from sllmd.roles.passage import Passage
 from sllmd.roles.residence import Residence
 from sllmd.telemetry.feed import Feed
-
-_log = structlog.get_logger(__name__)
 
 
 def record(feed: Feed, happening: Happening) -> None:
@@ -45,6 +47,16 @@ def watch_replicas(feed: Feed, agent: Agent) -> None:
         record(feed, of_replica(name, residence.replica_id, devices, change, reason))
 
     agent.observers.append(observe)
+
+
+def watch_moves(feed: Feed, mover: Mover, name_of: NameOf) -> None:
+    """From now on, what changes its place among the generations of this node's router."""
+
+    def observe(carriage: Carriage, passage: Passage) -> None:
+        work = carriage.work
+        record(feed, of_move(work.request_id, work.model, passage.status(), name_of))
+
+    mover.observers.append(observe)
 
 
 def watch_door(feed: Feed, cluster: ClusterNode) -> None:
@@ -63,11 +75,11 @@ class Watcher:
 
     def start(self) -> None:
         """From what is known now on."""
-        loop = asyncio.get_running_loop()
-        for follow in (self._follow_members, self._follow_leadership, self._follow_catalogue):
-            task = loop.create_task(follow())
-            task.add_done_callback(_ended)
-            self._tasks.append(task)
+        self._tasks = [
+            lasting(self._follow_members(), "events of members"),
+            lasting(self._follow_leadership(), "events of leaders"),
+            lasting(self._follow_catalogue(), "events of the catalogue"),
+        ]
 
     async def close(self) -> None:
         """Stop."""
@@ -83,7 +95,7 @@ class Watcher:
             before = seen.pop(change.node, None)
             if change.member is not None:
                 seen[change.node] = change.member
-            self._record(of_member(before, change.member, self._name))
+            self._record(of_member(before, change.member, self.name))
 
     async def _follow_leadership(self) -> None:
         changes = self._control.leaderships()
@@ -91,26 +103,21 @@ class Watcher:
         before: Lead = (0, None)
         async for leadership in changes:
             now = (leadership.epoch, leadership.leader)
-            self._record(of_leadership(before, now, self._name))
+            self._record(of_leadership(before, now, self.name))
             before = now
 
     async def _follow_catalogue(self) -> None:
         changes = self._control.views()
         before = self._control.view().catalogue
         async for view in changes:
-            self._record(of_catalogue(before, view.catalogue, self._name))
+            self._record(of_catalogue(before, view.catalogue, self.name))
             before = view.catalogue
 
     def _record(self, happened: Iterable[Happening]) -> None:
         for happening in happened:
             record(self._feed, happening)
 
-    def _name(self, node: NodeId) -> str:
+    def name(self, node: NodeId) -> str:
+        """What people call a node."""
         names = name_table(self._membership.members(), self._control.view().catalogue)
         return names.get(node, node)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    """Events are no reason for a daemon to stop, but that they stopped must not stay unknown."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("events of one kind are no longer recorded", exc_info=task.exception())

@@ -44,6 +44,7 @@ class Metrics:
         self._cold_starts()
         self._node()
         self._cluster()
+        self._migrations()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -121,7 +122,7 @@ class Metrics:
         self.tier_used_bytes = self._gauge("sllmd_tier_used_bytes", "Bytes a tier holds.", "tier")
         self.node_draining = self._gauge("sllmd_node_draining", "1 while no new work is taken.")
         self.worker_memory_bytes = self._gauge(
-            "sllmd_worker_memory_bytes", "Resident memory of child processes, by role.", "role"
+            "sllmd_worker_memory_bytes", "Resident memory of the daemon and its workers.", "role"
         )
         self.event_loop_lag_seconds = self._histogram(
             "sllmd_event_loop_lag_seconds", "How late the event loop wakes.", LAG_SECONDS
@@ -136,6 +137,23 @@ class Metrics:
         )
         self.control_age_seconds = self._gauge(
             "sllmd_control_age_seconds", "Since this node last heard from whoever decides."
+        )
+
+    def _migrations(self) -> None:
+        self.migrations_total = self._counter(
+            "sllmd_migrations_total", "Changes of a generation's place, and tries at one.", "kind", "result"
+        )
+        self.migration_pause_seconds = self._histogram(
+            "sllmd_migration_pause_seconds",
+            "Between the last token of the old place and the first of the new one.",
+            FIRST_TOKEN_SECONDS,
+            "kind",
+        )
+        self.migration_rounds = self._histogram(
+            "sllmd_migration_rounds", "Rounds of a planned move.", (1, 2, 3, 4, 5, 8)
+        )
+        self.migration_tokens_total = self._counter(
+            "sllmd_migration_tokens_total", "Tokens that new places went on from.", "kind"
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -12,7 +12,7 @@ def request(**changes: Any) -> dict[str, Any]:
     status |= {"cold": True, "tier": "ssd", "finish_reason": "stop", "error": None}
     status |= {"queue_ms": 100.0, "load_ms": 300.0, "load_estimate_ms": 250.0, "prefill_ms": 100.0}
     status |= {"decode_ms": 500.0, "total_ms": 1000.0, "stages_ms": {"ssd→dram": 200.0, "attach": 50.0}}
-    status |= {"prompt_tokens": 7, "completion_tokens": 6}
+    status |= {"prompt_tokens": 7, "completion_tokens": 6, "moves": []}
     return status | changes
 
 
@@ -57,3 +57,11 @@ def test_a_failed_request_says_why() -> None:
 
 def test_nothing_took_time() -> None:
     waterfall(request(queue_ms=0.0, load_ms=0.0, stages_ms={}, prefill_ms=0.0, decode_ms=0.0, total_ms=0.0))
+
+
+def test_changes_of_place_are_told_below() -> None:
+    done = {"kind": "move", "result": "done", "reason": "drain", "rounds": 2, "tokens": 900, "pause_ms": 31.0}
+    lost = {"kind": "failover", "result": "failed", "reason": "node b is gone", "outcome": "nobody took it"}
+    *_, first, second = waterfall(request(moves=[done, lost])).splitlines()
+    assert first == " moved: pause 31.0 ms, 900 tokens, 2 rounds (drain)"
+    assert second == " not resumed elsewhere: nobody took it (node b is gone)"
