@@ -32,6 +32,7 @@ from sllmd.engine.supervisor import Supervisor
 from sllmd.loader.sharing import Sharing
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
+from sllmd.roles.carriage import Carriage
 from sllmd.roles.chunks import Chunks
 from sllmd.roles.dataplane import DataPlane
 from sllmd.roles.desk import open_desk
@@ -40,10 +41,11 @@ from sllmd.roles.following import Following
 from sllmd.roles.happenings import of_start, of_stop
 from sllmd.roles.library import Library
 from sllmd.roles.operator import Operator
+from sllmd.roles.passage import Passage
 from sllmd.roles.provision import is_built_in, provision
 from sllmd.roles.router import Router
 from sllmd.roles.status import ClusterSummary
-from sllmd.roles.watching import Watcher, record, watch_door, watch_replicas
+from sllmd.roles.watching import Watcher, record, watch_door, watch_moves, watch_replicas
 from sllmd.store.store import Store
 from sllmd.telemetry.feed import Feed
 from sllmd.telemetry.logs import configure_logs
@@ -206,6 +208,8 @@ class Daemon:
         )
         node.devices = {device.name: device.memory_bytes or tier.budget_bytes for device in devices}
         node.share = Sharing(tier, library.find).hold
+        operator.moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
+        _count_moves(metrics, router)
         # Whoever answers other nodes registers with node.methods before this.
         rooms.push_async_callback(node.close)
         await node.start()
@@ -214,6 +218,7 @@ class Daemon:
         watcher = Watcher(following.feed, node.membership, node.control)
         rooms.push_async_callback(watcher.close)
         watcher.start()
+        watch_moves(following.feed, router.mover, watcher.name)
         rooms.push_async_callback(_cancel, asyncio.create_task(draining.watch()))
         operator.cluster = open_desk(
             node, agent, following, plane.inventories, draining, config.serving.drain_timeout
@@ -285,6 +290,21 @@ class Daemon:
             if is_loopback(node.address):
                 lines.append("  only this machine can; open it with --cluster-listen 0.0.0.0")
         return lines
+
+
+def _count_moves(metrics: Metrics, router: Router) -> None:
+    """From now on, what changes its place."""
+
+    def observe(_carriage: Carriage, passage: Passage) -> None:
+        metrics.migrations_total.labels(passage.kind, passage.result).inc()
+        if passage.result != "done":
+            return
+        metrics.migration_pause_seconds.labels(passage.kind).observe((passage.pause_ms or 0.0) / 1000)
+        metrics.migration_tokens_total.labels(passage.kind).inc(passage.tokens)
+        if passage.kind == "move":
+            metrics.migration_rounds.observe(passage.rounds)
+
+    router.mover.observers.append(observe)
 
 
 def _nodes_summary(cluster: ClusterSummary | None) -> str:
