@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -19,6 +19,7 @@ from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import Digest, NodeId
 from sllmd.roles.bookkeeping import ASK, FOLLOW, REPORT, Bookkeeper, DeltaReader
 from sllmd.roles.inventory import CODEC, Inventory, Report, delta_report, full_report
+from sllmd.roles.lasting import lasting
 from sllmd.roles.relay import Connect
 from sllmd.roles.settings import RoutingSettings
 from sllmd.roles.table import Delta, Table
@@ -96,14 +97,14 @@ class Reporter:
             self.table = Table(self.table.epoch, 0, self.table.inventories)
         self._stop()
         if leader is not None:
-            self._tasks = [asyncio.create_task(work) for work in self._works(leader)]
+            self._tasks = [
+                lasting(self._for_ever(lambda: self._report(leader)), "reports to the leader"),
+                lasting(self._for_ever(lambda: self._learn(leader)), "the routing table"),
+            ]
 
     def refresh(self) -> None:
         """Have the whole table told again: a node that was noted dead lives."""
         self.follow(self._leader, self._me, whole=True)
-
-    def _works(self, leader: NodeId) -> tuple[Coroutine[None, None, None], ...]:
-        return self._for_ever(lambda: self._report(leader)), self._for_ever(lambda: self._learn(leader))
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         pause_seconds = RETRY_SECONDS
