@@ -6,7 +6,7 @@ twice: by tries that bring no token, so that a generation which kills what runs 
 
 from __future__ import annotations
 
-from sllmd.core.errors import BusyError, CallerError, PeerError, SllmdError
+from sllmd.core.errors import BusyError, CallerError, NodeDraining, PeerError, SllmdError
 from sllmd.engine.protocol import FailedEvent
 from sllmd.migration.settings import MigrationSettings
 
@@ -17,8 +17,8 @@ def is_places_fault(error: SllmdError) -> bool:
 
 
 def is_worth_waiting(error: SllmdError) -> bool:
-    """Whether a place may do it a moment later: it is busy, or its connection broke."""
-    return isinstance(error, BusyError | PeerError)
+    """Whether a place may do it a moment later: it is busy, or its connection broke; not one that goes."""
+    return isinstance(error, BusyError | PeerError) and not isinstance(error, NodeDraining)
 
 
 def is_misfit(event: FailedEvent, *, tokens: int) -> bool:

@@ -305,6 +305,7 @@ class Carriage:
             if source.hop == self.ledger.hop:
                 source.began = True
                 self.place = source.place
+                self._pulse.restart(time.monotonic())
                 self._note_target(source.place.node)
                 self._put(happening)
                 self._tell(Resumed())
@@ -364,17 +365,19 @@ class Carriage:
 
     def _watch_from(self, now_seconds: float) -> None:
         due_seconds = self._pulse.due_seconds()
-        wait_seconds = self._settings.stall_min if due_seconds is None else due_seconds - now_seconds
-        loop = asyncio.get_running_loop()
-        self._stall_timer = loop.call_later(max(wait_seconds, 0.01), self._look_for_stall)
+        if due_seconds is None or due_seconds <= now_seconds:
+            wait_seconds = self._settings.stall_min
+        else:
+            wait_seconds = due_seconds - now_seconds
+        self._stall_timer = asyncio.get_running_loop().call_later(wait_seconds, self._look_for_stall)
 
     def _look_for_stall(self) -> None:
+        """Tell of a stall, again and again while it lasts; a client that does not read is none."""
         if self.ledger.over:
             return
         now_seconds = time.monotonic()
         due_seconds = self._pulse.due_seconds()
         if due_seconds is not None and now_seconds >= due_seconds and self._taken is None:
-            self._pulse.restart(now_seconds)
             self._on_stall(self)
         self._watch_from(now_seconds)
 

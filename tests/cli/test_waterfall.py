@@ -63,5 +63,5 @@ def test_changes_of_place_are_told_below() -> None:
     done = {"kind": "move", "result": "done", "reason": "drain", "rounds": 2, "tokens": 900, "pause_ms": 31.0}
     lost = {"kind": "failover", "result": "failed", "reason": "node b is gone", "outcome": "nobody took it"}
     *_, first, second = waterfall(request(moves=[done, lost])).splitlines()
-    assert first == " moved: pause 31.0 ms, 900 tokens, 2 rounds (drain)"
+    assert first == " moved: pause 31 ms, 900 tokens, 2 rounds (drain)"
     assert second == " not resumed elsewhere: nobody took it (node b is gone)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sllmd.core.errors import ContextLengthExceeded, NodeDraining, PeerUnreachable, WorkerLost
+from sllmd.core.errors import ContextLengthExceeded, NodeDraining, PeerUnreachable, QueueFull, WorkerLost
 from sllmd.core.ids import GenerationId
 from sllmd.engine.protocol import FailedEvent
 from sllmd.migration.failover import Patience, Pulse, is_misfit, is_places_fault, is_worth_waiting
@@ -19,7 +19,8 @@ SETTINGS = MigrationSettings(attempts_max=2, failovers_max=5, stall_min=5, stall
         (ContextLengthExceeded("long"), False, False),
         (WorkerLost("gone"), True, False),
         (PeerUnreachable("away"), True, True),
-        (NodeDraining("stops", retry_after_seconds=1), True, True),
+        (QueueFull("full", retry_after_seconds=1), True, True),
+        (NodeDraining("stops", retry_after_seconds=1), True, False),
     ],
 )
 def test_whose_fault_an_error_is(error, places, waits) -> None:
