@@ -35,9 +35,12 @@ SEEDS_PER_TASK = 20
 
 def measure(report: Report, options: Options) -> None:
     """Gossip of both sizes and losses, pauses, then seeds and planted bugs of raft."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    pool = ProcessPoolExecutor(os.cpu_count())
+    try:
         _gossip(report, options.rounds, pool)
         _raft(report, options.seeds, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)  # who stops a bench does not wait for all that was asked
 
 
 def _gossip(report: Report, rounds: int, pool: ProcessPoolExecutor) -> None:
