@@ -5,10 +5,10 @@ Owns: the method ``files.checkpoint``. Weights do not come this way: those are c
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+import aiofiles
 import structlog
 
 from sllmd.core.errors import NotHere, ProtocolError, SllmdError
@@ -40,10 +40,14 @@ def serve_files(methods: Methods, find: Find) -> None:
         checkpoint = find(Digest(str(body)))
         if checkpoint is None:
             raise NotHere(f"checkpoint {body} is not on this node")
-        for name in (MANIFEST_FILE, *checkpoint.manifest.small_files):
-            data = await asyncio.to_thread((checkpoint.directory / name).read_bytes)
-            for start in range(0, max(len(data), 1), PIECE_BYTES):
-                yield name, data[start : start + PIECE_BYTES]
+        try:
+            for name in (MANIFEST_FILE, *checkpoint.manifest.small_files):
+                yield name, b""  # so that an empty file is one, too
+                async with aiofiles.open(checkpoint.directory / name, "rb") as file:
+                    while piece := await file.read(PIECE_BYTES):
+                        yield name, piece
+        except OSError as error:
+            raise NotHere(f"checkpoint {body} cannot be read on this node: {error.strerror}") from error
 
     methods.stream(METHOD, files)
 
