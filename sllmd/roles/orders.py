@@ -181,8 +181,8 @@ class Orders:
         newest = self._revisions.get(order.model, 0)
         if order.revision < newest:  # 3
             return Verdict.STALE_REVISION, f"revision {newest} was carried out"
-        checkpoint = await self._library.obtain_exactly(order.model, order.digest)
         if order.verb is Verb.LOAD:
+            checkpoint = await self._library.obtain_exactly(order.model, order.digest)
             missing = self._agent.missing_for(checkpoint)
             if missing is not None:  # 4
                 return Verdict.CONFLICT, missing
@@ -198,9 +198,9 @@ class Orders:
             pass
 
     async def _unload(self, order: Order) -> None:
-        await self._agent.unload(
-            await self._library.obtain_exactly(order.model, order.digest), keep_dram=True
-        )
+        residence = self._agent.find(order.model, order.digest)
+        if residence is not None:
+            await self._agent.unload(residence.checkpoint, keep_dram=True)
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sllmd.core.errors import NotHere, StoreError
-from sllmd.core.ids import NodeId
+from sllmd.core.ids import Digest, NodeId
 from sllmd.engine.fake import FakeSettings
 from sllmd.roles.orders import METHOD, Fence, Order, Orders, Verb, Verdict, pack_order, unpack_answer
 from sllmd.roles.settings import DeviceSettings, ServingSettings
@@ -44,6 +44,16 @@ async def test_a_load_and_an_unload_are_carried_out(make_node: MakeNode, path: P
         assert (await orders.take(unload)).verdict is Verdict.ACCEPTED
         await until(lambda: node.agent.residences() == ())
         assert node.agent.where(node.store.resolve("a")) == "dram"
+        await orders.close()
+
+
+async def test_nothing_is_fetched_to_unload_what_is_not_here(make_node: MakeNode, path: Path) -> None:
+    async with make_node() as node:
+        orders = orders_of(node, path)
+        nowhere = order(node, Verb.UNLOAD, digest=Digest("0" * 32))
+        assert (await orders.take(nowhere)).verdict is Verdict.ACCEPTED
+        with pytest.raises(NotHere):
+            await orders.take(replace(nowhere, verb=Verb.LOAD, order_id="o2"))
         await orders.close()
 
 
