@@ -172,6 +172,8 @@ def delta_report(boot: str, version: int, base: int, before: Inventory, after: I
 def merge(known: Versioned | None, report: Report) -> Versioned | None:
     """The node's inventory after ``report``; None: it builds on what is not known, a full one is needed."""
     given = {part: getattr(report, part) for part in _PARTS if getattr(report, part) is not None}
+    if known is not None and known.boot == report.boot and report.version < known.version:
+        return known  # it was overtaken on its way
     if report.base == 0:
         return Versioned(report.boot, report.version, Inventory(**given))
     if known is None or (known.boot, known.version) != (report.boot, report.base):

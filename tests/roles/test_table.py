@@ -57,6 +57,14 @@ def test_reports_that_do_not_build_on_what_is_known_ask_for_a_full_one() -> None
     assert merged.inventory == BUSY
 
 
+def test_a_report_that_was_overtaken_changes_nothing() -> None:
+    known = merge(None, full_report("x", 2, SOME))
+    assert merge(known, full_report("x", 1, EMPTY)) == known
+    restarted = merge(known, full_report("y", 1, EMPTY))
+    assert restarted is not None
+    assert restarted.inventory == EMPTY
+
+
 def test_how_busy_a_node_is_is_not_urgent() -> None:
     assert not is_urgent(SOME, BUSY)
     for other in (EMPTY, replace(SOME, draining=True), replace(SOME, checkpoints=())):
