@@ -7,9 +7,10 @@ older than the question. What is changed is agreed on, or refused, or (``outcome
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated, Self
 
 from aiohttp import web
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from sllmd.api.following import desk_of, events, flag, logs
 from sllmd.api.keys import Scope
@@ -29,6 +30,8 @@ from sllmd.roles.status import (
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
+_Word = Annotated[str, Field(min_length=1, max_length=256)]
+"""Every node keeps it: bounded."""
 
 
 class LeaveOrder(Order):
@@ -41,15 +44,24 @@ class LeaveOrder(Order):
 class DeploymentOrder(Order):
     """Body of PUT deployments/{name}."""
 
-    digest: str
-    source: str
-    aliases: list[str] = Field(default_factory=list)
-    keep_alive_seconds: float | None = None
+    digest: _Word
+    source: str = Field(max_length=4096)
+    aliases: list[_Word] = Field(default_factory=list, max_length=64)
+    keep_alive_seconds: float | None = Field(default=None, ge=-1, allow_inf_nan=False)
+    """-1: for ever."""
     min_replicas: int = Field(default=0, ge=0)
     max_replicas: int = Field(default=1, ge=0)
-    placement: dict[str, str] = Field(default_factory=dict)
+    placement: dict[_Word, _Word] = Field(default_factory=dict, max_length=64)
     expected: int | None = Field(default=None, ge=0)
     """The revision that it has now; 0: there is none yet; absent: any."""
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}"
+            )
+        return self
 
 
 class KeyOrder(Order):

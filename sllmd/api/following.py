@@ -14,6 +14,7 @@ from contextlib import aclosing, suppress
 
 from aiohttp import web
 
+from sllmd.api.access import authorize
 from sllmd.api.chunks import compact
 from sllmd.api.errors import reply_to
 from sllmd.api.events import EventStream
@@ -65,6 +66,7 @@ async def _stream(request: web.Request, source: AsyncGenerator[Entry, None]) -> 
         try:
             async with aclosing(_until(request.app[CLOSING], source)) as entries:
                 async for entry in entries:
+                    authorize(request)  # the key may have been revoked meanwhile: this stream has no end
                     await stream.send(_event(entry))
         except SllmdError as error:
             await stream.fail(reply_to(error))

@@ -71,7 +71,12 @@ def _note_status(metrics: Metrics, status: NodeStatus) -> None:
         metrics.load_bandwidth.labels(hop).set(bandwidth)
     metrics.worker_memory_bytes.clear()
     for process in status.processes:
-        metrics.worker_memory_bytes.labels(process.role).inc(process.rss_bytes)
+        metrics.worker_memory_bytes.labels(process_label(process.role)).inc(process.rss_bytes)
+
+
+def process_label(role: str) -> str:
+    """What metrics call a process: workers come and go, and their ids would be series without end."""
+    return role if role in ("daemon", "zygote", "waiting") else "replica"
 
 
 def _note_cluster(metrics: Metrics, cluster: ClusterSummary) -> None:

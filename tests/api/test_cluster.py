@@ -77,6 +77,15 @@ async def test_deployments_are_put_compared_and_deleted(live: Live) -> None:
     taken = await live.client.put(f"{url}/other", json=SPEC)
     assert "short is a name of llama" in (await body(taken, 409))["message"]
     assert (await body(await live.client.put(f"{url}/x", json={"digest": 1}), 400))["param"] == "digest"
+    for wrong in (
+        {"digest": ""},
+        {"keep_alive_seconds": -5},
+        {"min_replicas": 3, "max_replicas": 2},
+        {"aliases": ["a"] * 65},
+        {"placement": {"zone": "z" * 300}},
+    ):
+        refused = await live.client.put(f"{url}/x", json={**SPEC, "aliases": [], **wrong})
+        assert (await body(refused, 400))["type"] == "invalid_request_error", wrong
     assert (await body(await live.client.delete(f"{url}/llama")))["deleted"]
     assert (await body(await live.client.delete(f"{url}/llama"), 404))["code"] == "not_found"
 

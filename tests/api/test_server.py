@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 import sllmd
+from sllmd.api.health import process_label
 from sllmd.core.errors import ConfigError
 from tests.api.conftest import until
 from tests.api.spec import check
@@ -66,6 +67,11 @@ async def test_probes(live):
 async def test_request_ids_that_could_harm_are_replaced(live, given):
     response = await live.get("/healthz", headers={"x-request-id": given})
     assert response.headers["x-request-id"].startswith("req_")
+
+
+def test_workers_that_come_and_go_leave_no_series_without_end():
+    roles = ("daemon", "zygote", "waiting", "tiny-1", "tiny-2")
+    assert [process_label(role) for role in roles] == ["daemon", "zygote", "waiting", "replica", "replica"]
 
 
 async def test_metrics_count_requests_and_pass_promtool(live):
