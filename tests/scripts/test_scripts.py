@@ -31,7 +31,9 @@ def test_an_unknown_argument_is_a_usage_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "model"), [((), "/made"), (("--fast",), ""), (("tests/store",), "")], ids=str
+    ("arguments", "model"),
+    [((), "/made"), (("--slow",), "/made"), (("--fast",), ""), (("tests/store",), "")],
+    ids=str,
 )
 def test_a_run_of_all_tests_makes_the_demo_model(
     tmp_path: Path, arguments: tuple[str, ...], model: str
