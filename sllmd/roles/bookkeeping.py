@@ -20,6 +20,7 @@ from sllmd.core.ids import NodeId
 from sllmd.core.units import KIB
 from sllmd.roles.inventory import CODEC as REPORTS
 from sllmd.roles.inventory import Inventory, Report
+from sllmd.roles.lasting import lasting
 from sllmd.roles.settings import RoutingSettings
 from sllmd.roles.table import CODEC as CHANGES
 from sllmd.roles.table import Change, Delta, Ledger
@@ -40,13 +41,18 @@ Ask = Callable[[NodeId], Awaitable[Report]]
 class Bookkeeper:
     """Idle unless this node leads."""
 
-    def __init__(self, settings: RoutingSettings, ask: Ask) -> None:
+    def __init__(
+        self, settings: RoutingSettings, ask: Ask, is_here: Callable[[NodeId], bool] = lambda _node: True
+    ) -> None:
+        """``is_here``: whether a node is one of the cluster's, and well."""
         self._settings = settings
         self._ask = ask
+        self._is_here = is_here
         self._ledger: Ledger | None = None
         self._ready = False
         self._news: asyncio.Event = asyncio.Event()
         self._leading: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
         self.on_inventory: Callable[[NodeId, Inventory | None], None] = lambda _node, _inventory: None
         """Told of a node's inventory whenever it reported; None: the node is gone."""
         self.on_ready: Callable[[], None] = lambda: None
@@ -65,7 +71,7 @@ class Bookkeeper:
             return  # a second ledger would count its versions anew
         self.rest()
         self._ledger = ledger = Ledger(epoch)
-        self._leading = asyncio.create_task(self._lead(ledger, list(nodes)))
+        self._leading = lasting(self._lead(ledger, list(nodes)), "the leader's books")
 
     def rest(self) -> None:
         """Another node leads, or nobody: who follows this one is sent away."""
@@ -73,6 +79,8 @@ class Bookkeeper:
         if self._leading is not None:
             self._leading.cancel()
             self._leading = None
+        for task in self._asking:
+            task.cancel()
         self._tell()
 
     def forget(self, node: NodeId) -> None:
@@ -82,27 +90,35 @@ class Bookkeeper:
             self.on_inventory(node, None)
             self._tell()
 
+    def welcome(self, node: NodeId) -> None:
+        """It is here, anew or again: one that was believed dead does not know that it was forgotten."""
+        if self._ledger is not None:
+            self._begin_to_ask(self._ledger, node)
+
     async def _lead(self, ledger: Ledger, nodes: list[NodeId]) -> None:
-        asking = [asyncio.create_task(self._ask_one(ledger, node)) for node in nodes]
-        try:
-            if asking:
-                await asyncio.wait(asking, timeout=self._settings.ask_timeout)
-            self._ready = True
-            self.on_ready()
+        asking = [self._begin_to_ask(ledger, node) for node in nodes]
+        if asking:
+            await asyncio.wait(asking, timeout=self._settings.ask_timeout)
+        self._ready = True
+        self.on_ready()
+        self._tell()
+        while True:
+            count = max(1.0, len(nodes) / _NODES_PER_INTERVAL)
+            await asyncio.sleep(self._settings.load_interval * count)
+            ledger.settle()
             self._tell()
-            while True:
-                count = max(1.0, len(nodes) / _NODES_PER_INTERVAL)
-                await asyncio.sleep(self._settings.load_interval * count)
-                ledger.settle()
-                self._tell()
-        finally:
-            for task in asking:
-                task.cancel()
+
+    def _begin_to_ask(self, ledger: Ledger, node: NodeId) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._ask_one(ledger, node))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return task
 
     async def _ask_one(self, ledger: Ledger, node: NodeId) -> None:
         try:
-            if ledger.take(node, await self._ask(node)):
-                self.on_inventory(node, ledger.inventory(node))
+            report = await self._ask(node)
+            if self._ledger is ledger:
+                self.take(node, report)
         except SllmdError as error:  # it reports when it can
             _log.info("node did not tell what it has", node=node, reason=str(error))
 
@@ -113,8 +129,13 @@ class Bookkeeper:
     # -- what nodes say ------------------------------------------------------------------------
 
     def take(self, node: NodeId, report: Report) -> bool:
-        """A node's report; False: a full one is needed. Raises NotHere when this node does not lead."""
+        """A node's report; False: a full one is needed. Raises NotHere when this node does not lead.
+
+        The last words of a node that left must not outlive it: nobody would take them back.
+        """
         ledger = self._required()
+        if not self._is_here(node):
+            return False
         before = ledger.number
         taken = ledger.take(node, report)
         if taken:

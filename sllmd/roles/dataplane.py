@@ -18,7 +18,7 @@ from sllmd.cluster.control import Leadership
 from sllmd.cluster.gossip.messages import Status
 from sllmd.cluster.node import CHUNK_PORT, ClusterNode
 from sllmd.cluster.roster import MemberView
-from sllmd.core.errors import NotHere, PeerUnreachable
+from sllmd.core.errors import ConfigError, NotHere, PeerUnreachable
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
@@ -28,6 +28,7 @@ from sllmd.roles.chunks import Chunks
 from sllmd.roles.deployments import Deployments
 from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
+from sllmd.roles.lasting import lasting
 from sllmd.roles.library import Library, Shared
 from sllmd.roles.orders import Fence, Orders
 from sllmd.roles.place import Here
@@ -81,7 +82,7 @@ class DataPlane:
         self._tasks: list[asyncio.Task[None]] = []
         self._adopted = Store(directory / ADOPTED_DIRECTORY)
         self._stock = Stock(agent, tier, library, lambda: int(node.facts.get(CHUNK_PORT, 0)))
-        self.keeper = Bookkeeper(routing, self._ask)
+        self.keeper = Bookkeeper(routing, self._ask, lambda each: each in self._alive)
         self.reporter = Reporter(self._stock.take_all, self._connect, self.keeper, routing)
         start_seconds = serving.queue_timeout + START_GRACE_SECONDS
         self.relays = Relays(self._connect, start_timeout_seconds=start_seconds)
@@ -141,8 +142,8 @@ class DataPlane:
         self.orders.open(Fence(self._directory / FENCE_FILE, identity.cluster_id))
         self._deployments.start(self._node.control, identity.cluster_id)
         self._tasks = [
-            asyncio.create_task(self._watch_members()),
-            asyncio.create_task(self._watch_leaders()),
+            lasting(self._watch_members(), "who is here"),
+            lasting(self._watch_leaders(), "who leads"),
         ]
 
     async def close(self) -> None:
@@ -181,8 +182,10 @@ class DataPlane:
                 self.relays.lost(change.node)
                 self.keeper.forget(change.node)
                 self.reporter.note_dead(change.node)
-            elif member.status is Status.ALIVE and not before and change.node not in self.table.inventories:
-                self.reporter.refresh()
+            elif member.status is Status.ALIVE and not before:
+                self.keeper.welcome(change.node)
+                if change.node not in self.table.inventories:
+                    self.reporter.refresh()
 
     def _look_around(self) -> None:
         members = self._node.membership.members()
@@ -190,7 +193,8 @@ class DataPlane:
         others = self._alive - {self.here.node}
         if others != self._others:  # whoever holds it sees by its identity that it changed
             self._others = others
-        self._chunks.hosts = {each.node: _host(each) for each in members if not each.is_me and _is_well(each)}
+        hosts = {each.node: _host(each) for each in members if not each.is_me}
+        self._chunks.hosts = {node: host for node, host in hosts.items() if host is not None}
 
     # -- what the parts ask --------------------------------------------------------------------
 
@@ -228,10 +232,11 @@ class DataPlane:
         return found
 
 
-def _is_well(member: MemberView) -> bool:
-    return member.status is Status.ALIVE and member.meta is not None
-
-
-def _host(member: MemberView) -> str:
-    assert member.meta is not None
-    return split_address(member.meta.address, default_port=0)[0]
+def _host(member: MemberView) -> str | None:
+    """Where it is; None while it is not well, or tells an address that is none."""
+    if member.status is not Status.ALIVE or member.meta is None:
+        return None
+    try:
+        return split_address(member.meta.address, default_port=0)[0]
+    except ConfigError:
+        return None

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from sllmd.cluster.catalogue.commands import DeploymentPut
-from sllmd.cluster.catalogue.records import DeploymentSpec
+from sllmd.cluster.catalogue.records import Deployment, DeploymentSpec, Replica
 from sllmd.cluster.catalogue.results import Denied, Done, Reason
 from sllmd.cluster.catalogue.state import Catalogue
+from sllmd.cluster.catalogue.table import Table
 from sllmd.cluster.control import ControlStore
 from sllmd.core.errors import BusyError, ModelNotFound, OutcomeUnknown, SllmdError, StoreError
 from sllmd.core.ids import Digest, ModelName
+from sllmd.roles.lasting import lasting
 from sllmd.roles.library import Library, as_own
 from sllmd.roles.naming import Deployed, Offer, reconcile
 from sllmd.roles.settings import ModelSettings
@@ -31,6 +34,21 @@ LOOK_SECONDS = 1.0
 """How long an import may go unnoticed by other nodes; this node sees it at once."""
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was compared. Not a revision: that counts every command, the refused ones of this room, too."""
+
+    stored: Sequence[StoredModel]
+    deployments: Table[Deployment]
+    replicas: Table[Replica]
+    """While there are some, a deployment cannot be deleted."""
+
+    def is_all_of(self, stored: Sequence[StoredModel], catalogue: Catalogue) -> bool:
+        """Whether nothing has changed since. A table that nobody changed stays the same object."""
+        same = self.deployments is catalogue.deployments and self.replicas is catalogue.replicas
+        return same and self.stored == stored
 
 
 class Deployments:
@@ -59,14 +77,14 @@ class Deployments:
         self._in_use = in_use
         self._changed = changed
         self._cluster_id = ""
-        self._seen: object = None
+        self._seen: _Seen | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, control: ControlStore, cluster_id: str) -> None:
         """Begin. Raises StoreError when the memory cannot be read."""
         self._cluster_id = cluster_id
         self._library.deployed = read_memory(self._memory, cluster_id)
-        self._task = asyncio.create_task(self._run(control))
+        self._task = lasting(self._run(control), "deploying what is imported")
 
     async def close(self) -> None:
         """Stop."""
@@ -86,8 +104,9 @@ class Deployments:
 
     async def _look(self, control: ControlStore) -> None:
         stored = self._library.own.models()
-        revision = control.view().catalogue.revision
-        if self._seen == (stored, revision):
+        known = control.view().catalogue
+        if self._seen is not None and self._seen.is_all_of(stored, known):
+            await self._forget(known)  # it may have been in use when its deployment went
             return
         self._changed()
         catalogue = await control.read()
@@ -106,12 +125,12 @@ class Deployments:
                 deployed[command.name] = Deployed(own.digest, own.imported_at)
             elif isinstance(result, Denied) and result.reason is Reason.NAME_TAKEN:
                 refused[command.name] = f"`{command.name}` is not deployed in the cluster: {result.message}"
-                _log.error("model not deployed", model=command.name, reason=result.message)
+                if command.name not in self._library.refused:
+                    _log.error("model not deployed", model=command.name, reason=result.message)
         self._library.refused = refused
         await self._remember(deployed)
         await self._forget(catalogue)
-        if not steps.commands:  # else look again: what was asked for is in the next view
-            self._seen = (stored, catalogue.revision)
+        self._seen = _Seen(stored, catalogue.deployments, catalogue.replicas)
 
     def _offer(self, model: StoredModel) -> Offer:
         own = self._models.get(model.name, ModelSettings())

@@ -6,13 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sllmd.cluster.catalogue.commands import DeploymentDelete
+from sllmd.cluster.catalogue.commands import DeploymentDelete, DeploymentPut
 from sllmd.cluster.node import ClusterNode
 from sllmd.config.settings import Config
 from sllmd.core.errors import ControlUnavailable, ModelNotFound, NodeDraining
@@ -251,6 +251,79 @@ async def test_without_a_leader_what_is_there_is_served_and_nothing_changes(make
                     await b.node.control.propose(DeploymentDelete(ModelName("own"), None))
             await until(lambda: b.models()["lost"])
             assert b.models()["own"] is None
+
+
+async def test_a_node_that_was_forgotten_wrongly_is_asked_what_it_has(make_member: MakeMember) -> None:
+    """It does not know that it was thought dead: nothing of it has changed that it would report."""
+    rarely = {"routing": {"full_report_interval": 3600.0}}
+    async with make_member("a", **rarely) as a, make_member("b", models={"m": {}}, join=a, **rarely) as b:
+        await a.knows("m")
+        plane, wrong = a.daemon.plane, b.node.identity.node
+        plane.keeper.forget(wrong)
+        await until(lambda: wrong not in plane.table.inventories)
+        plane.keeper.welcome(wrong)
+        await until(lambda: plane.table.inventories.get(wrong))
+        assert plane.table.inventories[wrong].checkpoints
+
+
+async def test_last_words_of_a_node_that_left_do_not_stay(make_member: MakeMember) -> None:
+    async with make_member("a") as a:
+        async with make_member("b", models={"m": {}}, join=a) as b:
+            await a.knows("m")
+            gone = b.node.identity.node
+            report = b.daemon.plane.reporter.full()
+        keeper = a.daemon.plane.keeper
+        await until(lambda: gone not in a.daemon.plane.table.inventories)
+        assert not keeper.take(gone, report)
+        with pytest.raises(KeyError):
+            keeper._required().inventory(gone)
+
+
+async def test_a_member_that_tells_nonsense_stops_nobody(make_member: MakeMember) -> None:
+    async with make_member("a") as a, make_member("b", models={"m": {}}, join=a) as b:
+        await a.knows("m")
+        b.node.membership.tell(replace(b.node.membership.meta, address="nowhere:99999999"))
+        wrong = b.node.identity.node
+        await until(lambda: wrong not in a.daemon.plane._chunks.hosts)
+        assert not any(task.done() for task in a.daemon.plane._tasks)
+
+
+async def test_a_name_that_is_taken_is_asked_for_once(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once a second for ever: every question is an entry of everybody's log."""
+    monkeypatch.setattr("sllmd.roles.deployments.LOOK_SECONDS", 0.005)
+    async with make_member("a", models={"m": {}}) as a:
+        control = a.node.control
+        await until(lambda: control.view().catalogue.deployments.get("m"))
+        deployment = control.view().catalogue.deployments.get("m")
+        assert deployment is not None
+        await control.propose(DeploymentPut(ModelName("taken"), deployment.spec, 0))
+        Store(a.directory / "data" / "store").alias("taken", "m")
+        await until(lambda: "a name of taken" in str(a.models()["m"]))
+        asked = control.view().position
+        await asyncio.sleep(0.25)  # time for many looks; there is nothing to wait for when none asks
+        assert control.view().position <= asked + 1
+        await control.propose(DeploymentDelete(ModelName("taken"), None))
+        await until(lambda: a.models()["m"] is None)
+        assert control.view().catalogue.names.get("taken") == "m"
+
+
+async def test_what_was_in_use_when_its_deployment_went_is_forgotten_later(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sllmd.roles.deployments.LOOK_SECONDS", 0.005)
+    async with make_member("a") as a, make_member("b", models={"m": {}}, join=a) as b:
+        await a.knows("m")
+        checkpoint = await a.daemon.router.obtain("m")
+        adopted = a.daemon.plane._adopted
+        async with a.daemon.agent.hold(checkpoint):
+            await a.node.control.propose(DeploymentDelete(ModelName("m"), None))
+            await until(lambda: b.models()["m"])
+            await until(lambda: a.daemon.plane._deployments._seen.deployments.get("m") is None)  # type: ignore[union-attr]
+            assert [model.name for model in adopted.models()] == ["m"]
+        await a.daemon.agent.unload(checkpoint)
+        await until(lambda: not adopted.models())
 
 
 async def test_a_node_that_drains_alone_says_that_it_drains(make_member: MakeMember) -> None:
