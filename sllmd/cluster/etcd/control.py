@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Awaitable, Callable
 from typing import Self
-
-import structlog
 
 from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.commands import Body
@@ -23,13 +20,9 @@ from sllmd.cluster.etcd.proposals import Proposals
 from sllmd.cluster.etcd.sender import Sender
 from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.cluster.etcd.snapshots import Snapshots
+from sllmd.cluster.supervising import keep_running
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown
 from sllmd.core.ids import NodeId
-
-CRASH_PAUSE_SECONDS = 1.0
-"""Before a part that crashed begins anew."""
-
-_log = structlog.get_logger(__name__)
 
 
 class EtcdControl:
@@ -70,10 +63,14 @@ class EtcdControl:
             control._election.run,
             control._snapshots.run,
         ):
-            control._tasks.append(asyncio.create_task(_keep_running(part)))
-        if answers:
-            with contextlib.suppress(ControlUnavailable):
-                await control.read()  # so that the first view is not that of an empty cluster
+            control._tasks.append(asyncio.create_task(keep_running(part)))
+        try:
+            if answers:
+                with contextlib.suppress(ControlUnavailable):
+                    await control.read()  # so that the first view is not that of an empty cluster
+        except BaseException:  # whoever started it has given up
+            await control.close()
+            raise
         return control
 
     def view(self) -> View:
@@ -170,13 +167,3 @@ class EtcdControl:
     def _check_open(self) -> None:
         if self._closed:
             raise ControlUnavailable("this node stops", retry_after_seconds=RETRY_AFTER_SECONDS)
-
-
-async def _keep_running(part: Callable[[], Awaitable[None]]) -> None:
-    """A part that crashes says so and begins anew: the others must not wait for it for ever."""
-    while True:
-        try:
-            await part()
-        except Exception:  # noqa: BLE001 - a supervisor
-            _log.exception("a part of the etcd store crashed")
-            await asyncio.sleep(CRASH_PAUSE_SECONDS)

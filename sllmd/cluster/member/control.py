@@ -31,6 +31,7 @@ from sllmd.cluster.member.stewardship import Steward
 from sllmd.cluster.raft import RaftSettings, RaftStatus
 from sllmd.cluster.raft.entries import Membership
 from sllmd.cluster.raft.events import Refusal
+from sllmd.cluster.supervising import keep_running
 from sllmd.core.errors import ControlUnavailable, ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.wire.rpc.methods import Methods
@@ -91,8 +92,8 @@ class RaftControl:
         )
         control = cls(place, connect, alive, voter_settings or VoterSettings(), methods)
         await control._seat.take(founding)
-        for work in (control._seat.look_around(), control._steward.run()):
-            control._tasks.append(asyncio.create_task(work))
+        for part in (control._seat.look_around, control._steward.run):
+            control._tasks.append(asyncio.create_task(keep_running(part)))
         return control
 
     # --- what this node knows ---
@@ -200,7 +201,10 @@ class RaftControl:
         reply = await connection.call("control.propose", tuple(commands), deadline_seconds=deadline_seconds)
         if not isinstance(reply, tuple) or len(reply) != len(commands):
             raise ProtocolError(f"no answer to proposals: {reply!r:.80}")
-        return [None if word is None else Refusal(word) for word in reply]
+        try:
+            return [None if word is None else Refusal(word) for word in reply]
+        except ValueError as error:
+            raise ProtocolError(f"the leader refuses for a reason of another release: {error}") from error
 
     async def _position_to_read(self) -> int:
         """A position that a read which begins now must have seen."""

@@ -17,6 +17,7 @@ from sllmd.cluster.member.known import Known
 from sllmd.cluster.member.links import Links
 from sllmd.cluster.member.settings import ControlSettings
 from sllmd.cluster.raft.entries import NOBODY, Membership
+from sllmd.cluster.supervising import keep_running
 from sllmd.core.errors import PeerUnreachable, ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.wire.rpc.outgoing import ReplyStream
@@ -66,7 +67,7 @@ class Following:
         self._heard_at = float("-inf")
         self._stale_seconds = 0.0
         self._hints: list[NodeId] = []
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(keep_running(self._run))
 
     @property
     def age_seconds(self) -> float:
@@ -131,17 +132,18 @@ class Following:
                 raise ProtocolError(f"no item of the catalogue's stream: {item!r:.80}")
 
     def _take_entries(self, position: int, term: int, commands: tuple[bytes, ...]) -> None:
-        outcomes = []
+        catalogue, outcomes = self._catalogue, []
         for data in commands:
             try:
                 command = unpack_command(data)
             except ProtocolError:
-                self._catalogue, _ = apply_bytes(self._catalogue, data)
+                catalogue, _ = apply_bytes(catalogue, data)
                 continue
-            self._catalogue, result = apply(self._catalogue, command)
+            catalogue, result = apply(catalogue, command)
             outcomes.append((command, result))
-        self._position, self._term = position, term
-        self._known.advance(self._catalogue, position, term)
+        # All or nothing: what is tried again after a crash must not be carried out twice.
+        self._catalogue, self._position, self._term = catalogue, position, term
+        self._known.advance(catalogue, position, term)
         for command, result in outcomes:
             self._listener.carried_out(command, result)
 

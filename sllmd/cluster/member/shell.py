@@ -396,6 +396,8 @@ class Shell:
             await work
         except SllmdError as error:
             self._lose(error)
+        except Exception:  # noqa: BLE001  a supervisor: it would be missed much later
+            _log.exception("work beside the journal crashed")
 
     async def _read_chunk(self, wanted: ReadChunk) -> None:
         target, meta, offset = wanted.target, wanted.meta, wanted.offset

@@ -21,7 +21,7 @@ from sllmd.cluster.journal.snapshots import describe
 from sllmd.cluster.member.disk import Disk
 from sllmd.cluster.raft.entries import Entry, EntryKind, Membership, SnapshotMeta
 from sllmd.cluster.raft.events import Apply, ReadReady, Restore
-from sllmd.core.errors import ProtocolError
+from sllmd.core.errors import JournalCorrupt, ProtocolError
 
 _log = structlog.get_logger(__name__)
 
@@ -100,7 +100,10 @@ class State:
 
     async def _restore(self, meta: SnapshotMeta) -> None:
         data = await self._journal.read_snapshot(meta)
-        self.catalogue = await asyncio.to_thread(restore, data)
+        try:
+            self.catalogue = await asyncio.to_thread(restore, data)
+        except Exception as error:  # a state that stops half-way must not look like one that goes on
+            raise JournalCorrupt(f"the snapshot at {meta.index} cannot be taken over: {error}") from error
         self.position, self.term = meta.index, meta.term
         self._since_snapshot = [0, 0]
         _log.info("took over a snapshot", position=meta.index, bytes=meta.size_bytes)

@@ -10,8 +10,11 @@ import pytest
 import uvloop
 
 from sllmd.cluster.journal import JournalSettings
+from sllmd.cluster.journal.snapshots import describe
+from sllmd.cluster.member import state
 from sllmd.cluster.member.disk import open_disk
 from sllmd.cluster.member.shell import Owner, Shell
+from sllmd.cluster.raft.events import Restore
 from sllmd.cluster.raft.messages import Append, Message, PreVoteRequest
 from sllmd.core.ids import NodeId
 from tests.cluster.member.nodes import CONTROL, RAFT
@@ -55,6 +58,24 @@ async def asked_for_votes(sent: list[Message], within_seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def test_a_snapshot_that_cannot_be_taken_over_ends_it_instead_of_holding_it_up(
+    shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, _ = shell
+
+    def crash(_data: bytes) -> None:
+        raise ZeroDivisionError
+
+    meta = describe(5, 1, members("abc"), b"state")
+    await member._journal.save_snapshot(meta, b"state")
+    monkeypatch.setattr(state, "restore", crash)
+    member._state.take(Restore(meta))
+    async with asyncio.timeout(5):
+        while member.lost_reason is None:
+            await member.changed.wait(1.0)
+    assert "cannot be taken over" in member.lost_reason
 
 
 async def test_who_stood_still_reads_what_came_meanwhile_before_it_gives_its_leader_up(shell) -> None:
