@@ -99,7 +99,7 @@ class JoinToken:
     uses_left: int
     revision: int
     claims: tuple[str, ...] = ()
-    """Who used it. A spent token is kept until it expires, so that each of them may ask again."""
+    """Who used it last. A spent token is kept until it expires, so that each of them may ask again."""
 
 
 @dataclass(frozen=True, slots=True)

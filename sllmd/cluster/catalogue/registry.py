@@ -18,7 +18,7 @@ from sllmd.cluster.catalogue.commands import (
 )
 from sllmd.cluster.catalogue.records import ApiKey, Deployment, JoinToken, Setting
 from sllmd.cluster.catalogue.results import Denied, Done, Reason, Result
-from sllmd.cluster.catalogue.state import Catalogue
+from sllmd.cluster.catalogue.state import CLAIMS_MAX, Catalogue
 
 Outcome = tuple[Catalogue, Result]
 
@@ -116,7 +116,7 @@ def _token_consume(state: Catalogue, body: TokenConsume) -> Outcome:
         return state, Done(token.revision)
     if token.uses_left <= 0:
         return state, missing(f"token {body.token_id}, or it is spent")
-    claims = (*token.claims, body.claim) if body.claim else token.claims
+    claims = (*token.claims, body.claim)[-CLAIMS_MAX:] if body.claim else token.claims
     left = replace(token, uses_left=token.uses_left - 1, revision=state.revision, claims=claims)
     tokens = state.tokens.put(body.token_id, left)
     for each in list(tokens.values()):

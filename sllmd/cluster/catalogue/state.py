@@ -20,6 +20,8 @@ CLIENTS_MAX = 4_096
 """Clients whose commands are remembered; the one unheard for longest is forgotten first."""
 REMOVED_MAX = 4_096
 """Removed nodes whose certificates are refused; the one removed first is forgotten first."""
+CLAIMS_MAX = 1_024
+"""Remembered per token: a node that asks again after so many others uses the token once more."""
 OPEN_MAX = 1_024
 """Answers remembered per client: as many commands as one client may have under way."""
 

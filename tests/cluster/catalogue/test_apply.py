@@ -29,7 +29,7 @@ from sllmd.cluster.catalogue.commands import (
 )
 from sllmd.cluster.catalogue.records import DeploymentSpec, ReplicaState
 from sllmd.cluster.catalogue.results import Denied, Done, PlanResult, Reason
-from sllmd.cluster.catalogue.state import CLIENTS_MAX, OPEN_MAX
+from sllmd.cluster.catalogue.state import CLAIMS_MAX, CLIENTS_MAX, OPEN_MAX
 from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId
 
 
@@ -224,6 +224,16 @@ def test_who_used_a_token_up_may_ask_again_until_it_expires_and_nobody_else(play
     assert play.reason(TokenConsume("t", "hash", 100.0, "one")) is Reason.EXPIRED
     play(TokenConsume("other", "hash", 200.0, "two"))
     assert "t" not in play.state.tokens, "what has expired goes"
+
+
+def test_who_used_a_token_long_ago_is_forgotten(play: Play) -> None:
+    """The cluster key is a token that never ends."""
+    play(TokenCreate("key", "hash", 1e9, 10 * CLAIMS_MAX))
+    for number in range(CLAIMS_MAX + 5):
+        play(TokenConsume("key", "hash", 1.0, f"node-{number}"))
+    token = play.state.tokens.get("key")
+    assert token is not None
+    assert (len(token.claims), token.claims[0]) == (CLAIMS_MAX, "node-5")
 
 
 def test_a_revoked_token_is_not_known(play: Play) -> None:
