@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sllmd.core.errors import ProtocolError
@@ -26,7 +26,7 @@ class Passport:
     certificate_pem: str
     """Empty in a cluster without TLS, as is ``ca_pem``."""
     ca_pem: str
-    keys: tuple[bytes, ...]
+    keys: tuple[bytes, ...] = field(repr=False)
     """Of gossip, the one that seals first."""
     peers: tuple[KnownPeer, ...]
 
@@ -77,7 +77,7 @@ class Application:
     store: str
     """Who it thinks keeps the agreement: a node that asks somebody else would agree with nobody."""
     token_id: str = ""
-    secret: str = ""
+    secret: str = field(default="", repr=False)
 
     def to_wire(self) -> dict[str, Any]:
         """As a msgpack value; the secret goes in beside it once the other side is known."""

@@ -61,7 +61,7 @@ class Tls:
         if now_seconds >= self._expires_at_seconds:
             raise PeerRefused(
                 "this node's certificate has expired",
-                hint="check this machine's clock; else remove node.pem and join again with a new token",
+                hint="check this machine's clock; else move its cluster directory away and join anew",
             )
 
 
