@@ -24,6 +24,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from sllmd.core.errors import ConfigError, StoreError
 from sllmd.core.ids import NodeId
 from sllmd.store.durable import replace_file, store_errors
 from sllmd.wire.identity import (
+    AUTHORITY_FILE,
     Authority,
     Identity,
     load_authority,
@@ -157,8 +159,14 @@ class Home:
         return belonging
 
     def forget(self, cluster_id: str) -> None:
-        """This node is of no cluster any more; what it had lies beside, for whoever wants to look."""
-        self.directory.rename(self.directory.with_name(f"{self.directory.name}-left-{cluster_id}"))
+        """This node is of no cluster any more. What it had lies beside, for whoever wants to look, except for
+        what would let it in as anybody."""
+        for name in (AUTHORITY_FILE, _KEYRING):
+            (self.directory / name).unlink(missing_ok=True)
+        beside = self.directory.with_name(f"{self.directory.name}-left-{cluster_id}")
+        again = (beside.with_name(f"{beside.name}-{number}") for number in count(2))
+        free = next(path for path in chain([beside], again) if not path.exists())
+        self.directory.rename(free)
 
     # --- keys ---
 

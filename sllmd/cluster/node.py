@@ -142,9 +142,22 @@ class ClusterNode:
                 retry_after_seconds=LEAVE_RETRY_SECONDS,
                 hint="the last node of a cluster cannot leave; else wait for the others to be well",
             )
+        await self._leave_authority()
         await self.control.propose(NodeRemove(self.identity.node, None))
         await self.membership.leave()
         await asyncio.to_thread(self.home.forget, self.identity.cluster_id)
+
+    async def _leave_authority(self) -> None:
+        """Who keeps the log now asks for the CA within seconds; it must not go with this node."""
+        changes = self.membership.changed()
+        try:
+            async with asyncio.timeout(LEAVE_RETRY_SECONDS):
+                while self.authority is not None and self.members_here() and not self.keepers():
+                    await anext(changes)
+        except TimeoutError:
+            raise ControlUnavailable(
+                "no other node has the cluster's CA yet", retry_after_seconds=LEAVE_RETRY_SECONDS
+            ) from None
 
     async def close(self) -> None:
         """Stop, and stay a member: whoever leads hands over, gossip says that this node goes."""

@@ -32,7 +32,7 @@ RENEWAL_SHARE = 2 / 3
 """Of its life, after which a certificate is to be renewed: months are left for a cluster without a leader."""
 
 _IDENTITY_FILE = "node.pem"
-_AUTHORITY_FILE = "authority.pem"
+AUTHORITY_FILE = "authority.pem"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -222,12 +222,12 @@ def load_identity(directory: Path) -> Identity | None:
 
 def save_authority(directory: Path, authority: Authority) -> Path:
     """Keep the CA on a voter. Raises OSError."""
-    return _save_secret(directory / _AUTHORITY_FILE, authority.to_pem())
+    return _save_secret(directory / AUTHORITY_FILE, authority.to_pem())
 
 
 def load_authority(directory: Path) -> Authority | None:
     """What ``save_authority`` kept; None: this node has no CA key. Raises ConfigError."""
-    text = _read_secret(directory / _AUTHORITY_FILE)
+    text = _read_secret(directory / AUTHORITY_FILE)
     return None if text is None else parse_authority(text)
 
 

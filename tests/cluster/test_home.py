@@ -109,6 +109,16 @@ def test_a_crash_while_founding_founds_anew(home: Home, monkeypatch: pytest.Monk
     assert found(home, after, plain=False).node == belonging.node
 
 
+def test_who_leaves_keeps_no_key_of_the_cluster_and_may_leave_again(home: Home) -> None:
+    for _ in range(3):
+        found(home, home.begin("one"), plain=False)
+        home.forget("c1")
+    left = sorted(path.name for path in home.directory.parent.iterdir())
+    assert left == [f"{home.directory.name}-left-c1{number}" for number in ("", "-2", "-3")]
+    kept = {file.name for path in home.directory.parent.iterdir() for file in path.iterdir()}
+    assert kept == {"identity.json", "node.pem"}
+
+
 def test_a_directory_is_one_daemons(tmp_path: Path) -> None:
     with claimed(tmp_path), pytest.raises(StoreError, match="another daemon uses"), claimed(tmp_path):
         raise AssertionError("both have it")
