@@ -123,7 +123,7 @@ class Duties:
     def _follow(self, catalogue: Catalogue) -> None:
         node = self._node
         removed = node.doorkeeper.follow(catalogue)
-        if node.identity.node in removed:
+        if node.identity.node in node.doorkeeper.removed:  # now, or before it started
             node.fail_as_removed()
         if removed:
             node.hang_up(removed)
