@@ -25,12 +25,14 @@ MIB = 1 << 20
 @pytest.fixture
 def near(tmp_path: Path) -> Iterator[LiveDaemon]:
     """The first node of a cluster, with no model but the built-in one."""
-    with live_daemon(tmp_path / "near", {**FAKE, "node.name": "near"}) as daemon:
+    with live_daemon(
+        tmp_path / "near", {**FAKE, "node.name": "near", "migration.resume_timeout": "2s"}
+    ) as daemon:
         yield daemon
 
 
 def settings_to_join(near: LiveDaemon, **more: object) -> dict[str, object]:
-    [member] = near.ask("/sllmd/v1/members").body["members"]
+    [member] = [each for each in near.ask("/sllmd/v1/members").body["members"] if each["is_me"]]
     return {**FAKE, "node.name": "far", "cluster.join": json.dumps([member["address"]]), **more}
 
 
@@ -81,7 +83,7 @@ def test_a_client_that_leaves_frees_the_row_over_there(near: LiveDaemon, tmp_pat
         until(lambda: running(far) == 0, "both are cancelled")
 
 
-def test_the_death_of_the_replicas_node_is_an_error_and_then_another_serves(
+def test_the_death_of_the_replicas_node_is_a_pause_where_there_is_another_copy(
     near: LiveDaemon, tmp_path: Path
 ) -> None:
     for name in ("near", "far"):
@@ -89,21 +91,58 @@ def test_the_death_of_the_replicas_node_is_an_error_and_then_another_serves(
     with joined(near, tmp_path / "far", "m"):
         pass
     put_model(tmp_path / "far", "only", STEADY)
+    put_model(tmp_path / "far", "m", STEADY)
     far = start(tmp_path / "far", {**FAKE, "node.name": "far"})
+    asked = {"max_tokens": 300, "seed": 8}
     try:
         announced(far)
-        until(lambda: "only" in served(near), "the first node knows the models")
-        with near.streaming("only", max_tokens=2000) as pieces:
-            next(pieces)
+        until(lambda: {"only", "m"} <= served(near), "the first node knows the models")
+        text = far.complete("m", **asked).body["choices"][0]["text"]
+        until(lambda: card(near, "m")["state"] == "serving", "the first node knows the replica")
+        with near.streaming("m", **asked) as pieces, near.streaming("only", max_tokens=2000) as lost:
+            texts = [next(pieces)["choices"][0]["text"]]
+            next(lost)
+            assert running(far) == 2
             os.kill(far.process.pid, signal.SIGKILL)
-            *_, last = pieces
+            texts += [piece["choices"][0]["text"] for piece in pieces]
+            assert "".join(texts) == text
+            *_, last = lost
             assert last["error"]["code"] == "worker_lost"
-        until(lambda: near.complete("m", max_tokens=1).status == 200, "the other copy serves")
         assert near.complete("only", max_tokens=1).status == 503
     finally:
         for pid in far.family():
             os.kill(pid, signal.SIGKILL)
         far.process.wait()
+
+
+def card(daemon: LiveDaemon, model: str) -> dict[str, object]:
+    return daemon.ask(f"/sllmd/v1/models/{model}").body
+
+
+def test_an_operator_moves_what_runs(near: LiveDaemon, tmp_path: Path) -> None:
+    for name in ("near", "far"):
+        put_model(tmp_path / name, "m", STEADY)
+    asked = {"max_tokens": 400, "seed": 5}
+    with joined(near, tmp_path / "far", "m") as far:
+        text = far.complete("m", **asked).body["choices"][0]["text"]
+        with far.streaming("m", **asked) as pieces:
+            texts = [next(pieces)["choices"][0]["text"]]
+            # Asked of a node that is not the stream's router.
+            answer = near.ask("/sllmd/v1/models/m/migrate", {"to": "near"})
+            [moved] = answer.body["generations"]
+            assert (moved["move"]["result"], moved["move"]["rounds"] > 0) == ("done", True)
+            assert (running(near), running(far)) == (1, 0)
+            back = far.ask(f"/sllmd/v1/requests/{moved['request_id']}/migrate", {})
+            assert [each["move"]["result"] for each in back.body["generations"]] == ["done"]
+            assert (running(near), running(far)) == (0, 1)
+            texts += [piece["choices"][0]["text"] for piece in pieces]
+        assert "".join(texts) == text
+        assert far.requests()[0]["hops"] == 2
+        unknown = far.ask("/sllmd/v1/requests/nothing/migrate", {})
+        assert (unknown.status, unknown.error["code"]) == (404, "request_not_found")
+        nowhere = far.ask("/sllmd/v1/models/m/migrate", {"to": "nobody"})
+        assert (nowhere.status, nowhere.error["code"]) == (404, "not_found")
+        assert near.ask("/sllmd/v1/models/m/migrate", {"to": "far"}).body == {"generations": []}
 
 
 def test_the_death_of_the_router_frees_the_row(near: LiveDaemon, tmp_path: Path) -> None:

@@ -275,13 +275,14 @@ class WorkerReplica:
         cause = gone.result()
         self._running.clear()
         self._account()
+        # Before its generations hear of it: they shall not be offered this replica again.
+        if not self.lost.done():
+            self.lost.set_result(f"{cause.message} ({cause.hint})" if cause.hint else cause.message)
         for mailbox in self._mailboxes.values():
             mailbox.close(self._worker_lost(cause))
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(self._worker_lost(cause))
-        if not self.lost.done():
-            self.lost.set_result(f"{cause.message} ({cause.hint})" if cause.hint else cause.message)
 
     async def _watch_for_hang(self) -> None:
         """Kill a worker that has work and gives no sign of life. Building an engine is no such work."""
