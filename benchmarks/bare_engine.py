@@ -1,16 +1,20 @@
 """The engine loop alone in one process: what is left without HTTP, router and the worker's pipe.
 
-Run as a program: loads the model like a node does, runs the same batches as the client, prints tokens per
-second by concurrency as JSON.
+Run as a program it loads the model like a node does, then runs the client's batches as they are asked for:
+JSON lines in, JSON lines out. ``BareEngine`` is the asker's side.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
-import statistics
+import subprocess
+import sys
 import time
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 from benchmarks.prompts import token_ids
 from benchmarks.store import bench_store
@@ -26,17 +30,44 @@ PREPACK_SECONDS = 60.0
 """For the fast path to be proven and laid out, which goes on beside the first tokens."""
 
 
-async def measure(
-    model: str,
-    *,
-    threads: int,
-    concurrencies: list[int],
-    prompt_tokens: int,
-    new_tokens: int,
-    batches: int,
-    seed: str,
-) -> dict[str, object]:
-    """Build the engine over the DRAM tier's memory and time some batches per concurrency."""
+class BareEngine:
+    """The program in a process of its own, ready for batches; a context manager that ends it."""
+
+    def __init__(self, model: str, *, threads: int, prompt_tokens: int, new_tokens: int) -> None:
+        command = [sys.executable, "-m", "benchmarks.bare_engine", model, "--threads", str(threads)]
+        command += ["--prompt-tokens", str(prompt_tokens), "--new-tokens", str(new_tokens)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        self._answer()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def batch(self, concurrency: int, seed: str) -> float:
+        """Tokens per second of so many generations that begin together. Raises RuntimeError."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"concurrency": concurrency, "seed": seed}) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer()["tokens_per_s"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.communicate()  # it has ended, or is about to
+            raise RuntimeError(f"the bare engine ended with exit code {self._process.returncode}; see stderr")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+async def serve_batches(
+    model: str, answers: TextIO, *, threads: int, prompt_tokens: int, new_tokens: int
+) -> None:
+    """Build the engine over the DRAM tier's memory, say so, then run one batch for each line of stdin."""
     store = bench_store()
     checkpoint = store.resolve(model)
     tier = DramTier(LoaderSettings(), quarantine=store.quarantine, complete_remote=store.complete_remote)
@@ -48,14 +79,15 @@ async def measure(
     weights = Weights.over_memory(checkpoint.manifest, [partition.buffer() for partition in mapped])
     engine = build_engine(checkpoint.manifest, weights, EngineOptions(threads=threads))
     _until_prepacked(engine, prompt_tokens)
-    found = {
-        str(concurrency): statistics.median(
-            _batch(engine, concurrency, prompt_tokens, new_tokens, f"{seed}-{concurrency}-{repeat}")
-            for repeat in range(batches)
-        )
-        for concurrency in concurrencies
-    }
-    return {"tokens_per_s": found, "runner": engine.stats().runner, "threads": engine.stats().threads}
+    _say(answers, runner=engine.stats().runner, threads=engine.stats().threads)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        found = _batch(engine, asked["concurrency"], prompt_tokens, new_tokens, asked["seed"])
+        _say(answers, tokens_per_s=found)
+
+
+def _say(answers: TextIO, **answer: object) -> None:
+    print(json.dumps(answer), file=answers, flush=True)
 
 
 def _until_prepacked(engine: Engine, prompt_tokens: int) -> None:
@@ -87,28 +119,24 @@ def _batch(engine: Engine, concurrency: int, prompt_tokens: int, new_tokens: int
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse, then serve; what is logged goes to stderr."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--concurrency", type=int, nargs="+", required=True)
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)
-    parser.add_argument("--batches", type=int, required=True)
-    parser.add_argument("--seed", required=True)
     given = parser.parse_args()
-    found = asyncio.run(
-        measure(
-            given.model,
-            threads=given.threads,
-            concurrencies=given.concurrency,
-            prompt_tokens=given.prompt_tokens,
-            new_tokens=given.new_tokens,
-            batches=given.batches,
-            seed=given.seed,
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        asyncio.run(
+            serve_batches(
+                given.model,
+                answers,
+                threads=given.threads,
+                prompt_tokens=given.prompt_tokens,
+                new_tokens=given.new_tokens,
+            )
         )
-    )
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

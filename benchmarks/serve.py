@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -16,6 +13,7 @@ from contextlib import ExitStack
 import aiohttp
 
 from benchmarks.anchors import make_cold
+from benchmarks.bare_engine import BareEngine
 from benchmarks.client import BadAnswer, Target, longest_gap_seconds, session, stream, throughput
 from benchmarks.environments import log
 from benchmarks.models import model_directory
@@ -53,6 +51,8 @@ PROMPT_TOKENS = 32
 NEW_TOKENS = 64
 BATCHES = 3
 """Per concurrency and round; their median is the round's figure. One batch of one takes only a second."""
+HOP_PAIRS = 7
+"""Batches over HTTP, each with its twin in the bare engine loop."""
 STREAM_TOKENS = 800
 """Of the streams that run while another model loads: longer than any load here takes, and what follows it."""
 BEFORE_LOAD_SECONDS = 0.5
@@ -87,7 +87,9 @@ async def _measure(rounds: int) -> Samples:
                 for name in rotated(list(contenders), index):
                     log(f"serve round {index + 1}: {name}")
                     await _tried(name, lambda name=name, index=index: contenders[name].round(samples, index))
-                _bare_engine(samples, index)
+                log(f"serve round {index + 1}: the engine loop alone")
+                if (one_thread := contenders.get("sllmd-1t")) is not None:
+                    await _tried("bare engine", lambda index=index: _hop_round(one_thread, samples, index))
                 log(f"serve round {index + 1}: transformers, a second model")
                 await _tried("transformers", lambda index=index: _peer_stall(http, samples, index))
     return samples
@@ -272,26 +274,22 @@ async def _start_contenders(stack: ExitStack, http: aiohttp.ClientSession) -> di
     return contenders
 
 
-def _bare_engine(samples: Samples, index: int) -> None:
-    """The engine loop alone, one thread, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.bare_engine", DEMO, "--threads", "1"]
-    command += ["--concurrency", *map(str, CONCURRENCIES), "--seed", f"bare-{index}"]
-    command += [
-        "--prompt-tokens",
-        str(PROMPT_TOKENS),
-        "--new-tokens",
-        str(NEW_TOKENS),
-        "--batches",
-        str(BATCHES),
-    ]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    if said.returncode != 0:
-        log(f"the bare engine failed:\n{said.stderr[-2000:]}")
-        return
-    found = json.loads(said.stdout.splitlines()[-1])
-    log(f"bare engine: {found}")
-    for concurrency, tokens_per_second in found["tokens_per_s"].items():
-        samples[f"bare engine, 1 thread: c{concurrency}"][index] = tokens_per_second
+async def _hop_round(contender: _Contender, samples: Samples, index: int) -> None:
+    """The same batches over HTTP and in the engine loop alone, by turns and always another one first: within
+    minutes the machine's own speed changes by more than the hops cost."""
+    with BareEngine(DEMO, threads=1, prompt_tokens=PROMPT_TOKENS, new_tokens=NEW_TOKENS) as bare:
+        for concurrency in CONCURRENCIES:
+            ours, alone = [], []
+            for repeat in range(-1, HOP_PAIRS):
+                seed = f"hop-{index}-{repeat}"
+                if repeat % 2:
+                    ours.append(await contender.batch(concurrency, seed))
+                alone.append(bare.batch(concurrency, f"{seed}-{concurrency}"))
+                if not repeat % 2:
+                    ours.append(await contender.batch(concurrency, seed))
+            kept = [http / loop for http, loop in zip(ours[1:], alone[1:], strict=True)]  # [0] warms up
+            samples[f"bare engine, 1 thread: c{concurrency}"][index] = statistics.median(alone[1:])
+            samples[f"hop cost: c{concurrency}"][index] = 1 - statistics.median(kept)
 
 
 def _values(report: Report, samples: Samples, rounds: int) -> None:
@@ -305,7 +303,7 @@ def _values(report: Report, samples: Samples, rounds: int) -> None:
         "serve.vs_transformers_c16", ratios(samples["sllmd: c16"], samples["transformers: c16"]), rounds
     )
     report.value("serve.load_stall_ms", list(samples["sllmd: longest gap beside a load"].values()), rounds)
-    report.value("serve.hop_cost", _hop_cost(report, samples, rounds), 1)
+    report.value("serve.hop_cost", _hop_cost(samples, rounds), 1)
     report.value(
         "serve.daemon_cpu_ms_per_token", list(samples["sllmd: daemon CPU per token, c16"].values()), rounds
     )
@@ -313,21 +311,21 @@ def _values(report: Report, samples: Samples, rounds: int) -> None:
     report.value("serve.loop_lag_ms", list(samples["sllmd: event loop lag p99"].values()), rounds)
 
 
-def _hop_cost(report: Report, samples: Samples, rounds: int) -> list[float]:
+def _hop_cost(samples: Samples, rounds: int) -> list[float]:
     """Share of the bare loop's tokens per second that is lost: the worst concurrency's median."""
-    costs = []
-    for concurrency in CONCURRENCIES:
-        at = f": c{concurrency}"
-        kept = ratios(samples[f"sllmd-1t{at}"], samples[f"bare engine, 1 thread{at}"])
-        lost = [1 - share for share in kept]
-        report.row(f"hop cost{at}", lost, "ratio")
-        if len(lost) >= rounds:
-            costs.append(statistics.median(lost))
-    return [max(costs)] if len(costs) == len(CONCURRENCIES) else []
+    lost = [list(samples[f"hop cost: c{concurrency}"].values()) for concurrency in CONCURRENCIES]
+    return [max(map(statistics.median, lost))] if all(len(found) >= rounds for found in lost) else []
 
 
 def _unit(name: str) -> str:
-    for word, unit in (("gap", "ms"), ("lag", "ms"), ("CPU", "ms"), ("processes", ""), ("resident", "MB")):
+    for word, unit in (
+        ("hop", "ratio"),
+        ("gap", "ms"),
+        ("lag", "ms"),
+        ("CPU", "ms"),
+        ("processes", ""),
+        ("resident", "MB"),
+    ):
         if word in name:
             return unit
     return "tokens/s"
