@@ -91,7 +91,6 @@ def test_the_death_of_the_replicas_node_is_a_pause_where_there_is_another_copy(
     with joined(near, tmp_path / "far", "m"):
         pass
     put_model(tmp_path / "far", "only", STEADY)
-    put_model(tmp_path / "far", "m", STEADY)
     far = start(tmp_path / "far", {**FAKE, "node.name": "far"})
     asked = {"max_tokens": 300, "seed": 8}
     try:
