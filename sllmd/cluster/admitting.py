@@ -9,8 +9,9 @@ method                 from        does
 ``cluster.authority``  members     tells the CA's key to a node that shall keep it, and to no other
 =====================  ==========  =====================================================================
 
-Order: the token is consumed first, in the name of the key that asks, so that the same node may ask again
-when the answer was lost; then the certificate is signed; then the node is admitted; then it is told.
+Order: the token is consumed first, in the name of the key and the id that ask, so that the same node may ask
+again when the answer was lost; then the certificate is signed; then the node is admitted; then it is told.
+Whoever asks for the first time must be new: a token buys a new id, never that of a member.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from sllmd.wire.token import REMEDY, TokenRecord, check_token, hash_secret
 ADMIT_METHOD = "cluster.join"
 RENEW_METHOD = "cluster.renew"
 AUTHORITY_METHOD = "cluster.authority"
+NOBODY_YET = 0
+"""The revision that a record has which is not there."""
 RETRY_SECONDS = 1.0
 """Told to a node that may ask again."""
 
@@ -128,9 +131,10 @@ class Admitting:
                 f"this cluster's agreement is kept by {self._store}, not by {application.store}",
                 hint=f'set store = "{self._store}" in [cluster], as on the other nodes',
             )
-        certificate_pem, ca_pem, fingerprint = "", "", ""
+        certificate_pem, ca_pem, fingerprint, expected = "", "", "", None
         if not self._plain:
-            await self._consume_token(application)
+            asked_before = await self._consume_token(application)
+            expected = None if asked_before else NOBODY_YET
             authority = self._authority()
             assert authority is not None
             certificate_pem, fingerprint = sign(authority, application.request_pem, application.node)
@@ -143,7 +147,7 @@ class Admitting:
                 fingerprint,
                 application.devices,
                 application.labels,
-                None,
+                expected,
             )
         )
         if isinstance(result, Denied):
@@ -152,8 +156,9 @@ class Admitting:
         peers = tuple(peer for peer in self._peers() if peer.node != application.node)
         return Passport(self._cluster_id, certificate_pem, ca_pem, tuple(self._keys()), peers)
 
-    async def _consume_token(self, application: Application) -> None:
-        """Raises PeerRefused. What is plainly wrong is refused before anything is agreed on about it."""
+    async def _consume_token(self, application: Application) -> bool:
+        """Whether this node asked with it before. Raises PeerRefused; what is plainly wrong is refused before
+        anything is agreed on about it."""
         if not application.token_id:
             raise PeerRefused(
                 "a join token is needed",
@@ -168,17 +173,22 @@ class Admitting:
         if found is not None:  # how often it may still be used is for the command to say
             record = TokenRecord(found.token_id, found.sha256, found.expires_at_seconds, uses_left=1)
         check_token(record, application.secret, now_seconds)
+        claim = claim_of(application.request_pem, application.node)
+        asked_before = found is not None and claim in found.claims
+        if not asked_before and self._is_member(application.node):
+            raise _member_already(application.node)
         result = await self._control.propose(
-            TokenConsume(
-                application.token_id,
-                hash_secret(application.secret),
-                now_seconds,
-                claim_of(application.request_pem),
-            )
+            TokenConsume(application.token_id, hash_secret(application.secret), now_seconds, claim)
         )
         if isinstance(result, Denied):
             how = "has expired" if result.reason is Reason.EXPIRED else "was used up"
             raise PeerRefused(f"the join token {how}", hint=REMEDY)
+        return asked_before
+
+    def _is_member(self, node: NodeId) -> bool:
+        """As agreed; or as gossip tells, which knows a founder before the catalogue does."""
+        known = self._control.view().catalogue.nodes
+        return node in known or any(peer.node == node for peer in self._peers())
 
     async def _renew(self, body: Any, caller: Caller) -> str:
         authority = self._authority()
@@ -204,8 +214,9 @@ def sign(authority: Authority, request_pem: str, node: NodeId) -> tuple[str, str
     return pem, fingerprint_of(certificate.public_bytes(serialization.Encoding.DER))
 
 
-def claim_of(request_pem: str) -> str:
-    """Names the key that asks. Raises PeerRefused when it does not sign its own request."""
+def claim_of(request_pem: str, node: NodeId) -> str:
+    """Names the key that asks, and who it asks to be. Raises PeerRefused when it does not sign its own
+    request."""
     try:
         request = x509.load_pem_x509_csr(request_pem.encode())
     except ValueError as error:
@@ -215,7 +226,14 @@ def claim_of(request_pem: str) -> str:
     public = request.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return hashlib.sha256(public).hexdigest()[:32]
+    return hashlib.sha256(public + node.encode()).hexdigest()[:32]
+
+
+def _member_already(node: NodeId) -> PeerRefused:
+    return PeerRefused(
+        f"node {node} is a member already",
+        hint="start the new one with an empty data directory: it joins as a new node",
+    )
 
 
 def _denied(result: Denied, application: Application) -> PeerRefused:
@@ -230,4 +248,6 @@ def _denied(result: Denied, application: Application) -> PeerRefused:
             f"node {application.node} was removed from the cluster",
             hint="start it with an empty data directory: it joins as a new node",
         )
+    if result.reason is Reason.CONFLICT:
+        return _member_already(application.node)
     return PeerRefused(f"the cluster did not admit node {application.node}: {result.message}")

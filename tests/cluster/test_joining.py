@@ -15,9 +15,10 @@ import pytest
 from sllmd.cluster import admitting, bootstrapping, joining
 from sllmd.cluster.catalogue.commands import NodeRemove
 from sllmd.cluster.gossip.messages import Status
-from sllmd.cluster.home import Home
+from sllmd.cluster.home import Belonging, Home
 from sllmd.cluster.recovering import go_on_alone
 from sllmd.core.errors import ConfigError, PeerError, PeerRefused
+from sllmd.core.ids import NodeId
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.identity import make_identity, make_request, new_key
 from sllmd.wire.rpc import joining as wire_joining
@@ -164,6 +165,28 @@ async def test_a_join_whose_answer_is_lost_is_asked_again_and_uses_no_second_tok
     other = fleet.make("three", join=[one])
     other.token = token
     assert "was used up" in str(await why_not(other))
+
+
+async def test_a_token_buys_no_members_id(fleet: Nodes) -> None:
+    """Neither with the first question nor with one that looks like its repetition."""
+    one = await fleet.found("one")
+    token, _ = await one.tokens.create(uses=3)  # type: ignore[union-attr]
+    thief = fleet.make("thief", join=[one])
+    thief.token = token
+    thief.home.save_belonging(Belonging(one.identity.node, "thief"))
+    refusal = await why_not(thief)
+    assert f"node {one.identity.node} is a member already" in str(refusal)
+    thief.home.save_belonging(Belonging(NodeId("thief"), "thief"))
+    honest = fleet.make("thief", join=[one])
+    honest.token = token
+    key = thief.home.joining_key()
+    await fleet.start(honest)
+    again = fleet.make("again", join=[one])
+    again.token = token
+    again.home.save_joining_key(str(key))
+    again.home.save_belonging(Belonging(one.identity.node, "again"))
+    assert f"node {one.identity.node} is a member already" in str(await why_not(again))
+    await until(lambda: names(one) == {"one", "thief"}, "it is who it was")
 
 
 async def test_a_node_on_its_way_in_never_founds(fleet: Nodes) -> None:
