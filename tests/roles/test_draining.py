@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from sllmd.core.errors import NodeDraining
+from sllmd.engine.protocol import Sampling
 from sllmd.roles.status import DrainStep
 from tests.roles.test_cluster import MakeMember, Member, make_member, until
 
@@ -20,8 +21,6 @@ def running(member: Member) -> int:
 
 
 async def write(where: Member, count: int) -> list[asyncio.Task[Any]]:
-    from sllmd.engine.protocol import Sampling
-
     sampling = Sampling(**LONG)  # type: ignore[arg-type]
     return [asyncio.create_task(where.complete("m", sampling=sampling)) for _ in range(count)]
 
@@ -91,7 +90,7 @@ async def test_who_stops_moves_what_it_runs_and_hands_over(make_member: MakeMemb
         make_member("a", models={"m": STEADY}) as a,
         make_member("b", models={"m": STEADY}, join=a) as b,
     ):
-        await b.complete("m")
+        await b.knows("m")
         [task] = await write(a, 1)
         await until(lambda: running(a) == 1)
         assert a.node.control.leadership().is_me
