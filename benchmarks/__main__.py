@@ -39,23 +39,24 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("bench", choices=["load", "coldstart", "serve", "cluster", "scheduler"])
+    parser.add_argument("bench", choices=["load", "coldstart", "serve", "cluster", "scheduler", "migration"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write targets and rows there")
     parser.add_argument("--rounds", type=int, default=ROUNDS_MIN)
-    cluster = parser.add_argument_group("cluster")
+    cluster = parser.add_argument_group("cluster, migration")
     defaults = Options(ROUNDS_MIN)
     cluster.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="the others are misses")
-    cluster.add_argument("--seeds", type=int, default=defaults.seeds, help="of the raft simulator")
+    cluster.add_argument("--seeds", type=int, default=defaults.seeds, help="of the simulator")
     cluster.add_argument("--storm", action="store_true", help="the storm alone; the others are misses")
     cluster.add_argument("--storm-seed", type=int, default=defaults.storm_seed, help="another storm")
+    cluster.add_argument("--kills", type=int, default=defaults.kills, help="of what runs streams (migration)")
     return parser
 
 
 def _run(given: argparse.Namespace) -> Report:
     bench = importlib.import_module(f"benchmarks.{given.bench}")
     only = ("storm",) if given.storm else tuple(given.only)
-    options = Options(given.rounds, only, given.seeds, given.storm_seed)
-    report: Report = bench.run(options if given.bench == "cluster" else given.rounds)
+    options = Options(given.rounds, only, given.seeds, given.storm_seed, given.kills)
+    report: Report = bench.run(options if given.bench in ("cluster", "migration") else given.rounds)
     return report
 
 

@@ -16,3 +16,5 @@ class Options:
     """Of the raft simulator: two cores take four minutes for these."""
     storm_seed: int = 1
     """Another one is another storm."""
+    kills: int = 200
+    """Of what runs streams, in the migration bench; with fewer its targets stay missed."""
