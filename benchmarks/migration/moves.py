@@ -68,7 +68,9 @@ async def _move(a: Server, b: Server, context: int, chance: random.Random) -> tu
     prompt = [chance.randrange(97, 123) for _ in range(context)]
     task = asyncio.create_task(listen(b.live.url, heard, tokens=TOKENS, prompt=prompt))
     await tokens_come([heard], 5)
-    await _order(b, heard.request_id, "a")  # it began where its client is
+    begun = await _order(b, heard.request_id, "a")  # it began where its client is
+    if begun is None or begun["result"] != "done":
+        raise RuntimeError(f"a move away from the client's node did not come about: {begun}")
     await tokens_come([heard], int(TOKENS * chance.uniform(0.4, 0.6)))
     position = len(heard.came)
     status = await _order(b, heard.request_id, "b")
