@@ -1,4 +1,4 @@
-"""The README's commands: a stream is watched, its server drained or killed, and nothing is seen but a blink."""
+"""The README's commands: a stream is watched, its server drained or killed; nothing is seen but a blink."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,9 @@ class Watched:
 
     def whole(self) -> str:
         """Its text to the end; nothing in it tells of a change."""
-        assert self._process.wait(60) == 0
-        self._reader.join()
+        with self._process:
+            assert self._process.wait(60) == 0
+            self._reader.join()
         *pieces, last = [line for _, line in self.lines]
         assert last == "data: [DONE]"
         events = [json.loads(piece.removeprefix("data: ")) for piece in pieces]
@@ -85,7 +87,7 @@ class Watched:
     def blink_seconds(self) -> float:
         """The longest silence."""
         times = [moment for moment, _ in self.lines]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in pairwise(times))
 
 
 def serving(daemon: LiveDaemon) -> int:
