@@ -24,14 +24,18 @@ async def start_control(
     belonging: Belonging,
     *,
     directory: Path,
+    memory: Path,
     methods: Methods,
     connect: Callable[[NodeId], Awaitable[Connection]],
     alive: Callable[[], Collection[NodeId]],
 ) -> ControlStore:
-    """Take part in agreement. Raises JournalError, and ConfigError when an etcd cannot be used."""
+    """Take part in agreement. ``directory``: raft's; ``memory``: the file that keeps what an etcd told.
+
+    Raises JournalError, and ConfigError when an etcd cannot be used.
+    """
     if settings.store == "etcd":
         return await EtcdControl.start(
-            node=belonging.node, cluster_id=belonging.cluster_id, settings=settings.etcd
+            node=belonging.node, cluster_id=belonging.cluster_id, settings=settings.etcd, memory=memory
         )
     return await RaftControl.start(
         node=belonging.node,

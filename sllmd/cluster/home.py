@@ -9,7 +9,8 @@
         joining.pem               the key that a node joins with, until it is in
         keyring.json              the gossip keys
         peers.json                where other members were last seen
-        journal/                  raft's
+        journal/                  raft's; or, where an etcd agrees:
+        catalogue                 the newest that it told
 
 Invariants: files are replaced whole, synced before anything relies on them; each says its version, and one of
 a version that is not known here is left alone, with a message. Secrets are readable by their owner only.
@@ -53,6 +54,7 @@ _IDENTITY = "identity.json"
 _KEYRING = "keyring.json"
 _PEERS = "peers.json"
 _JOINING = "joining.pem"
+_CATALOGUE = "catalogue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,11 @@ class Home:
         return self.directory / "journal"
 
     @property
+    def catalogue_file(self) -> Path:
+        """What an etcd told last."""
+        return self.directory / _CATALOGUE
+
+    @property
     def identity_file(self) -> Path:
         """What TLS contexts are made from."""
         return self.directory / "node.pem"
@@ -161,7 +168,7 @@ class Home:
     def forget(self, cluster_id: str) -> None:
         """This node is of no cluster any more. What it had lies beside, for whoever wants to look, except for
         what would let it in as anybody."""
-        for name in (AUTHORITY_FILE, _KEYRING):
+        for name in (AUTHORITY_FILE, _KEYRING, _CATALOGUE):
             (self.directory / name).unlink(missing_ok=True)
         beside = self.directory.with_name(f"{self.directory.name}-left-{cluster_id}")
         again = (beside.with_name(f"{beside.name}-{number}") for number in count(2))

@@ -262,6 +262,7 @@ class ClusterNode:
             self.settings,
             belonging,
             directory=self.home.journal_directory,
+            memory=self.home.catalogue_file,
             methods=self.methods,
             connect=self.connection,
             alive=self._alive,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
+from pathlib import Path
 from typing import Self
 
 from sllmd.cluster.catalogue import Catalogue
@@ -16,6 +17,7 @@ from sllmd.cluster.etcd.failures import RETRY_AFTER_SECONDS
 from sllmd.cluster.etcd.gateway import Gateway
 from sllmd.cluster.etcd.keys import Keys
 from sllmd.cluster.etcd.log import Log, Seat
+from sllmd.cluster.etcd.memory import Memory
 from sllmd.cluster.etcd.proposals import Proposals
 from sllmd.cluster.etcd.sender import Sender
 from sllmd.cluster.etcd.settings import EtcdSettings
@@ -28,12 +30,15 @@ from sllmd.core.ids import NodeId
 class EtcdControl:
     """One node's side of it. Make it with ``start``; ``close`` when done."""
 
-    def __init__(self, node: NodeId, cluster_id: str, settings: EtcdSettings, gateway: Gateway) -> None:
+    def __init__(
+        self, node: NodeId, cluster_id: str, settings: EtcdSettings, gateway: Gateway, memory: Path | None
+    ) -> None:
         keys = self._keys = Keys(f"{settings.prefix}/{cluster_id}")
         self._settings = settings
         self._gateway = gateway
         self._proposals = Proposals(keys, node)
         self._log = Log(gateway, keys, settings, self)
+        self._memory = Memory(memory, cluster_id, settings)
         self._sender = Sender(gateway, keys, settings, self._proposals)
         self._election = Election(node, gateway, keys, settings, self.propose, self._publish_leadership)
         self._snapshots = Snapshots(gateway, keys, settings, self._log, self._election)
@@ -44,14 +49,18 @@ class EtcdControl:
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
-    async def start(cls, *, node: NodeId, cluster_id: str, settings: EtcdSettings) -> Self:
-        """Take part. An etcd that does not answer is waited for in the background, from an empty catalogue.
+    async def start(
+        cls, *, node: NodeId, cluster_id: str, settings: EtcdSettings, memory: Path | None = None
+    ) -> Self:
+        """Take part. An etcd that does not answer is waited for in the background, from what ``memory``, a
+        file of this node's, has kept.
 
         Raises ConfigError for what waiting does not help: files, passwords, certificates, other servers.
         """
         gateway = Gateway.open(settings)
         try:
-            control = cls(node, cluster_id, settings, gateway)
+            control = cls(node, cluster_id, settings, gateway, memory)
+            control._log.recall(await asyncio.to_thread(control._memory.read))
             answers = await gateway.check(control._keys.tip)
         except BaseException:
             await gateway.close()
@@ -62,6 +71,7 @@ class EtcdControl:
             control._sender.run,
             control._election.run,
             control._snapshots.run,
+            control._memory.run,
         ):
             control._tasks.append(asyncio.create_task(keep_running(part)))
         try:
@@ -133,6 +143,7 @@ class EtcdControl:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._proposals.fail("this node stops")
         await self._log.close()
+        await self._memory.write()
         await self._election.resign()
         await self._gateway.close()
 
@@ -152,6 +163,7 @@ class EtcdControl:
         """The log's: tell whoever watches."""
         self._snapshots.wake()
         view = self.view()
+        self._memory.wake(self._log.newest)
         for latest in self._views:
             latest.put(view)
 

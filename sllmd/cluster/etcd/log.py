@@ -51,6 +51,19 @@ class Seat:
     lease: int
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """How far a node has read, and how much of that no snapshot has yet."""
+
+    catalogue: Catalogue
+    position: int
+    commands_since_snapshot: int
+    bytes_since_snapshot: int
+
+
+NOTHING = Read(EMPTY, 0, 0, 0)
+
+
 class Listener(Protocol):
     """Who is told what was read, after the catalogue shows it."""
 
@@ -84,6 +97,17 @@ class Log:
         self._asking: asyncio.Task[tuple[float, int]] | None = None
         self._asking_next: asyncio.Task[tuple[float, int]] | None = None
         self._away = False
+
+    @property
+    def newest(self) -> Read:
+        """All that a later life needs to go on from here."""
+        return Read(self.catalogue, self.position, self.commands_since_snapshot, self.bytes_since_snapshot)
+
+    def recall(self, read: Read) -> None:
+        """Begin from this, which was read in another life."""
+        self.catalogue, self.position = read.catalogue, read.position
+        self.commands_since_snapshot = read.commands_since_snapshot
+        self.bytes_since_snapshot = read.bytes_since_snapshot
 
     @property
     def age_seconds(self) -> float:
@@ -156,6 +180,12 @@ class Log:
         steps = [look(self._keys.pointer), look(self._keys.leader)]
         answer = read_ended(await self._gateway.call("/v3/kv/txn", txn([], steps)))
         pointer, leader = (found.only for found in answer.pages)
+        if answer.revision < self.position:
+            _log.error(
+                "etcd is younger than what was read from it: reading everything anew",
+                hint="raise [cluster.etcd] incarnation on all nodes after etcd was restored",
+            )
+            self.recall(NOTHING)
         if pointer is not None:
             await self._restore(unpack_pointer(pointer.value), answer.revision)
         await self._replay(answer.revision)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.commands import SettingPut, TokenConsume, TokenCreate
 from sllmd.cluster.catalogue.results import Done
 from sllmd.cluster.etcd.control import EtcdControl
@@ -150,6 +153,69 @@ async def test_nodes_start_before_etcd(tmp_path: Path) -> None:
     finally:
         await node.close()
         if member.runs:
+            member.kill()
+
+
+def keys(catalogue: Catalogue) -> set[str]:
+    return {setting.key for setting in catalogue.settings.values()}
+
+
+async def test_a_node_that_starts_while_etcd_is_away_knows_what_it_knew(tmp_path: Path) -> None:
+    member = EtcdProcess("back", tmp_path)
+    member.spawn([member])
+    await asyncio.to_thread(member.wait)
+    settings = EtcdSettings(endpoints=(member.client_url,), propose_seconds=3.0, retry_seconds=0.05)
+    life: dict[str, Any] = {"node": NodeId("a"), "cluster_id": "c", "memory": tmp_path / "catalogue"}
+    try:
+        node = await EtcdControl.start(settings=settings, **life)
+        await node.propose(SettingPut("x", b"1", None))
+        await node.close()
+        assert stat.S_IMODE(life["memory"].stat().st_mode) == 0o600
+        member.kill()
+        node = await EtcdControl.start(settings=settings, **life)
+        assert keys(node.view().catalogue) == {"x"}
+        assert node.view().age_seconds == float("inf")
+        member.spawn([member])
+        await asyncio.to_thread(member.wait)
+        await until(lambda: node.view().age_seconds < 60)
+        assert isinstance(await node.propose(SettingPut("y", b"2", None)), Done)
+        await node.close()
+        node = await EtcdControl.start(settings=settings, **life)
+        assert keys(await node.read()) == {"x", "y"}
+        await node.close()
+        other = settings.model_copy(update={"incarnation": settings.incarnation + 1})
+        life["memory"].write_bytes(life["memory"].read_bytes()[:-9])
+        for later in (settings, other):  # a torn file, and what another incarnation remembers
+            member.kill()
+            node = await EtcdControl.start(settings=later, **life)
+            assert not len(node.view().catalogue.settings)
+            await node.close()
+            member.spawn([member])
+            await asyncio.to_thread(member.wait)
+            async with asyncio.timeout(10):
+                node = await EtcdControl.start(settings=settings, **life)
+                assert keys(await node.read()) == {"x", "y"}
+                await node.close()
+    finally:
+        if member.runs:
+            member.kill()
+
+
+async def test_an_etcd_that_went_back_is_read_anew(tmp_path: Path) -> None:
+    """It was made anew, or restored from an old backup: what was read from it before is worth nothing."""
+    life: dict[str, Any] = {"node": NodeId("a"), "cluster_id": "c", "memory": tmp_path / "catalogue"}
+    for name, settings_there in (("first", {"k0", "k1", "k2"}), ("second", set())):
+        member = EtcdProcess(name, tmp_path)
+        member.spawn([member])
+        try:
+            await asyncio.to_thread(member.wait)
+            node = await EtcdControl.start(settings=EtcdSettings(endpoints=(member.client_url,)), **life)
+            for key in settings_there:
+                for _ in range(20):
+                    await node.propose(SettingPut(key, b"", None))
+            assert keys(await node.read()) == settings_there
+            await node.close()
+        finally:
             member.kill()
 
 
