@@ -27,8 +27,10 @@ from sllmd.roles.happenings import (
     of_catalogue,
     of_leadership,
     of_member,
+    of_move,
     of_replica,
 )
+from sllmd.roles.status import MoveStatus
 from tests.roles.test_members import A, B, C, admit, agreed, view
 
 
@@ -115,3 +117,34 @@ def test_replicas() -> None:
 def test_the_other_nodes_of_a_catalogue_are_not_told_again() -> None:
     [happening] = of_catalogue(agreed(admit(A), admit(B)), agreed(admit(A), admit(B), admit(C)), name_of)
     assert happening.facts["node"] == "c"
+
+
+def moved(**changes: object) -> MoveStatus:
+    status = {"kind": "move", "reason": "it drains", "source": "n1", "target": "n2", "result": "done"}
+    return MoveStatus(**{**status, "rounds": 2, "tokens": 90, "pause_ms": 12.3, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("move", "kind", "text"),
+    [
+        (
+            moved(),
+            "generation.moved",
+            "a generation of m moved: N1 → N2 (pause 12 ms, 90 tokens computed): it drains",
+        ),
+        (
+            moved(kind="failover", reason="N1 is gone"),
+            "generation.resumed",
+            "a generation of m resumed: N1 → N2 (pause 12 ms, 90 tokens computed): N1 is gone",
+        ),
+        (
+            moved(result="called_off", outcome="nearly over"),
+            "generation.not_moved",
+            "a generation of m was not moved from N1: nearly over (it drains)",
+        ),
+    ],
+)
+def test_a_change_of_place(move: MoveStatus, kind: str, text: str) -> None:
+    told = of_move("req", "m", move, str.upper)
+    assert (told.kind, told.text) == (kind, text)
+    assert (told.facts["request"], told.facts["target"], told.facts["tokens"]) == ("req", "N2", 90)
