@@ -49,13 +49,13 @@ PASSAGES_MAX = 32
 """Changes of place that one generation remembers."""
 
 
-class _Refused(SllmdError):
-    """A place does not take the generation, or no longer; ``reason`` says why."""
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A place does not take the generation, or no longer."""
 
-    def __init__(self, reason: SllmdError, *, began: bool) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-        self.began = began
+    reason: SllmdError
+    began: bool
+    """Whether it ran there."""
 
 
 @dataclass(slots=True)
