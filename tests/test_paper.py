@@ -16,7 +16,8 @@ Sections 5 and 6, of the decisions (6) and what moving a generation costs (5):
 
 f. loading is estimated as q + n / b, over the slowest hop, and learned from what loads really took;
 g. moving is estimated as a (t_in + t_out) + b, with t_out from the elapsed time, fitted per model and node;
-h. a model is loaded where it starts soonest, waiting and making room included; only tokens move.
+h. a model is loaded where it starts soonest, waiting and making room included; only tokens move;
+i. what moves is tokens, a few bytes each, and no failure of source, target or client costs or doubles one.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from sllmd.core.ids import ModelName, NodeId, ReplicaId
+from sllmd.core.ids import Digest, GenerationId, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.core.units import MIB
 from sllmd.engine.memory import map_partitions
+from sllmd.engine.protocol import GenerationState, Sampling
 from sllmd.engine.weights import Weights
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
+from sllmd.roles.transcript import pack_work
+from sllmd.roles.work import Work
 from sllmd.scheduler import reports
 from sllmd.scheduler.decisions import Load, Source
 from sllmd.scheduler.estimate import recompute_seconds, tokens_out
@@ -56,9 +60,11 @@ from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.manifest import ALIGNMENT_BYTES, CHUNK_BYTES, Manifest
 from sllmd.store.store import Store
+from sllmd.wire.codec import pack_payload
 from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, smaps_bytes, until
 from tests.loader.servers import Answer, RangeServer, Request, range_server
 from tests.scheduler.cluster import NOW, decide, inventory, keeper, model, replica, told
+from tests.simulation.migration.world import WHATS, WHENS, World
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 512, 1408, 8, 259
 """A llama of some 100 MB in float32: several chunks, and large beside what a process needs anyway."""
@@ -635,3 +641,19 @@ def test_h_startup_time_is_better_in_the_tail_than_every_baseline() -> None:
         for policy in ("startup", *BASELINES)
     }
     assert p99["startup"] < min(p99[policy] for policy in BASELINES)
+
+
+@pytest.mark.parametrize("tokens", [256, 1000, 4000])
+def test_i_what_moves_is_tokens_and_not_their_cache(tokens: int) -> None:
+    """Section 5.1: kilobytes, where keys and values would be megabytes (36 kB a token for OPT-125M)."""
+    state = GenerationState(GenerationId("g"), [50_000] * tokens, Sampling(1, 100), [50_000] * 100)
+    work = Work(RequestId("r"), ModelName("m"), Digest("d"), state)
+    assert len(pack_payload(pack_work(work), MIB)) <= 4 * (tokens + 100) + 300
+
+
+@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("when", WHENS)
+def test_i_no_failure_costs_or_doubles_a_token(when: Any, what: Any) -> None:
+    """Section 5.4: the source dies while the target loads, the target dies, the generation ends meanwhile."""
+    worlds = [World(seed, when, what) for seed in range(10)]
+    assert [world.run() for world in worlds] == [[]] * len(worlds)

@@ -20,9 +20,9 @@ class EchoedText:
 
     text: str
 
-    def logprobs(self, generation: Account) -> dict[str, Any]:
+    def logprobs(self, generation: Account) -> dict[str, Any]:  # noqa: ARG002
         """A stream that echoes with log probabilities cannot be resumed."""
-        raise NotImplementedError
+        raise AssertionError("a stream that echoes with log probabilities is not kept")
 
 
 @dataclass(frozen=True, slots=True)
