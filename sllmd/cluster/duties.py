@@ -18,7 +18,7 @@ from sllmd.cluster.admitting import AUTHORITY_METHOD, RENEW_METHOD
 from sllmd.cluster.agreeing import keeps_authority
 from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.commands import NodeAdmit, NodeRemove
-from sllmd.cluster.catalogue.results import Denied, Reason
+from sllmd.cluster.catalogue.results import Denied, Reason, Result
 from sllmd.cluster.home import Belonging
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerRefused, SllmdError
 from sllmd.wire.identity import make_identity, make_request, new_key, parse_authority
@@ -30,6 +30,8 @@ MEET_SECONDS = 3.0
 """A node that was just let in waits so long for gossip to know the others; later it goes on without."""
 RETRY_SECONDS = 1.0
 """Before something that the cluster could not do is asked for again, or a crashed duty begins anew."""
+RECORD_TRIES = 3
+"""For one change of this node's record: somebody else's may come in between (a cordon, its address)."""
 CERTIFICATE_SECONDS = 3600.0
 """How often the certificate's age is looked at; it is renewed months before its end."""
 AUTHORITY_SECONDS = 2.0
@@ -153,7 +155,28 @@ class Duties:
     # --- this node's papers ---
 
     async def _register(self) -> None:
-        """The catalogue knows this node as it is now."""
+        """The catalogue knows this node as it is now. Raises ControlUnavailable."""
+        await self._put_record()
+        for lost in self._belonging.lost:
+            await self._node.control.propose(NodeRemove(lost, None))
+        if self._belonging.founding or self._belonging.lost:
+            self._belonging = replace(self._belonging, founding=False, lost=())
+            await asyncio.to_thread(self._node.home.save_belonging, self._belonging)
+        await self.register_key()
+
+    async def _put_record(self) -> None:
+        """This node's record as it should be. Raises ControlUnavailable when others keep changing it."""
+        for _ in range(RECORD_TRIES):
+            result = await self._try_record()
+            if not isinstance(result, Denied):
+                return
+            if result.reason is not Reason.CONFLICT:
+                self._not_registered(result)
+                return
+        raise ControlUnavailable("this node's record changes all the time", retry_after_seconds=RETRY_SECONDS)
+
+    async def _try_record(self) -> Result | None:
+        """Put the record if it is another; what came of it."""
         node = self._node
         catalogue = await node.control.read()
         known = catalogue.nodes.get(node.identity.node)
@@ -167,16 +190,9 @@ class Duties:
             node.labels,
             known.revision if known else 0,
         )
-        if known is None or _facts(wanted) != _facts(known):
-            result = await node.control.propose(wanted)
-            if isinstance(result, Denied):
-                self._not_registered(result)
-        for lost in self._belonging.lost:
-            await node.control.propose(NodeRemove(lost, None))
-        if self._belonging.founding or self._belonging.lost:
-            self._belonging = replace(self._belonging, founding=False, lost=())
-            await asyncio.to_thread(node.home.save_belonging, self._belonging)
-        await self.register_key()
+        if known is not None and _facts(wanted) == _facts(known):
+            return None
+        return await node.control.propose(wanted)
 
     async def register_key(self) -> None:
         """Nodes with the cluster key may join."""
@@ -185,10 +201,6 @@ class Duties:
             await node.tokens.register(node.key)
 
     def _not_registered(self, result: Denied) -> None:
-        if result.reason is Reason.CONFLICT:
-            raise ControlUnavailable(
-                "this node's record changed meanwhile", retry_after_seconds=RETRY_SECONDS
-            )
         if result.reason is Reason.REMOVED:
             return  # the catalogue tells, too
         _log.warning(

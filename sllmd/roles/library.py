@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from sllmd.cluster.catalogue.records import Deployment
 from sllmd.cluster.catalogue.state import Catalogue
 from sllmd.core.errors import MalformedCheckpoint, ModelNotFound, NotHere
-from sllmd.core.ids import Digest, ModelName
+from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.loader.peer import PEERS_ONLY_URL
 from sllmd.roles.inventory import CheckpointFact
 from sllmd.roles.naming import Deployed, Own, conflict_of, serves_own
@@ -32,6 +32,8 @@ Files = Mapping[str, bytes]
 class Shared:
     """What a library knows of the cluster."""
 
+    node: NodeId
+    """This one."""
     adopted: Store
     catalogue: Callable[[], Catalogue]
     table: Callable[[], Table]
@@ -140,8 +142,10 @@ class Library:
         return self._shared.table().checkpoint(digest) if self._shared is not None else None
 
     def state_elsewhere(self, name: ModelName, digest: Digest) -> str | None:
-        """The best state of its replicas over all nodes; None: there are none."""
-        states = self._shared.table().states(name, digest) if self._shared is not None else []
+        """The best state of its replicas on other nodes; None: there are none."""
+        if self._shared is None:
+            return None
+        states = self._shared.table().states(name, digest, besides=self._shared.node)
         return next((state for state in ("serving", "starting", *states) if state in states), None)
 
     # -- checkpoints ---------------------------------------------------------------------------

@@ -90,9 +90,10 @@ class Table:
         facts = (fact for each in self.inventories.values() for fact in each.checkpoints)
         return next((fact for fact in facts if fact.digest == digest), None)
 
-    def states(self, model: ModelName, digest: Digest) -> list[str]:
-        """In which states its replicas are, over all nodes."""
-        replicas = (fact for each in self.inventories.values() for fact in each.replicas)
+    def states(self, model: ModelName, digest: Digest, *, besides: NodeId) -> list[str]:
+        """In which states its replicas are, over all nodes but one: that one knows better itself."""
+        others = (each for node, each in self.inventories.items() if node != besides)
+        replicas = (fact for each in others for fact in each.replicas)
         return [fact.state for fact in replicas if (fact.model, fact.digest) == (model, digest)]
 
 
