@@ -262,7 +262,7 @@ async def test_when_nobody_can_decide_views_go_on_and_the_rest_says_so(stores: S
     await done(stores.nodes[0], setting("before"))
     await same_catalogue(stores.nodes)
     survivor = await stores.stop_deciding()
-    with pytest.raises(ControlUnavailable):
+    with pytest.raises((ControlUnavailable, OutcomeUnknown)) as refusal:
         await survivor.propose(setting("meanwhile"))
     with pytest.raises(ControlUnavailable):
         await survivor.read()
@@ -280,7 +280,8 @@ async def test_when_nobody_can_decide_views_go_on_and_the_rest_says_so(stores: S
                 continue
     catalogue = await same_catalogue(stores.nodes)
     assert value_of(catalogue, "after") == b""
-    assert value_of(catalogue, "meanwhile") is None, "what was never begun was carried out"
+    if refusal.type is ControlUnavailable:  # else an etcd without a majority took it, and may finish it
+        assert value_of(catalogue, "meanwhile") is None, "what was never begun was carried out"
 
 
 async def test_a_new_node_catches_up_from_a_snapshot(stores: Stores) -> None:
