@@ -134,7 +134,8 @@ class DataPlane:
         await asyncio.to_thread(self._adopted.prepare)
         fetch = FileFetch(self._connect, self._file_holders).fetch
         self._chunks.table = lambda: self.table
-        self._library.share(Shared(identity.node, self._adopted, self._catalogue, lambda: self.table, fetch))
+        view, adopted = self._node.control.view, self._adopted
+        self._library.share(Shared(identity.node, adopted, view, lambda: self.table, fetch))
         self._agent.changed = self.reporter.note_change
         self._agent.keep_alive_of = self._keep_alive_of
         self._started = True

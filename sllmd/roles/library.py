@@ -8,12 +8,13 @@ weights. Start at ``checkpoint`` and ``obtain``.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sllmd.cluster.catalogue.records import Deployment
-from sllmd.cluster.catalogue.state import Catalogue
-from sllmd.core.errors import MalformedCheckpoint, ModelNotFound, NotHere
+from sllmd.cluster.control import View
+from sllmd.core.errors import ControlUnavailable, MalformedCheckpoint, ModelNotFound, NotHere
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.loader.peer import PEERS_ONLY_URL
 from sllmd.roles.inventory import CheckpointFact
@@ -35,7 +36,7 @@ class Shared:
     node: NodeId
     """This one."""
     adopted: Store
-    catalogue: Callable[[], Catalogue]
+    view: Callable[[], View]
     table: Callable[[], Table]
     fetch: Callable[[Digest], Awaitable[Files]]
     """A checkpoint's manifest and small files, from whoever has them. Raises NotHere."""
@@ -62,18 +63,18 @@ class Library:
     def models(self) -> list[StoredModel]:
         """All models, by name."""
         stored = {model.name: model for model in self.own.models()}
-        deployments = dict(self._shared.catalogue().deployments.items()) if self._shared is not None else {}
+        deployments = self._deployments()
         names = sorted({*stored, *map(ModelName, deployments)})
         return [self._shown(stored.get(name), deployments.get(name)) for name in names]
 
     def model(self, name: str) -> StoredModel:
-        """What ``name`` or alias stands for. Raises ModelNotFound, MalformedCheckpoint."""
+        """What a name or alias stands for. Raises ModelNotFound, ControlUnavailable, MalformedCheckpoint."""
         return self._shown(*self._meaning(name))
 
     def _meaning(self, name: str) -> tuple[StoredModel | None, Deployment | None]:
         """The store's model if it is served, and the deployment of the name, if there is one."""
         deployment = self._deployment(name)
-        own = self._own(deployment.name) if deployment is not None else self.own.model(name)
+        own = self._own(deployment.name) if deployment is not None else self._stored(name)
         if deployment is None and own is not None:
             deployment = self._deployment(own.name)
         if own is not None and self._serves(own, deployment):
@@ -83,12 +84,31 @@ class Library:
             raise ModelNotFound(self._conflict(own, None) or "", param="model")
         return None, deployment
 
+    def _deployments(self) -> dict[str, Deployment]:
+        return dict(self._shared.view().catalogue.deployments.items()) if self._shared is not None else {}
+
     def _deployment(self, name: str) -> Deployment | None:
         if self._shared is None:
             return None
-        catalogue = self._shared.catalogue()
+        catalogue = self._shared.view().catalogue
         deployed = catalogue.names.get(name)
         return catalogue.deployments.get(deployed) if deployed is not None else None
+
+    def _stored(self, name: str) -> StoredModel:
+        """The store's model of a name that is not deployed, as far as this node knows.
+
+        Raises ModelNotFound, or ControlUnavailable when it knows nothing of the cluster yet.
+        """
+        try:
+            return self.own.model(name)
+        except ModelNotFound:
+            if self._shared is not None and math.isinf(self._shared.view().age_seconds):
+                raise ControlUnavailable(
+                    f"whether there is a model `{name}` is not known yet: this node has just started and"
+                    " has not heard of the cluster's models",
+                    retry_after_seconds=1,
+                ) from None
+            raise
 
     def _own(self, name: ModelName) -> StoredModel | None:
         """The store's entry of exactly this name."""
@@ -151,7 +171,7 @@ class Library:
     # -- checkpoints ---------------------------------------------------------------------------
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """What ``name`` stands for, as it is on this node. Raises ModelNotFound, NotHere, or as the store."""
+        """What ``name`` stands for, as it is on this node. Raises as ``model``, NotHere, or as the store."""
         own, deployment = self._meaning(name)
         if own is not None:
             return self.own.resolve(own.name)
@@ -190,7 +210,7 @@ class Library:
 
     async def _adopt(self, name: ModelName, digest: Digest, shared: Shared) -> Checkpoint:
         files = await shared.fetch(digest)
-        deployment = shared.catalogue().deployments.get(name)
+        deployment = shared.view().catalogue.deployments.get(name)
         same = deployment is not None and deployment.spec.digest == digest
         source = deployment.spec.source if deployment is not None and same else ""
         return await asyncio.to_thread(adopt, shared.adopted, name, digest, files, source or PEERS_ONLY_URL)
