@@ -10,9 +10,13 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         sys.stdout.write(f"sllmd {__version__}\n")
         return
-    from sllmd.cli.app import main as run_command_line  # noqa: PLC0415 - `--version` needs none of it
+    try:
+        from sllmd.cli.app import main as run_command_line  # noqa: PLC0415 - `--version` needs none of it
 
-    run_command_line()
+        run_command_line()
+    except KeyboardInterrupt:  # before a command could take it, or once more while one ended
+        sys.stderr.write("sllmd: interrupted\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

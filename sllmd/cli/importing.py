@@ -39,14 +39,18 @@ def import_(
         def on_progress(progress: ImportProgress) -> None:
             update(progress.stage, progress.bytes_done, progress.bytes_total)
 
-        checkpoint = import_checkpoint(
-            into,
-            source,
-            name=name,
-            partitions=partitions,
-            in_place=in_place,
-            on_progress=on_progress,
-        )
+        try:
+            checkpoint = import_checkpoint(
+                into,
+                source,
+                name=name,
+                partitions=partitions,
+                in_place=in_place,
+                on_progress=on_progress,
+            )
+        except KeyboardInterrupt:
+            session.note("sllmd: interrupted; the store is as it was")
+            raise
     seconds = time.monotonic() - began_seconds
     size = format_bytes(checkpoint.manifest.size_bytes)
     replaced = before.get(checkpoint.name)

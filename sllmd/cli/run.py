@@ -65,7 +65,7 @@ def run(
         _converse(talk, messages)
         return
     text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
-    if not text:
+    if not text.strip():
         raise InvalidRequest("nothing to ask", hint='give a prompt: sllmd run MODEL "Hello"')
     _answer(talk, [*messages, {"role": "user", "content": text}])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,30 @@ def test_a_source_that_is_not_there_is_1(sllmd: RunCommand, tmp_path: Path) -> N
     assert outcome.code in (1, 2)
     assert "nothing" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_an_interrupted_import_says_so_in_one_line(
+    sllmd: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    make_builtin("tiny", source)
+
+    class Stopper:
+        """A progress bar at which somebody presses Ctrl-C."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Stopper:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def __call__(self, *_: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("sllmd.cli.importing.byte_bar", Stopper)
+    outcome = sllmd("import", str(source), "--store", str(tmp_path / "store"))
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err == "sllmd: interrupted; the store is as it was\n"
+    assert sllmd("list", "--store", str(tmp_path / "store")).out == ""
 
 
 def test_without_a_daemon_the_configured_store_is_used(sllmd: RunCommand, tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_run_reads_standard_input(at_daemon: RunningDaemon) -> None:
     assert result.stdout
 
 
+@pytest.mark.parametrize("said", ["", " \n"])
+def test_nothing_to_ask_is_2(said: str) -> None:
+    result = subprocess.run(
+        command("run", "tiny"),
+        input=said, env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "nothing to ask" in result.stderr
+
+
 def test_a_copy_in_use_is_not_evicted_and_says_so(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
     assert sllmd("run", "tiny", "x", "--max-tokens", "1", "--keep-alive", "-1").code == 0
     head, line = sllmd("ps").out.splitlines()
