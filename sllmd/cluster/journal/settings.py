@@ -9,7 +9,7 @@ from sllmd.core.units import MIB
 
 
 class JournalSettings(Frozen):
-    """``[cluster.journal]``."""
+    """``[cluster.journal]``: how this node keeps the log of what the cluster agreed on, on its disk."""
 
     segment_bytes: ByteSize = ByteSize(16 * MIB)
     """A new segment is begun beyond this size. Smaller: space comes back sooner after a snapshot."""
