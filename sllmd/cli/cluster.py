@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.session import Session, command
+from sllmd.cli.session import Session, command, duration_option
 from sllmd.cli.tables import Column
 from sllmd.core.errors import SllmdError
-from sllmd.core.units import format_age, parse_duration_seconds
+from sllmd.core.units import format_age
 
 app = typer.Typer()
 node_app = typer.Typer(help="List nodes, or remove one that is dead.", no_args_is_help=True)
@@ -128,7 +128,7 @@ def leave(
     Running requests finish, leadership and vote go to other nodes. To stop a node for a while, stop its
     daemon.
     """
-    order = {} if drain is None else {"drain_seconds": parse_duration_seconds(drain)}
+    order = {} if drain is None else {"drain_seconds": duration_option("--drain", drain)}
     status = session.client.get("/sllmd/v1/status")
     running = status["requests_running"]
     session.note(f"{status['node']} leaves{f'; {running} running requests may finish' if running else ''}")

@@ -17,7 +17,7 @@ from sllmd.cli.session import Session, command
 from sllmd.config.layers import ENVIRONMENT_PREFIX
 from sllmd.config.loading import Loaded, load_config
 from sllmd.config.reference import effective, json_schema, reference
-from sllmd.core.errors import ConfigError, ModelNotFound, StoreError
+from sllmd.core.errors import ConfigError, InvalidRequest, ModelNotFound, StoreError
 from sllmd.store.store import Store
 
 app = typer.Typer()
@@ -27,6 +27,7 @@ app.add_typer(config_app, name="config")
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="[default: ~/.config/sllmd or /etc/sllmd/sllmd.toml]")
 ]
+FileOption = Annotated[Path | None, typer.Option("--config", help="The same as FILE, as for `sllmd start`.")]
 DevOption = Annotated[bool, typer.Option("--dev", help="As `sllmd start --dev` would have it.")]
 
 
@@ -38,9 +39,11 @@ def version(session: Session) -> None:
 
 
 @command(config_app, "check")
-def check(session: Session, file: FileArgument = None, dev: DevOption = False) -> None:
+def check(
+    session: Session, file: FileArgument = None, config: FileOption = None, dev: DevOption = False
+) -> None:
     """Try a configuration as `sllmd start` would read it, without starting anything."""
-    loaded = load_config(file, dev=dev)
+    loaded = load_config(_one_file(file, config), dev=dev)
     check_exposure(loaded.config.api)
     _check_sources(loaded)
     read = str(loaded.file) if loaded.file else None
@@ -49,6 +52,12 @@ def check(session: Session, file: FileArgument = None, dev: DevOption = False) -
     session.show_object(
         {"ok": True, "file": read, "variables": variables}, f"configuration is good ({where})"
     )
+
+
+def _one_file(argument: Path | None, option: Path | None) -> Path | None:
+    if argument is not None and option is not None:
+        raise InvalidRequest(f"two files are named: {argument} and {option}")
+    return argument or option
 
 
 def _check_sources(loaded: Loaded) -> None:
@@ -69,11 +78,12 @@ def _check_sources(loaded: Loaded) -> None:
 def show(
     session: Session,
     file: FileArgument = None,
+    config: FileOption = None,
     dev: DevOption = False,
     origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
 ) -> None:
     """Show the configuration in force."""
-    loaded = load_config(file, dev=dev)
+    loaded = load_config(_one_file(file, config), dev=dev)
     values = loaded.config.model_dump(mode="json")
     if origin:
         values = {

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.session import Session, command
+from sllmd.cli.session import Session, command, duration_option
 from sllmd.core.errors import BusyError
-from sllmd.core.units import parse_duration_seconds
 
 app = typer.Typer()
 
@@ -35,8 +34,8 @@ def drain(
     It stays so, over restarts too, until `sllmd undrain`. Nothing is cut short: what has not moved when the
     deadline comes goes on, and the command fails.
     """
+    order = {"deadline_seconds": duration_option("--deadline", deadline), "migrate": migrate}
     name = node or session.client.get("/sllmd/v1/status")["node"]
-    order = {"deadline_seconds": parse_duration_seconds(deadline), "migrate": migrate}
     step: Mapping[str, Any] = {}
     for step in session.client.stream(f"/sllmd/v1/nodes/{segment(name)}/drain", order):
         if session.for_people and step["status"] == "draining":

@@ -17,10 +17,9 @@ from urllib.parse import urlencode
 
 import typer
 
-from sllmd.cli.session import OutputFormat, Session, command
+from sllmd.cli.session import OutputFormat, Session, command, duration_option
 from sllmd.cli.tables import as_json, printable
 from sllmd.core.errors import CallerError, SllmdError
-from sllmd.core.units import parse_duration_seconds
 
 app = typer.Typer()
 
@@ -57,7 +56,7 @@ def events(
     no_follow: NoFollowOption = False,
 ) -> None:
     """Follow what happens in the cluster, as one node sees it; with -o json one object a line."""
-    query = {"since": str(time.time() - parse_duration_seconds(since)), "node": node}
+    query = {"since": str(time.time() - duration_option("--since", since)), "node": node}
     _print_all(session, "/sllmd/v1/events", query, event_line, follow=not no_follow)
 
 

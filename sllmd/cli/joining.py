@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.session import Session, command
+from sllmd.cli.session import Session, command, duration_option
 from sllmd.cli.tables import Column
 from sllmd.core.errors import StoreError
-from sllmd.core.units import format_seconds, parse_duration_seconds
+from sllmd.core.units import format_seconds
 from sllmd.wire.cluster_key import KEY_BYTES, ClusterKey
 
 app = typer.Typer()
@@ -33,7 +33,7 @@ def create(
     ] = None,
 ) -> None:
     """Make a join token. It is shown now and never again."""
-    body = {"lifetime_seconds": parse_duration_seconds(ttl), "uses": uses}
+    body = {"lifetime_seconds": duration_option("--ttl", ttl), "uses": uses}
     made = session.client.post("/sllmd/v1/tokens", body)
     shown = made["token"]
     if file is not None:

@@ -12,11 +12,11 @@ import typer
 from sllmd.cli.agreement import cluster_pairs
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
-from sllmd.cli.session import ModelArgument, Session, command
+from sllmd.cli.session import ModelArgument, Session, command, duration_option
 from sllmd.cli.tables import Column, counted, fields, table
 from sllmd.cli.waterfall import waterfall
 from sllmd.core.errors import SllmdError
-from sllmd.core.units import format_bytes, format_seconds, parse_duration_seconds
+from sllmd.core.units import format_bytes, format_seconds
 
 app = typer.Typer()
 
@@ -186,7 +186,7 @@ def status(
 ) -> None:
     """Show the node and its cluster: who leads, what is wrong, devices, memory."""
     if wait is not None:
-        _wait_until_ready(session, parse_duration_seconds(wait))
+        _wait_until_ready(session, duration_option("--wait", wait))
     node = session.client.get("/sllmd/v1/status")
     session.show_object(node, _status_text(node))
 

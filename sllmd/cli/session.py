@@ -20,11 +20,14 @@ from sllmd.config.loading import Loaded, load_config
 from sllmd.core.errors import (
     BusyError,
     CallerError,
+    ConfigError,
     ContextLengthExceeded,
     InvalidApiKey,
+    InvalidRequest,
     ModelNotFound,
     SllmdError,
 )
+from sllmd.core.units import parse_duration_seconds
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -134,6 +137,14 @@ def exit_code(error: SllmdError) -> int:
         if isinstance(error, kind):
             return code
     return EXIT_FAILED
+
+
+def duration_option(option: str, text: str) -> float:
+    """The seconds that ``option`` was given as ``text``. Raises InvalidRequest."""
+    try:
+        return parse_duration_seconds(text)
+    except ConfigError as error:
+        raise InvalidRequest(f"{option}: {error.message}", hint=error.hint) from None
 
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]

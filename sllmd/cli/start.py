@@ -16,7 +16,7 @@ from sllmd.cli.session import EXIT_INTERRUPTED, Session, command
 from sllmd.config.layers import KeyPath
 from sllmd.config.loading import Loaded, load_config
 from sllmd.config.paths import data_directory, socket_file
-from sllmd.core.errors import InvalidRequest, SllmdError
+from sllmd.core.errors import ConfigError, InvalidRequest, SllmdError
 from sllmd.daemon import run
 
 app = typer.Typer()
@@ -42,7 +42,8 @@ def start(
         str | None, typer.Option(envvar="SLLMD_TOKEN", help="Join token, from `sllmd token create`.")
     ] = None,
     bootstrap_expect: Annotated[
-        int | None, typer.Option(help="Found the cluster together with so many new nodes, see [cluster].")
+        int | None,
+        typer.Option(help="Found the cluster together with so many new nodes, all in --join."),
     ] = None,
     cluster_listen: Annotated[
         str | None, typer.Option(help="IP[:PORT] for other nodes; 0.0.0.0 opens this node to other machines.")
@@ -66,7 +67,7 @@ def start(
         },
         assignments,
     )
-    loaded = load_config(config, flags=flags, dev=dev)
+    loaded = _load(config, flags, dev=dev)
     if dev:
         flags += _place_of_its_own(loaded, name)
         loaded = load_config(config, flags=flags, dev=dev)
@@ -79,6 +80,19 @@ def start(
     session.note("stopped at once" if cut_short else "stopped")
     if cut_short:
         raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _load(config: Path | None, flags: list[tuple[KeyPath, Any, str]], *, dev: bool) -> Loaded:
+    """The configuration. Raises ConfigError; InvalidRequest when it is good but for the flags."""
+    try:
+        return load_config(config, flags=flags, dev=dev)
+    except ConfigError as error:
+        wrong = error
+    try:
+        load_config(config, dev=dev)
+    except ConfigError:
+        raise wrong from None
+    raise InvalidRequest(wrong.message, hint=wrong.hint)
 
 
 def _allow_many_descriptors() -> None:

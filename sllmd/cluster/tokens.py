@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sllmd.cluster.catalogue.commands import TokenCreate, TokenRevoke
 from sllmd.cluster.catalogue.results import Denied
 from sllmd.cluster.control import ControlStore
-from sllmd.core.errors import InvalidRequest
+from sllmd.core.errors import RecordNotFound
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.token import SECRET_BYTES, TOKEN_ID_BYTES, JoinToken, hash_secret, make_token
 
@@ -62,10 +62,10 @@ class Tokens:
         ]
 
     async def revoke(self, token_id: str) -> None:
-        """Nobody joins with it any more; who did stays. Raises InvalidRequest when there is none."""
+        """Nobody joins with it any more; who did stays. Raises RecordNotFound when there is none."""
         result = await self._control.propose(TokenRevoke(token_id))
         if isinstance(result, Denied):
-            raise InvalidRequest(f"there is no join token `{token_id}`", hint="`sllmd token list` shows them")
+            raise RecordNotFound(f"there is no join token `{token_id}`", hint="`sllmd token list` shows them")
 
     async def _put(self, token: JoinToken, expires_at_seconds: float, uses: int) -> None:
         body = TokenCreate(token.token_id, hash_secret(token.secret), expires_at_seconds, uses)

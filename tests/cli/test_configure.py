@@ -15,6 +15,8 @@ def test_check_is_quiet_about_good_and_precise_about_bad(sllmd: RunCommand, tmp_
     file = tmp_path / "sllmd.toml"
     file.write_text('[serving]\nkeep_alive = "1m"\n')
     assert sllmd("config", "check", str(file)).code == 0
+    assert str(file) in sllmd("config", "check", "--config", str(file)).out
+    assert sllmd("config", "check", str(file), "--config", str(file)).code == 2
     file.write_text('[serving]\nkeep_alife = "1m"\n')
     outcome = sllmd("config", "check", str(file))
     assert (outcome.code, outcome.out) == (1, "")

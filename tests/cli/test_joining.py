@@ -48,7 +48,10 @@ def test_recover_says_what_it_means_and_needs_a_cluster(sllmd: RunCommand, tmp_p
     assert "--force-new-cluster" in outcome.err
     outcome = sllmd("recover", "--force-new-cluster", "--data-dir", str(tmp_path))
     assert outcome.code == 1
-    assert "of no cluster" in outcome.err
+    assert "no node of a cluster" in outcome.err
+    nowhere = tmp_path / "nowhere"
+    assert sllmd("recover", "--force-new-cluster", "--data-dir", str(nowhere)).code == 1
+    assert not nowhere.exists()
 
 
 @pytest.mark.slow
@@ -65,7 +68,7 @@ def test_tokens_are_made_shown_once_and_revoked(
         assert (row["id"], row["uses_left"], row["used"]) == (token.token_id, 3, 0)
         assert token.secret not in sllmd("token", "list", "-o", "wide").out
         assert sllmd("token", "revoke", token.token_id).code == 0
-        assert sllmd("token", "revoke", token.token_id).code == 2
+        assert sllmd("token", "revoke", token.token_id).code == 4
         assert sllmd("token", "list").out == ""
         kept = sllmd("token", "create", "--file", str(tmp_path / "token"))
         assert kept.out.strip() == str(tmp_path / "token")

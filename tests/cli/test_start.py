@@ -112,8 +112,31 @@ def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_an_unknown_key(sllmd: RunCommand) -> None:
     outcome = sllmd("start", "--set", "serving.keep_alve=1")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "--set serving.keep_alve: unknown key `serving.keep_alve`; did you mean" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("start", "--listen", "banana"),
+        ("token", "create", "--ttl", "banana"),
+        ("drain", "--deadline", "banana"),
+        ("leave", "--drain", "banana"),
+        ("events", "--since", "banana"),
+        ("status", "--wait", "banana"),
+    ],
+)
+def test_a_bad_value_of_an_option_is_2(sllmd: RunCommand, arguments: tuple[str, ...]) -> None:
+    outcome = sllmd(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "banana" in outcome.err
+
+
+def test_a_file_that_is_wrong_without_the_flags_too_is_1(sllmd: RunCommand, tmp_path: Path) -> None:
+    file = tmp_path / "sllmd.toml"
+    file.write_text("[serving]\nkeep_alve = 1\n")
+    assert sllmd("start", "--config", str(file), "--name", "a").code == 1
 
 
 @pytest.mark.parametrize("assignment", ["serving", "keep_alive=1", "=1"])
