@@ -43,7 +43,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("serving", "Show where a request's time went."),
     "simulate": ("simulate", "Try placement policies on a virtual cluster."),
     "import": ("importing", "Bring a model into the store."),
-    "list": ("models", "List the models in the store."),
+    "list": ("models", "List the models that are served, or in the store."),
     "show": ("models", "Show everything about one model."),
     "rm": ("models", "Remove a model from the store."),
     "verify": ("models", "Check a model's bytes against its checksums."),

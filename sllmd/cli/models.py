@@ -1,20 +1,25 @@
-"""Commands on the store of this machine, with or without a daemon beside them."""
+"""Commands on models: what a daemon serves, its cluster's models included, or what lies in a store.
+
+``list`` and ``show`` ask the daemon, if there is one and no store is named; the others change or read the
+store's own bytes, with or without a daemon beside them.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sllmd.cli.client import DaemonUnreachable
+from sllmd.cli.client import DaemonUnreachable, segment
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column, fields
-from sllmd.core.errors import SllmdError, StoreError
+from sllmd.core.errors import ModelNotFound, SllmdError, StoreError
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.store import Store, StoredModel
@@ -39,30 +44,49 @@ _COLUMNS = (
 )
 
 
+_TIERS = {"peer": "on other nodes"}
+_SERVED_COLUMNS = (
+    *_COLUMNS[:2],
+    Column("STATE", lambda row: row["state"]),
+    Column("TIER", lambda row: _TIERS.get(row["tier"], row["tier"])),
+    *_COLUMNS[2:],
+)
+
+
 @command(app, "list")
 def list_(session: Session, store: StoreOption = None) -> None:
-    """List the models in the store."""
-    models = store_of(session, store).models()
-    session.show_rows(
-        [_model_json(model) for model in models], _COLUMNS, empty="no models yet: sllmd import DIR|FILE|URL"
-    )
-    for model in models:
-        if model.problem:
-            session.note(f"{model.name}: {model.problem}")
+    """List the models that the daemon serves; without a daemon, or with --store, those in the store."""
+    columns: Sequence[Column] = _COLUMNS
+    if _asks_daemon(session, store):
+        columns = _SERVED_COLUMNS
+        rows = [_served_json(card) for card in session.client.get("/sllmd/v1/models")["models"]]
+    else:
+        rows = [_model_json(model) for model in store_of(session, store).models()]
+    session.show_rows(rows, columns, empty="no models yet: sllmd import DIR|FILE|URL")
+    for row in rows:
+        if row["problem"]:
+            session.note(f"{row['name']}: {row['problem']}")
 
 
 @command(app, "show")
 def show(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
-    """Show everything about one model."""
-    checkpoint = store_of(session, store).resolve(model)
-    facts = checkpoint_json(checkpoint)
-    session.show_object(facts, _facts_text(facts))
+    """Show everything about one model, as `list` finds it."""
+    if not _asks_daemon(session, store):
+        facts = checkpoint_json(store_of(session, store).resolve(model))
+        session.show_object(facts, fields(_facts_pairs(facts)))
+        return
+    served = _served_json(session.client.get(f"/sllmd/v1/models/{segment(model)}"))
+    local = _facts_beside(_daemon_store(session), served)
+    pairs = _facts_pairs(local) if local else _served_pairs(served)
+    pairs.append(("state", f"{served['state']}, {_TIERS.get(served['tier'], served['tier'])}"))
+    session.show_object(served | (local or {}), fields(pairs))
 
 
 @command(app, "rm")
 def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
     """Remove a model from the store, or an alias; a model served in place keeps its own files."""
-    freed_bytes = store_of(session, store).remove(model)
+    with _told_of_cluster(session, store, model):
+        freed_bytes = store_of(session, store).remove(model)
     session.show_object(
         {"model": model, "freed_bytes": freed_bytes}, f"{model} removed, {format_bytes(freed_bytes)} freed"
     )
@@ -79,7 +103,8 @@ def verify(session: Session, model: ModelArgument, store: StoreOption = None) ->
             verified_bytes = done
             update("verifying", done, total)
 
-        store_of(session, store).verify(model, on_progress)
+        with _told_of_cluster(session, store, model):
+            store_of(session, store).verify(model, on_progress)
     session.show_object(
         {"model": model, "verified_bytes": verified_bytes, "ok": True},
         f"{model}: {format_bytes(verified_bytes)} are what was imported",
@@ -94,8 +119,50 @@ def alias(
     store: StoreOption = None,
 ) -> None:
     """Give a model another name; `sllmd rm ALIAS` takes it away."""
-    store_of(session, store).alias(name, model)
+    with _told_of_cluster(session, store, model):
+        store_of(session, store).alias(name, model)
     session.show_object({"alias": name, "model": model}, f"{name} -> {model}")
+
+
+def _asks_daemon(session: Session, directory: Path | None) -> bool:
+    """Whether ``list`` and ``show`` are about what a daemon serves: where ``store_of`` says its store."""
+    if directory is not None:
+        return False
+    if session.options.addr:
+        with _hint_at_store():
+            _daemon_store(session)
+        return True
+    try:
+        of_daemon = _daemon_store(session)
+    except SllmdError:  # store_of tells of what is more than an absent daemon
+        return False
+    configured = session.loaded.config.node.store_directory
+    return of_daemon == configured or not session.loaded.is_set(("node", "data_dir"))
+
+
+@contextmanager
+def _told_of_cluster(session: Session, directory: Path | None, name: str) -> Iterator[None]:
+    """A model that is not in the store may be one of the cluster's, imported on another node: say so."""
+    try:
+        yield
+    except ModelNotFound:
+        card = None if directory is not None else _card(session, name)
+        if card is None:
+            raise
+        raise ModelNotFound(
+            f"`{name}` is not in the store of this node; its cluster has it on other nodes",
+            hint="run this on the node that imported it; to take it from the cluster: "
+            f"DELETE /sllmd/v1/deployments/{segment(card['name'])} at {session.client.address}",
+        ) from None
+
+
+def _card(session: Session, name: str) -> Mapping[str, Any] | None:
+    """What the daemon serves under ``name``; None: nothing, or there is no daemon."""
+    try:
+        card: Mapping[str, Any] = session.client.get(f"/sllmd/v1/models/{segment(name)}")
+    except SllmdError:
+        return None
+    return card
 
 
 def store_of(session: Session, directory: Path | None) -> Store:
@@ -131,8 +198,14 @@ def store_of(session: Session, directory: Path | None) -> Store:
 
 
 def _named_daemon_store(session: Session) -> Path:
-    try:
+    with _hint_at_store():
         return _here(_daemon_store(session), session)
+
+
+@contextmanager
+def _hint_at_store() -> Iterator[None]:
+    try:
+        yield
     except DaemonUnreachable as error:
         raise DaemonUnreachable(error.message, hint="start it, or name a store with --store") from None
 
@@ -163,6 +236,24 @@ def _model_json(model: StoredModel) -> dict[str, Any]:
     }
 
 
+def _served_json(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A daemon's card of a model, with the time of import named as for a store's models."""
+    row = dict(card)
+    row["imported_at"] = row.pop("created")
+    return row
+
+
+def _facts_beside(directory: Path, served: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the daemon's store tells of the model that it serves; None: it is elsewhere."""
+    if not directory.is_dir():
+        return None
+    try:
+        facts = checkpoint_json(Store(directory).resolve(served["name"]))
+    except ModelNotFound:
+        return None
+    return facts if facts["digest"] == served["digest"] else None
+
+
 def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
     """What programs are told of a checkpoint."""
     manifest = checkpoint.manifest
@@ -187,10 +278,22 @@ def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _facts_text(facts: Mapping[str, Any]) -> str:
+def _served_pairs(served: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("model", str(served["name"])),
+        ("aliases", ", ".join(served["aliases"]) or "-"),
+        ("architecture", str(served["architecture"])),
+        ("context", f"{served['context_tokens'] or 'unknown'} tokens"),
+        ("size", format_bytes(served["size_bytes"])),
+        ("partitions", str(served["partitions"] or "unknown")),
+        ("digest", str(served["digest"])),
+    ]
+
+
+def _facts_pairs(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     dtypes = ", ".join(f"{format_bytes(count)} {dtype}" for dtype, count in facts["bytes_per_dtype"].items())
     partitions = ", ".join(format_bytes(count) for count in facts["partitions"])
-    pairs = [
+    return [
         ("model", str(facts["name"])),
         ("architecture", str(facts["architecture"])),
         ("context", f"{facts['context_tokens'] or 'unknown'} tokens"),
@@ -202,4 +305,3 @@ def _facts_text(facts: Mapping[str, Any]) -> str:
         ("digest", str(facts["digest"])),
         ("beside it", ", ".join(facts["small_files"])),
     ]
-    return fields(pairs)

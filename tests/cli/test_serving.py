@@ -132,10 +132,10 @@ def test_the_store_is_the_configured_daemon_s_unless_one_is_configured(
     sllmd: RunCommand, daemon: RunningDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLLMD_API__UDS", daemon.address.removeprefix("unix:"))
-    listed = sllmd("list")
-    assert "tiny" in listed.out
-    assert f"store: {daemon.directory}/store (of the daemon at {daemon.address})" in listed.err
-    assert sllmd("-q", "list").err == ""
+    verified = sllmd("verify", "tiny")
+    assert verified.code == 0
+    assert f"store: {daemon.directory}/store (of the daemon at {daemon.address})" in verified.err
+    assert sllmd("-q", "verify", "tiny").err == ""
     monkeypatch.setenv("SLLMD_NODE__DATA_DIR", str(tmp_path / "own"))
     listed = sllmd("list")
     assert listed.out == ""
