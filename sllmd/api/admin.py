@@ -125,8 +125,9 @@ async def one_request(request: web.Request) -> web.Response:
         wanted = found[0].request_id
     mine = [entry for entry in found if entry.request_id == wanted]
     if not mine:
+        which = "" if wanted == "last" else f" `{wanted}`"
         raise HttpRefusal(
-            HTTPStatus.NOT_FOUND, "request_not_found", f"No request `{wanted}` is running or remembered."
+            HTTPStatus.NOT_FOUND, "request_not_found", f"No request{which} is running or remembered."
         )
     body = {"request_id": wanted, "generations": [entry.model_dump() for entry in mine]}
     return web.json_response(text=compact(body))

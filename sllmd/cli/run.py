@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.serving import TargetTier, follow_load
+from sllmd.cli.serving import TargetTier, follow_load, request_text
 from sllmd.cli.session import ModelArgument, Session, command
-from sllmd.cli.waterfall import waterfall
 from sllmd.cli.wrapping import WordWrap
 from sllmd.core.errors import InvalidRequest
 
@@ -169,4 +168,4 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
 def _show_timings(talk: _Talk, request_id: str | None) -> None:
     if talk.timings and request_id:
         request = talk.session.client.get(f"/sllmd/v1/requests/{segment(request_id)}")
-        print(f"\n{waterfall(request['generations'][0])}", file=sys.stderr)
+        print(f"\n{request_text(talk.session, request)}", file=sys.stderr)

@@ -251,4 +251,15 @@ def explain(
 ) -> None:
     """Show where a request's time went."""
     found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
-    session.show_object(found, "\n\n".join(waterfall(generation) for generation in found["generations"]))
+    session.show_object(found, request_text(session, found) if session.for_people else "")
+
+
+def request_text(session: Session, found: Mapping[str, Any]) -> str:
+    """Where the time of a request's generations went, and on which nodes they ran."""
+    generations = found["generations"]
+    placed = any(generation["node"] or generation["moves"] for generation in generations)
+    names: dict[str, str] = {}
+    if placed:
+        members = session.client.get("/sllmd/v1/members")["members"]
+        names = {member["id"]: member["name"] for member in members}
+    return "\n\n".join(waterfall(generation, names) for generation in generations)

@@ -5,46 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sllmd.cli.tables import printable
 from sllmd.core.units import format_seconds
 
 _WIDTH = 44
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def waterfall(request: Mapping[str, Any]) -> str:
-    """The picture of one RequestStatus."""
+def waterfall(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
+    """The picture of one RequestStatus; ``node_names``: of the cluster's nodes, by id."""
     stages = _stages(request)
     total_ms = max(sum(milliseconds for _, milliseconds, _ in stages), 1e-9)
     label_width = max(len(label) for label, _, _ in stages)
-    lines = [_headline(request)]
+    lines = [_headline(request, node_names)]
     begin_ms = 0.0
     for label, milliseconds, note in stages:
         bar = _bar(begin_ms / total_ms, milliseconds / total_ms)
         text = f" {label:<{label_width}} {bar} {format_seconds(milliseconds / 1000):>7}"
         lines.append(f"{text}  {note}".rstrip())
         begin_ms += milliseconds
-    lines += map(_move_line, request["moves"])
+    lines += [_move_line(move, node_names) for move in request["moves"]]
     if request.get("error"):
         lines.append(f" error: {request['error']}")
     return "\n".join(lines)
 
 
-def _headline(request: Mapping[str, Any]) -> str:
+def _headline(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
     first_token_ms = request["queue_ms"] + request["load_ms"] + request["prefill_ms"]
     parts = [
         str(request["request_id"]),
         str(request["model"]),
         f"COLD from {request['tier']}" if request["cold"] else "warm",
         str(request["state"]),
+        *([f"on {_name(request['node'], node_names)}"] if request["node"] else []),
         f"total {format_seconds(request['total_ms'] / 1000)}",
         f"first token {format_seconds(first_token_ms / 1000)}",
     ]
     return "  ".join(parts)
 
 
-def _move_line(move: Mapping[str, Any]) -> str:
+def _name(node: str, node_names: Mapping[str, str]) -> str:
+    """A node that left the cluster has only its id."""
+    return printable(node_names.get(node, node))
+
+
+def _move_line(move: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
     """A change of place, planned or not."""
-    what = "resumed elsewhere" if move["kind"] == "failover" else "moved"
+    what = "resumed" if move["kind"] == "failover" else "moved"
+    ends = [_name(node, node_names) if node else "?" for node in (move["source"], move["target"])]
+    what = f"{what} {' → '.join(ends)}"
     if move["result"] != "done":
         told = move["outcome"] or move["result"]
         return f" not {what}: {told} ({move['reason']})"

@@ -30,6 +30,10 @@ def test_a_node_without_a_store_of_its_own_tells_what_its_cluster_serves(
             until(known, "the first node knows the model")
             _listed_and_shown(sllmd)
             _not_in_the_store(sllmd)
+            assert "No request is running or remembered" in sllmd("explain").err
+            timed = sllmd("run", "m", "x", "--raw", "--max-tokens", "2", "--timings")
+            assert "  on far  " in timed.err
+            assert "  on far  " in sllmd("explain").out
             assert "m " not in sllmd("list", "--store", str(near.store)).out
 
 

@@ -12,12 +12,12 @@ def request(**changes: Any) -> dict[str, Any]:
     status |= {"cold": True, "tier": "ssd", "finish_reason": "stop", "error": None}
     status |= {"queue_ms": 100.0, "load_ms": 300.0, "load_estimate_ms": 250.0, "prefill_ms": 100.0}
     status |= {"decode_ms": 500.0, "total_ms": 1000.0, "stages_ms": {"ssd→dram": 200.0, "attach": 50.0}}
-    status |= {"prompt_tokens": 7, "completion_tokens": 6, "moves": []}
+    status |= {"prompt_tokens": 7, "completion_tokens": 6, "moves": [], "node": ""}
     return status | changes
 
 
 def test_a_cold_request() -> None:
-    head, *lines = waterfall(request()).splitlines()
+    head, *lines = waterfall(request(), {}).splitlines()
     assert head == "req_1  m  COLD from ssd  finished  total 1.00 s  first token 500 ms"
     assert [line.split()[0] for line in lines] == [
         "queue",
@@ -32,7 +32,7 @@ def test_a_cold_request() -> None:
 
 
 def test_bars_follow_each_other_and_are_as_long_as_their_share() -> None:
-    lines = waterfall(request()).splitlines()[1:]
+    lines = waterfall(request(), {}).splitlines()[1:]
     spans = [(line.index(mark), line.count("█")) for line in lines if (mark := first_mark(line))]
     starts = [start for start, _ in spans]
     assert starts == sorted(starts)
@@ -45,23 +45,30 @@ def first_mark(line: str) -> str:
 
 
 def test_a_warm_request_has_no_start() -> None:
-    text = waterfall(request(cold=False, tier="device", load_ms=0.0, stages_ms={}, load_estimate_ms=0.0))
+    text = waterfall(request(cold=False, tier="device", load_ms=0.0, stages_ms={}, load_estimate_ms=0.0), {})
     assert "  warm  " in text
     assert "start" not in text
     assert "estimated" not in text
 
 
 def test_a_failed_request_says_why() -> None:
-    assert waterfall(request(error="the worker is gone")).endswith("error: the worker is gone")
+    assert waterfall(request(error="the worker is gone"), {}).endswith("error: the worker is gone")
 
 
 def test_nothing_took_time() -> None:
-    waterfall(request(queue_ms=0.0, load_ms=0.0, stages_ms={}, prefill_ms=0.0, decode_ms=0.0, total_ms=0.0))
+    waterfall(
+        request(queue_ms=0.0, load_ms=0.0, stages_ms={}, prefill_ms=0.0, decode_ms=0.0, total_ms=0.0), {}
+    )
 
 
 def test_changes_of_place_are_told_below() -> None:
     done = {"kind": "move", "result": "done", "reason": "drain", "rounds": 2, "tokens": 900, "pause_ms": 31.0}
     lost = {"kind": "failover", "result": "failed", "reason": "node b is gone", "outcome": "nobody took it"}
-    *_, first, second = waterfall(request(moves=[done, lost])).splitlines()
-    assert first == " moved: pause 31 ms, 900 tokens, 2 rounds (drain)"
-    assert second == " not resumed elsewhere: nobody took it (node b is gone)"
+    done |= {"source": "n-a", "target": "n-b"}
+    lost |= {"source": "n-b", "target": ""}
+    names = {"n-a": "a", "n-b": "b"}
+    head, *_, first, second = waterfall(request(node="n-b", moves=[done, lost]), names).splitlines()
+    assert "  finished  on b  total" in head
+    assert first == " moved a → b: pause 31 ms, 900 tokens, 2 rounds (drain)"
+    assert second == " not resumed b → ?: nobody took it (node b is gone)"
+    assert "on n-gone " in waterfall(request(node="n-gone"), names)
