@@ -30,7 +30,7 @@ from sllmd.core.ids import NodeId
 from sllmd.wire.addresses import split_address
 from sllmd.wire.cluster_key import NONCE_BYTES, ClusterKey
 from sllmd.wire.identity import make_identity, make_request, new_authority, new_key, save_identity
-from sllmd.wire.ports import first_free
+from sllmd.wire.ports import candidates, first_free
 from sllmd.wire.rpc.connection import Local
 from sllmd.wire.rpc.hello import Hello
 from sllmd.wire.rpc.joining import AUTHORITY_METHOD, JOIN_METHOD, dial_stranger
@@ -107,7 +107,8 @@ async def bootstrap(node: NodeId, settings: ClusterSettings, key: ClusterKey) ->
             )
         )
         ports = settings.ports(settings.join)
-        await first_free(lambda port: listener.start(ports.host, port), ports.rpc, exactly=ports.exactly)
+        tried = candidates(ports.rpc, exactly=ports.exactly)
+        await first_free(lambda port: listener.start(ports.host, port), tried)
         try:
             return await gathering.decide()
         finally:

@@ -20,6 +20,7 @@ from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.commands import NodeAdmit, NodeRemove
 from sllmd.cluster.catalogue.results import Denied, Reason, Result
 from sllmd.cluster.home import Belonging
+from sllmd.cluster.membership import JOIN_RETRY_SECONDS_MAX, JOIN_RETRY_SECONDS_MIN
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerRefused, SllmdError
 from sllmd.wire.identity import make_identity, make_request, new_key, parse_authority
 
@@ -88,12 +89,33 @@ class Duties:
     # --- others ---
 
     async def _meet(self) -> None:
+        """Until somebody is found where the others were, or through ``join``, or found this node."""
         addresses = [peer.gossip for peer in self._node.remembered if peer.gossip]
         if not addresses:
             return
+        ways = [asyncio.create_task(self._rejoin(addresses)), asyncio.create_task(self._search())]
+        try:
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in done:
+                way.result()
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _rejoin(self, addresses: list[str]) -> None:
         attempt = await self._node.membership.join_for_ever(addresses)
         if not attempt.joined:
             _log.error("the other members refuse this node", address=attempt.address, reason=attempt.reason)
+
+    async def _search(self) -> None:
+        """Where the others were nobody may be any more: ask at the addresses in ``join``, too."""
+        node, pause_seconds = self._node, JOIN_RETRY_SECONDS_MIN
+        while not node.members_here():
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(JOIN_RETRY_SECONDS_MAX, 2 * pause_seconds)
+            found = [await node.gossip_address(address) for address in node.settings.join]
+            await node.membership.join([address for address in found if address])
 
     async def _remember_peers(self) -> None:
         node, known = self._node, list(self._node.remembered)

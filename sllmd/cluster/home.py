@@ -9,6 +9,7 @@
         joining.pem               the key that a node joins with, until it is in
         keyring.json              the gossip keys
         peers.json                where other members were last seen
+        ports.json                where this node was: others remember it there
         journal/                  raft's; or, where an etcd agrees:
         catalogue                 the newest that it told
 
@@ -53,6 +54,7 @@ _LOCK = "lock"
 _IDENTITY = "identity.json"
 _KEYRING = "keyring.json"
 _PEERS = "peers.json"
+_PORTS = "ports.json"
 _JOINING = "joining.pem"
 _CATALOGUE = "catalogue"
 
@@ -73,6 +75,15 @@ class Belonging:
     def joining(self) -> bool:
         """Whether it is not a member yet."""
         return not self.cluster_id
+
+
+@dataclass(frozen=True, slots=True)
+class LastPorts:
+    """Where a node listened; 0: nowhere."""
+
+    rpc: int = 0
+    gossip: int = 0
+    chunks: int = 0
 
 
 def new_id() -> str:
@@ -234,6 +245,20 @@ class Home:
     def save_peers(self, peers: Sequence[KnownPeer]) -> None:
         """Keep them for the next start."""
         self._write(_PEERS, {"peers": [asdict(peer) for peer in peers]})
+
+    def ports(self) -> LastPorts:
+        """Where this node listened when it last ran; zeros: it never did."""
+        match self._read(_PORTS):
+            case None:
+                return LastPorts()
+            case {"rpc": int(rpc), "gossip": int(gossip), "chunks": int(chunks)}:
+                return LastPorts(rpc, gossip, chunks)
+        raise self._unreadable(_PORTS)
+
+    def save_ports(self, ports: LastPorts) -> None:
+        """Keep them for the next start, if they are others than last time."""
+        if ports != self.ports():
+            self._write(_PORTS, asdict(ports))
 
     # --- files ---
 

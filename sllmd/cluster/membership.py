@@ -128,7 +128,13 @@ class Membership:
         listen = listen or Listen()
         membership = cls(identity, settings or GossipSettings(), keyring, meta)
         host = advertised_host(listen.host, listen.advertise_host)
-        bound = bind_port(listen.host, listen.port, exactly=listen.port_exactly)
+        bound = bind_port(
+            listen.host,
+            listen.port,
+            exactly=listen.port_exactly,
+            last=listen.port_last,
+            avoid=listen.avoid,
+        )
         membership.address = format_address(host, bound.port)
         membership._machine = Gossip(
             Start(

@@ -26,13 +26,13 @@ from sllmd.cluster.duties import Duties
 from sllmd.cluster.founding import found
 from sllmd.cluster.gossip import Meta
 from sllmd.cluster.gossip.messages import Status
-from sllmd.cluster.home import Belonging, Home
+from sllmd.cluster.home import Belonging, Home, LastPorts
 from sllmd.cluster.joining import join
 from sllmd.cluster.keyrings import Keyrings, offer_status
 from sllmd.cluster.membership import Membership
 from sllmd.cluster.passport import KnownPeer
 from sllmd.cluster.roster import Identity, Listen, MemberView
-from sllmd.cluster.settings import ClusterSettings
+from sllmd.cluster.settings import RPC_PORT, ClusterSettings
 from sllmd.cluster.tokens import Tokens
 from sllmd.core.errors import ConfigError, ControlUnavailable, PeerRefused, PeerUnreachable, SllmdError
 from sllmd.core.ids import NodeId
@@ -41,9 +41,10 @@ from sllmd.wire.bulk.client import BulkAddress
 from sllmd.wire.bulk.server import BulkServer, Provider
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.identity import Authority, pin_of
-from sllmd.wire.ports import first_free
+from sllmd.wire.ports import candidates, first_free
 from sllmd.wire.route import advertised_host
 from sllmd.wire.rpc.connection import Connection, Local
+from sllmd.wire.rpc.dialing import dial
 from sllmd.wire.rpc.hello import Hello
 from sllmd.wire.rpc.joining import offer_authority
 from sllmd.wire.rpc.listener import Listener
@@ -55,6 +56,8 @@ from sllmd.wire.token import JoinToken
 
 CHUNK_PORT = "chunk_port"
 """In the facts of a node's hello: where it serves chunks."""
+GOSSIP_ADDRESS = "gossip_address"
+"""In the facts of a node's hello: where it gossips, for members that lost sight of it."""
 LEAVE_RETRY_SECONDS = 10.0
 HANG_UP_SECONDS = 1.0
 """From a node's removal to the end of its connections; new ones are refused at once."""
@@ -107,6 +110,7 @@ class ClusterNode:
         """Resolved when this node must stop: it was removed, or is a copy of another."""
         self._name = name
         self._rooms = AsyncExitStack()
+        self._local: Local
         self._peers: Peers
         self._listener: Listener
         self.duties: Duties
@@ -206,7 +210,9 @@ class ClusterNode:
         known = self.home.belonging()
         if known is not None and not known.joining:
             if self.settings.join:
-                _log.info("a member already: join is ignored", cluster=known.cluster_id)
+                _log.info(
+                    "a member already: join is only for finding its cluster again", cluster=known.cluster_id
+                )
             return self.home.begin(self._name)
         if not self.settings.join:
             if known is not None:
@@ -255,7 +261,8 @@ class ClusterNode:
         self.keyring = keyring
         self.remembered = self.home.peers()
         self.authority = self.home.authority()
-        local = Local(self._hello, self.methods, self.settings.rpc, self._open_tls(), self.doorkeeper)
+        tls = self._open_tls()
+        self._local = local = Local(self._hello, self.methods, self.settings.rpc, tls, self.doorkeeper)
         self._peers, self._listener = Peers(local), Listener(local)
         self._rooms.push_async_callback(self._peers.close)
         self.control = await start_control(
@@ -329,6 +336,12 @@ class ClusterNode:
                 hint="start without --dev to meet other machines",
             )
         host = advertised_host(ports.host, self.settings.advertise or None)
+        last, avoid = self.home.ports(), self._avoided(host)
+
+        def tried(port: int, before: int) -> list[int]:
+            return candidates(port, exactly=ports.exactly, last=before, avoid=avoid)
+
+        chunk_port = 0
         if self.share is not None:
             bulk = BulkServer(self.share, self.settings.bulk, self.tls, self.doorkeeper)
             self._rooms.push_async_callback(asyncio.to_thread, bulk.close)
@@ -336,20 +349,37 @@ class ClusterNode:
             async def listen_for_chunks(port: int) -> int:
                 return bulk.start(ports.host, port)
 
-            chunk_port = await first_free(listen_for_chunks, ports.chunks, exactly=ports.exactly)
+            chunk_port = await first_free(listen_for_chunks, tried(ports.chunks, last.chunks))
             self.facts[CHUNK_PORT] = chunk_port
         self._rooms.push_async_callback(self._listener.close)
         listen = functools.partial(self._listener.start, ports.host)
-        port = await first_free(listen, ports.rpc, exactly=ports.exactly)
+        port = await first_free(listen, tried(ports.rpc, last.rpc))
         self.address = format_address(host, port)
         self.membership = self._gossip = await Membership.start(
             self.identity,
             self.keyring,
             Meta(self.address, sllmd.__version__, self.roles()),
-            listen=Listen(ports.host, ports.gossip, ports.exactly, self.settings.advertise or None),
+            listen=Listen(
+                ports.host,
+                ports.gossip,
+                ports.exactly,
+                self.settings.advertise or None,
+                last.gossip,
+                avoid,
+            ),
             settings=self.settings.gossip,
         )
         self._rooms.push_async_callback(self.membership.close)
+        self.facts[GOSSIP_ADDRESS] = self.membership.address
+        _, gossip_port = split_address(self.membership.address)
+        self.home.save_ports(LastPorts(port, gossip_port, chunk_port))
+
+    def _avoided(self, host: str) -> frozenset[int]:
+        """Ports on this machine that others remember somebody at: who restarts first must not take them."""
+        last = self.home.ports()
+        others = [address for peer in self.remembered for address in (peer.rpc, peer.gossip) if address]
+        taken = [port for at, port in map(split_address, others) if at == host]
+        return frozenset([*taken, last.rpc, last.gossip, last.chunks])
 
     async def _say_goodbye(self) -> None:
         """A restart rejoins; until then nobody needs to wait for this node, or wonder where it is."""
@@ -372,6 +402,20 @@ class ClusterNode:
             for view in self.membership.members()
             if view.status <= Status.SUSPECT and view.meta is not None
         ]
+
+    async def gossip_address(self, address: str) -> str | None:
+        """Where the member that takes calls at ``address`` gossips; None: no other of this cluster does."""
+        host, port = split_address(address, default_port=RPC_PORT)
+        if format_address(host, port) == self.address:
+            return None
+        try:
+            connection = await dial(self._local, host, port)
+        except SllmdError as error:
+            _log.info("nobody of this cluster found there", address=address, reason=error.message)
+            return None
+        found = connection.peer.facts.get(GOSSIP_ADDRESS)
+        await connection.close()
+        return found if isinstance(found, str) else None
 
     def keepers(self) -> list[NodeId]:
         """Other living nodes that keep the CA."""
@@ -428,6 +472,10 @@ class ClusterNode:
             found = agreed or next((peer.rpc for peer in self.remembered if peer.node == node), "")
         if not found:
             raise PeerUnreachable(f"nobody knows where node {node} is")
+        if found == self.address and node != self.identity.node:
+            raise PeerUnreachable(
+                f"the known address {found} of node {node} is outdated: it is this node's now"
+            )
         return Address(*split_address(found))
 
     def _agreed_address(self, node: NodeId) -> str:

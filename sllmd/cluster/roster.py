@@ -23,12 +23,15 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Where to listen and what to tell others. ``port_exactly``: fail rather than take the next free one."""
+    """Where to listen and what to tell others. ``port_exactly``: fail rather than take the next free one.
+    ``port_last``: where this node was before; ``avoid``: ports of others that may come back to them."""
 
     host: str = "127.0.0.1"
     port: int = GOSSIP_PORT
     port_exactly: bool = False
     advertise_host: str | None = None
+    port_last: int = 0
+    avoid: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,13 @@ class ClusterSettings(Frozen):
     """IP address on which other nodes reach this one; ``0.0.0.0`` or ``::`` for all of this machine's;
     ``auto``: loopback until this node joins others on other machines, then all. With ``:PORT`` behind it,
     calls come in on exactly that port, gossip (UDP and TCP) on the next, chunks on the one after; without,
-    the first free ones from 8344 are taken; with ``:0`` any free ones."""
+    those of last time, or else the first free ones from 8344 that no other member had; with ``:0`` any free
+    ones."""
     advertise: str = ""
     """IP address to tell other nodes, where it is another one than that listened on; found out if empty."""
     join: tuple[str, ...] = ()
-    """``host`` or ``host:port`` of members to join through. A node that is a member already ignores it."""
+    """``host`` or ``host:port`` of members to join through. A node that is a member
+    already joins no other cluster by it; it looks there for its own when it finds nobody where they were."""
     token_file: Path | None = None
     """Holds a join token; ``--token`` and SLLMD_TOKEN come before it."""
     secret_file: Path | None = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sllmd.cluster.founding import found
-from sllmd.cluster.home import VERSION, Belonging, Home, claimed
+from sllmd.cluster.home import VERSION, Belonging, Home, LastPorts, claimed
 from sllmd.cluster.passport import KnownPeer
 from sllmd.core.errors import ConfigError, StoreError
 from sllmd.core.ids import NodeId
@@ -47,6 +47,9 @@ def test_what_is_kept_comes_back(home: Home) -> None:
     peers = [KnownPeer(NodeId("n"), "10.0.0.1:8344", "10.0.0.1:8345")]
     again.save_peers(peers)
     assert again.peers() == peers
+    assert again.ports() == LastPorts()
+    again.save_ports(LastPorts(8344, 8345, 8346))
+    assert again.ports() == LastPorts(8344, 8345, 8346)
     lost = Belonging(founded.node, "one", founded.cluster_id, lost=(NodeId("x"),))
     again.save_belonging(lost)
     assert again.belonging() == lost

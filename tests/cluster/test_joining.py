@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from sllmd.cluster import admitting, bootstrapping, joining
+from sllmd.cluster import admitting, bootstrapping, joining, settings
 from sllmd.cluster.catalogue.commands import NodeRemove
 from sllmd.cluster.gossip.messages import Status
 from sllmd.cluster.home import Belonging, Home
+from sllmd.cluster.passport import KnownPeer
 from sllmd.cluster.recovering import go_on_alone
-from sllmd.core.errors import ConfigError, PeerError, PeerRefused
+from sllmd.core.errors import ConfigError, PeerError, PeerRefused, PeerUnreachable
 from sllmd.core.ids import NodeId
+from sllmd.wire.addresses import split_address
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.identity import make_identity, make_request, new_key
 from sllmd.wire.rpc import joining as wire_joining
@@ -247,6 +249,48 @@ async def test_a_restart_rejoins_from_its_own_data_and_ignores_join(fleet: Nodes
         lambda: one.control.view().catalogue.nodes.get(again.identity.node).address == address,  # type: ignore[union-attr]
         "its new address is known",
     )
+
+
+async def test_restarted_in_the_other_order_both_have_the_ports_that_they_had(
+    fleet: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "RPC_PORT", _three_free_ports())
+    one = await fleet.found("one", listen="127.0.0.1", dev=True)
+    two = await fleet.join("two", one, listen="127.0.0.1")
+    where = [(node.address, node.membership.address) for node in (one, two)]
+    await until(lambda: one.home.peers() and two.home.peers(), "they know where to come back to")
+    await two.close()
+    await one.close()
+    (
+        two.home.directory / "ports.json"
+    ).unlink()  # an older release wrote none: others' are left alone all the same
+    second = await fleet.start(fleet.make("two", listen="127.0.0.1", join=[one], dev=True))
+    assert not {second.address, second.membership.address} & set(where[0])
+    first = await fleet.start(fleet.make("one", listen="127.0.0.1", dev=True))
+    assert (first.address, first.membership.address) == where[0]
+    await until(lambda: first.members_here() and second.members_here(), "they found each other")
+    await second.close()
+    again = await fleet.start(fleet.make("two", listen="127.0.0.1", join=[one], dev=True))
+    assert (again.address, again.membership.address) == (second.address, second.membership.address)
+
+
+async def test_who_is_nowhere_where_they_were_finds_its_cluster_through_join(fleet: Nodes) -> None:
+    one = await fleet.found("one")
+    two = await fleet.join("two", one)
+    await until(lambda: one.home.peers() and two.home.peers(), "they know where to come back to")
+    await two.close()
+    await one.close()
+    with socket.create_server(split_address(one.address)), socket.create_server(split_address(two.address)):
+        first = await fleet.start(fleet.make("one"))
+        second = await fleet.start(fleet.make("two", join=["127.0.0.1:1", first]))
+        await until(lambda: first.members_here() and second.members_here(), "they found each other")
+
+
+async def test_an_address_that_is_ours_now_is_said_to_be_outdated(fleet: Nodes) -> None:
+    one = await fleet.found("one")
+    one.remembered = [KnownPeer(NodeId("two"), one.address, "")]
+    with pytest.raises(PeerUnreachable, match="outdated"):
+        await one.connection(NodeId("two"))
 
 
 async def test_a_renamed_node_keeps_its_id_unless_the_name_is_taken(fleet: Nodes) -> None:

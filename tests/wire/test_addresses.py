@@ -4,7 +4,7 @@ import pytest
 
 from sllmd.core.errors import ConfigError
 from sllmd.wire.addresses import format_address, is_loopback, is_numeric, split_address
-from sllmd.wire.ports import bind_port
+from sllmd.wire.ports import PORTS_END, bind_port, candidates
 from sllmd.wire.route import advertised_host
 
 
@@ -92,3 +92,10 @@ def test_bind_and_advertise_are_separate() -> None:
 )
 def test_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+def test_ports_are_tried_from_that_of_last_time_on_and_others_are_left_alone() -> None:
+    assert candidates(9000, exactly=False, last=9002, avoid={9000, 9002})[:3] == [9002, 9001, 9003]
+    assert candidates(9000, exactly=True, last=9002, avoid={9000}) == [9000]
+    assert candidates(0, exactly=False, last=9002) == [0]
+    assert candidates(PORTS_END - 1, exactly=False) == [PORTS_END - 1]

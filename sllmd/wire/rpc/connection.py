@@ -287,6 +287,10 @@ class Connection(asyncio.BufferedProtocol):
         if encrypted and not self._trusting and theirs.node != proven:
             raise PeerRefused(f"node {theirs.node or '?'} shows the certificate of {proven or 'nobody'}")
         if self._expected is not None and theirs.node != self._expected:
+            if theirs.node == self._local.hello().node:
+                raise PeerRefused(
+                    f"{self.address} is outdated for node {self._expected}: this node itself is there now"
+                )
             raise PeerRefused(f"node {theirs.node} answered instead of node {self._expected}")
         if theirs.node and theirs.node == self._local.hello().node:
             raise PeerRefused(
