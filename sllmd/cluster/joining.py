@@ -48,8 +48,14 @@ def read_secret_file(path: Path) -> str:
     try:
         mode, size = path.stat().st_mode, path.stat().st_size
         text = path.read_text(encoding="ascii") if size <= SECRET_BYTES_MAX else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", hint="see [cluster]") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}",
+            hint=f"on a member, `sllmd token create --file {path}` makes a join token there, "
+            f"`sllmd token keyfile {path}` a cluster key; copy it here",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} holds no token and no key: {error}") from None
     if mode & 0o007:
         raise ConfigError(
             f"{path} lets strangers into the cluster, and everybody may read it", hint=f"chmod 600 {path}"

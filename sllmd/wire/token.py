@@ -16,6 +16,8 @@ from sllmd.core.errors import PeerRefused
 SECRET_BYTES = 16
 TOKEN_ID_BYTES = 5
 REMEDY = "make a new one with `sllmd token create` on a member"
+_BEGINNING = "sllm-join."
+_CHARACTERS = len(_BEGINNING) + 2 * TOKEN_ID_BYTES + 1 + 2 * SECRET_BYTES + 1 + 64
 _TEXT = re.compile(r"sllm-join\.([0-9a-f]{10})\.([0-9a-f]{32})\.([0-9a-f]{64})")
 
 
@@ -55,7 +57,15 @@ def make_token(entropy: bytes, ca_pin: str) -> JoinToken:
 
 def parse_token(text: str) -> JoinToken:
     """Raises PeerRefused when ``text`` is no join token."""
-    match = _TEXT.fullmatch(text.strip())
+    text = text.strip()
+    match = _TEXT.fullmatch(text)
+    if match is None and text.startswith(_BEGINNING):
+        raise PeerRefused(
+            f"this join token is damaged: it has {len(text)} characters, a whole one has {_CHARACTERS}"
+            if len(text) != _CHARACTERS
+            else "this join token is damaged: a character in it is wrong",
+            hint="copy it again; if it is lost, `sllmd token create` on a member makes another",
+        )
     if match is None:
         raise PeerRefused(
             "this is no join token",

@@ -133,6 +133,13 @@ def test_a_bad_value_of_an_option_is_2(sllmd: RunCommand, arguments: tuple[str, 
     assert "banana" in outcome.err
 
 
+def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    result = start(tmp_path, "--set", f"cluster.token_file={file}")
+    assert result.returncode == 1
+    assert f"sllmd token create --file {file}" in result.stderr
+
+
 def test_a_file_that_is_wrong_without_the_flags_too_is_1(sllmd: RunCommand, tmp_path: Path) -> None:
     file = tmp_path / "sllmd.toml"
     file.write_text("[serving]\nkeep_alve = 1\n")

@@ -43,8 +43,22 @@ def test_a_token_does_not_tell_its_secret_by_accident() -> None:
     ],
 )
 def test_what_is_no_token(text: str) -> None:
-    with pytest.raises(PeerRefused, match="no join token"):
+    with pytest.raises(PeerRefused, match=r"no join token|is damaged"):
         parse_token(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"{TOKEN}0", "119 characters, a whole one has 118"),
+        (str(TOKEN)[:-1], "117 characters, a whole one has 118"),
+        (f"{str(TOKEN)[:-1]}g", "a character in it is wrong"),
+    ],
+)
+def test_a_damaged_token_says_so(text: str, reason: str) -> None:
+    with pytest.raises(PeerRefused, match=reason) as refused:
+        parse_token(text)
+    assert TOKEN.secret not in str(refused.value)
 
 
 def test_a_good_token() -> None:
