@@ -503,8 +503,13 @@ def test_e_a_model_in_partitions_has_the_logits_of_the_whole_one(home: Path) -> 
         "max_tokens": 8,
         "temperature": 0,
     }
-    # The fast path takes over when it is ready, and rounds differently: not a matter of partitions.
-    settings = {"devices.cpu_devices": 2, "engine.context_tokens_max": 256, "engine.fast_path": "false"}
+    # The fast path and another number of threads round differently: not a matter of partitions.
+    settings = {
+        "devices.cpu_devices": 2,
+        "engine.context_tokens_max": 256,
+        "engine.fast_path": "false",
+        "engine.threads": 1,
+    }
     with live_daemon(home, settings) as daemon:
         whole = daemon.complete("one", **question).body["choices"]
         halves = daemon.complete("halves", **question).body["choices"]
