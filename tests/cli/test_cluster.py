@@ -72,7 +72,7 @@ def test_what_is_refused_says_what_to_do(sllmd: RunCommand, leading: RunningDaem
         (("node", "rm", "nobody"), 4, "sllmd members"),
         (("leave",), 1, "no other node"),
         (("monitor", "nobody"), 4, "sllmd members"),
-        (("leave", "--drain", "soon"), 1, "5m"),
+        (("leave", "--drain", "soon"), 2, "5m"),
     ):
         outcome = sllmd(*arguments)
         assert (outcome.code, outcome.out) == (code, ""), outcome
