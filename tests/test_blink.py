@@ -21,6 +21,7 @@ from tests.live import LiveDaemon, announced, clean_environment, start, until
 
 pytestmark = pytest.mark.slow
 
+TWO = ["--join", "127.0.0.1", "--listen", "127.0.0.1:9343"]
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -36,7 +37,7 @@ def nodes(directory: Path) -> Iterator[tuple[LiveDaemon, LiveDaemon]]:
     """``one`` and ``two`` as the first two commands start them, but for ports and directories."""
     first, second, *_ = commands()
     assert first == ["sllmd", "start", "--dev", "--name", "one"]
-    assert second == ["sllmd", "start", "--dev", "--name", "two", "--join", "127.0.0.1"]
+    assert second == ["sllmd", "start", "--dev", "--name", "two", *TWO]
     daemons: list[LiveDaemon] = []
     try:
         one = start(directory / "one", {"node.name": "one"})
@@ -59,7 +60,7 @@ class Watched:
     """The third command, and when each of its lines came."""
 
     def __init__(self, url: str) -> None:
-        watch = [word.replace("http://127.0.0.1:8344", url) for word in commands()[2]]
+        watch = [word.replace("http://127.0.0.1:9343", url) for word in commands()[2]]
         self.lines: list[tuple[float, str]] = []
         self._process = subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
