@@ -9,7 +9,7 @@ import aiohttp
 import structlog
 
 from sllmd.telemetry.feed import Place
-from tests.api.conftest import Live, serving
+from tests.api.conftest import Live, serving, until
 
 
 async def remembered(live: Live, query: str = "since=0", **headers: str) -> list[dict]:
@@ -87,12 +87,8 @@ async def test_a_follower_that_hangs_up_is_forgotten(live: Live) -> None:
     feed = live.daemon.operator.following.feed
     response = await live.get("/sllmd/v1/events")
     await response.content.readline()
-    while feed.readers == 0:  # noqa: ASYNC110 - it begins when it begins
-        await asyncio.sleep(0.001)
+    await until(lambda: feed.readers == 1)
     response.close()
-    async with asyncio.timeout(5):
-        while feed.readers:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-    assert feed.readers == 0
+    await until(lambda: feed.readers == 0)
     structlog.get_logger().info("nobody listens")
     assert [entry async for entry in feed.read(Place(), follow=False)] == []
