@@ -176,9 +176,10 @@ class Daemon:
             model_settings=config.models,
         )
         rooms.push_async_callback(agent.close)
-        following = Following(Feed(config.log.kept_events), tap)
+        told = {"node": config.node.name, "told_by": config.node.name}
+        following = Following(Feed(config.log.kept_events, always=told), tap)
         following.offer(node.methods)
-        watch_replicas(following.feed, agent)
+        watch_replicas(following.feed, agent, config.node.name)
         watch_door(following.feed, node)
         plane = DataPlane(
             node,

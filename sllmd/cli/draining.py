@@ -8,20 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.session import Session, command, duration_option
+from sllmd.cli.session import AnyNodeArgument, Session, command, duration_option
 from sllmd.core.errors import BusyError
 
 app = typer.Typer()
-
-NodeArgument = Annotated[
-    str | None, typer.Argument(metavar="[NODE]", help="A node's name or id. [default: the one that is asked]")
-]
 
 
 @command(app, "drain")
 def drain(
     session: Session,
-    node: NodeArgument = None,
+    node: AnyNodeArgument = None,
     deadline: Annotated[
         str, typer.Option(metavar="DURATION", help="How long what runs may take to move, or to finish.")
     ] = "5m",
@@ -35,7 +31,7 @@ def drain(
     deadline comes goes on, and the command fails.
     """
     order = {"deadline_seconds": duration_option("--deadline", deadline), "migrate": migrate}
-    name = node or session.client.get("/sllmd/v1/status")["node"]
+    name = node or session.asked_node
     step: Mapping[str, Any] = {}
     for step in session.client.stream(f"/sllmd/v1/nodes/{segment(name)}/drain", order):
         if session.for_people and step["status"] == "draining":
@@ -63,8 +59,8 @@ def _line(step: Mapping[str, Any]) -> str:
 
 
 @command(app, "undrain")
-def undrain(session: Session, node: NodeArgument = None) -> None:
+def undrain(session: Session, node: AnyNodeArgument = None) -> None:
     """Let a drained node take work again."""
-    name = node or session.client.get("/sllmd/v1/status")["node"]
+    name = node or session.asked_node
     answer = session.client.post(f"/sllmd/v1/nodes/{segment(name)}/undrain", {})
     session.show_object(answer, f"{answer['node']} takes work again")

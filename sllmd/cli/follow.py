@@ -17,9 +17,10 @@ from urllib.parse import urlencode
 
 import typer
 
-from sllmd.cli.session import OutputFormat, Session, command, duration_option
+from sllmd.cli.session import AnyNodeArgument, OutputFormat, Session, command, duration_option
 from sllmd.cli.tables import as_json, printable
 from sllmd.core.errors import CallerError, SllmdError
+from sllmd.roles.kinds import KINDS
 
 app = typer.Typer()
 
@@ -40,22 +41,24 @@ class Level(StrEnum):
     ERROR = "error"
 
 
-NodeOption = Annotated[
-    str | None, typer.Argument(metavar="NODE", help="A node's name or id. [default: the one that is asked]")
-]
+_KINDS_HELP = "\b\nWhat can happen:\n" + "\n".join(f"  {kind:<24}{told}" for kind, told in KINDS.items())
 NoFollowOption = Annotated[bool, typer.Option("--no-follow", help="Show what is remembered, and end.")]
 
 
-@command(app, "events")
+@command(app, "events", epilog=_KINDS_HELP)
 def events(
     session: Session,
-    node: NodeOption = None,
+    node: AnyNodeArgument = None,
     since: Annotated[
         str, typer.Option(metavar="DURATION", help="Begin with what happened this long ago.")
     ] = "10m",
     no_follow: NoFollowOption = False,
 ) -> None:
-    """Follow what happens in the cluster, as one node sees it; with -o json one object a line."""
+    """Follow what happens in the cluster, as one node sees it; with -o json one object a line.
+
+    Each has id, time (Unix seconds), kind, text, node (which it is about, or where it happened) and told_by
+    (which saw it), and facts of its kind.
+    """
     query = {"since": str(time.time() - duration_option("--since", since)), "node": node}
     _print_all(session, "/sllmd/v1/events", query, event_line, follow=not no_follow)
 
@@ -63,7 +66,7 @@ def events(
 @command(app, "monitor")
 def monitor(
     session: Session,
-    node: NodeOption = None,
+    node: AnyNodeArgument = None,
     level: Annotated[Level, typer.Option(help="The least serious lines to show.")] = Level.INFO,
     model: Annotated[str | None, typer.Option(help="Only lines about this model.")] = None,
     request: Annotated[str | None, typer.Option(metavar="ID", help="Only lines about this request.")] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ class Session:
         return Client(address, api_key=self.options.api_key)
 
     @functools.cached_property
+    def asked_node(self) -> str:
+        """The name of the node that is asked."""
+        return str(self.client.get("/sllmd/v1/status")["node"])
+
+    @functools.cached_property
     def loaded(self) -> Loaded:
         """The configuration, as a daemon would read it here and now. Raises ConfigError."""
         return load_config()
@@ -90,10 +96,15 @@ class Session:
         if not self.for_people:
             print(as_json(list(rows), lines=self.output is OutputFormat.JSONL), end="")
         elif rows:
-            wide = self.output is OutputFormat.WIDE
-            print(table(rows, columns, wide=wide, bold_head=self._bold(sys.stdout)), end="")
+            print(self.table(rows, columns), end="")
         else:
             self.note(empty)
+
+    def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+        """Rows for people: as wide as the terminal; in a pipe, or with ``-o wide``, with nothing cut."""
+        wide = self.output is OutputFormat.WIDE
+        width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
+        return table(rows, columns, wide=wide, bold_head=self._bold(sys.stdout), width=width)
 
     def show_object(self, value: Mapping[str, Any], text: str) -> None:
         """Print one thing: ``text`` for people, ``value`` for programs."""
@@ -147,6 +158,10 @@ def duration_option(option: str, text: str) -> float:
         raise InvalidRequest(f"{option}: {error.message}", hint=error.hint) from None
 
 
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node's name or id.")]
+AnyNodeArgument = Annotated[
+    str | None, typer.Argument(metavar="NODE", help="A node's name or id; without it, the one that is asked.")
+]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 OutputOption = Annotated[
     OutputFormat | None,
@@ -172,10 +187,13 @@ _SHARED: dict[str, Any] = {
 _FROM_ENVIRONMENT = ("addr", "api_key")
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    app: typer.Typer, name: str, *, epilog: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as a command: its first parameter is the Session, the shared options are added.
 
-    A SllmdError that leaves it becomes a message, a hint and an exit code.
+    ``epilog``: what ``--help`` ends with. A SllmdError that leaves the function becomes a message, a hint and
+    an exit code.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -197,7 +215,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Call
                 raise typer.Exit(EXIT_INTERRUPTED) from None
 
         run.__signature__ = _signature(function)  # type: ignore[attr-defined]
-        app.command(name)(run)
+        app.command(name, epilog=epilog)(run)
         return function
 
     return register

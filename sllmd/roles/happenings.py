@@ -1,7 +1,8 @@
 """What happened, told from what was before and what is now. Pure.
 
-Kinds are ``thing.what``; texts are for people, facts for programs. Nothing here is a secret: of keys and
-tokens only ids are told, of settings only names.
+Kinds are ``thing.what``, listed in ``kinds``; texts are for people, facts for programs. ``node`` among the
+facts is the node that it is about or where it happened; who records it adds itself where there is none.
+Nothing here is a secret: of keys and tokens only ids are told, of settings only names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sllmd.cluster.catalogue.records import ApiKey, Deployment, JoinToken, Node,
 from sllmd.cluster.gossip.messages import Status
 from sllmd.cluster.roster import MemberView
 from sllmd.core.ids import NodeId
+from sllmd.roles.kinds import KINDS
 from sllmd.roles.status import MoveStatus
 
 NameOf = Callable[[NodeId], str]
@@ -25,11 +27,14 @@ CHANGES_MAX = 50
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """One thing that happened."""
+    """One thing that happened; ``kind`` is one of ``KINDS``."""
 
     kind: str
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS, f"an event of kind {self.kind}, which is documented nowhere"
 
 
 # --- members ----------------------------------------------------------------------------------------
@@ -89,7 +94,7 @@ def of_leadership(before: Lead, after: Lead, name_of: NameOf) -> Iterator[Happen
         return
     if leader is not None:
         name = name_of(leader)
-        facts = {"leader": name, "leader_id": leader, "epoch": epoch}
+        facts = {"node": name, "node_id": leader, "leader": name, "leader_id": leader, "epoch": epoch}
         yield Happening("leader.elected", f"{name} leads (epoch {epoch})", facts)
     elif before[1] is not None:
         yield Happening("leader.lost", f"nobody leads (epoch {epoch})", {"leader": None, "epoch": epoch})
@@ -202,21 +207,22 @@ def of_refusal(name: str, address: str, reason: str) -> Happening:
 
 
 _REPLICA_TEXTS = {
-    "starting": "{model} starts on {devices}",
-    "serving": "{model} serves on {devices}",
-    "failed": "{model} failed on {devices}: {reason}",
-    "stopped": "{model} stopped on {devices}",
+    "starting": "{model} starts on {where}",
+    "serving": "{model} serves on {where}",
+    "failed": "{model} failed on {where}: {reason}",
+    "stopped": "{model} stopped on {where}",
 }
 
 
 def of_replica(
-    model: str, replica: str, devices: Sequence[str], change: str, reason: str | None
+    node: str, model: str, replica: str, devices: Sequence[str], change: str, reason: str | None
 ) -> Happening:
-    """A replica of this node starts, serves, fails or stops."""
-    facts = {"model": model, "replica": replica, "devices": list(devices)}
+    """A replica of this node, called ``node``, starts, serves, fails or stops."""
+    facts = {"node": node, "model": model, "replica": replica, "devices": list(devices)}
     if reason is not None:
         facts["reason"] = reason
-    text = _REPLICA_TEXTS[change].format(model=model, devices=", ".join(devices), reason=reason)
+    where = f"{node} ({', '.join(devices)})" if devices else node
+    text = _REPLICA_TEXTS[change].format(model=model, where=where, reason=reason)
     return Happening(f"replica.{change}", text, facts)
 
 
@@ -227,7 +233,7 @@ def of_move(request: str, model: str, move: MoveStatus, name_of: NameOf) -> Happ
     """A generation changed its place, or did not."""
     source, target = (name_of(NodeId(node)) or "this node" for node in (move.source, move.target))
     facts = {"request": request, "model": model, **move.model_dump(exclude={"kind"}, exclude_none=True)}
-    facts |= {"source": source, "target": target}
+    facts |= {"source": source, "target": target, "node": target if move.result == "done" else source}
     what = "resumed" if move.kind == "failover" else "moved"
     if move.result == "done":
         pause_text = f"pause {move.pause_ms or 0:.0f} ms, {move.tokens} tokens computed"

@@ -39,12 +39,12 @@ def record(feed: Feed, happening: Happening) -> None:
     feed.add({"kind": happening.kind, "text": happening.text, **happening.facts})
 
 
-def watch_replicas(feed: Feed, agent: Agent) -> None:
-    """From now on, the lives of this node's replicas."""
+def watch_replicas(feed: Feed, agent: Agent, node: str) -> None:
+    """From now on, the lives of the replicas of this node, called ``node``."""
 
     def observe(residence: Residence, change: ReplicaChange, reason: str | None) -> None:
         name, devices = residence.checkpoint.name, residence.devices
-        record(feed, of_replica(name, residence.replica_id, devices, change, reason))
+        record(feed, of_replica(node, name, residence.replica_id, devices, change, reason))
 
     agent.observers.append(observe)
 

@@ -52,9 +52,13 @@ class _Reader:
 class Feed:
     """What happened lately."""
 
-    def __init__(self, entries_max: int, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, entries_max: int, *, always: Entry | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """``always``: in every entry, gaps too, that does not say otherwise itself."""
         self.run = os.urandom(4).hex()
         """Names this feed in ids."""
+        self._always = always or {}
         self._clock = clock
         self._entries: deque[Entry] = deque(maxlen=entries_max)
         self._count = 0
@@ -70,7 +74,8 @@ class Feed:
         """One more; it gets an ``id`` and a ``time`` (Unix seconds) in front."""
         with self._lock:
             self._count += 1
-            self._entries.append({"id": f"{self.run}-{self._count}", "time": self._clock(), **entry})
+            known = {"id": f"{self.run}-{self._count}", "time": self._clock(), **self._always}
+            self._entries.append({**known, **entry})
         for reader in tuple(self._readers):
             with suppress(RuntimeError):  # its loop ended meanwhile
                 reader.loop.call_soon_threadsafe(reader.added.set)
@@ -146,4 +151,5 @@ class Feed:
         return int(number) if known else None
 
     def _gap(self, lost: int | None, text: str) -> Entry:
-        return {"id": None, "time": self._clock(), "kind": GAP, "lost": lost, "text": text}
+        known = {"id": None, "time": self._clock(), **self._always}
+        return {**known, "kind": GAP, "lost": lost, "text": text}

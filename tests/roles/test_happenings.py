@@ -24,6 +24,7 @@ from sllmd.cluster.gossip.messages import Status
 from sllmd.core.ids import Digest, ModelName, ReplicaId
 from sllmd.roles.happenings import (
     CHANGES_MAX,
+    Happening,
     of_catalogue,
     of_leadership,
     of_member,
@@ -60,14 +61,15 @@ def test_members(before, after, kind: str, text: str) -> None:
 
 
 def test_what_nobody_needs_to_know_of_a_member_is_not_told() -> None:
-    newer_table = view(B, meta=Meta("b:8344", "0.1.0", table_version=9))
-    assert list(of_member(view(B), newer_table, name_of)) == []
+    newer_epoch = view(B, meta=Meta("b:8344", "0.1.0", epoch=9))
+    assert list(of_member(view(B), newer_epoch, name_of)) == []
     assert list(of_member(None, None, name_of)) == []
 
 
 def test_leadership() -> None:
     [elected] = of_leadership((1, None), (2, A), name_of)
     assert (elected.kind, elected.facts["leader"], elected.facts["epoch"]) == ("leader.elected", "a", 2)
+    assert elected.facts["node"] == "a"
     [lost] = of_leadership((2, A), (3, None), name_of)
     assert lost.kind == "leader.lost"
     assert list(of_leadership((2, A), (2, A), name_of)) == []
@@ -107,10 +109,11 @@ def test_many_changes_at_once_are_told_as_one() -> None:
 
 
 def test_replicas() -> None:
-    serving = of_replica("m", "m-1", ["cpu:0"], "serving", None)
-    assert (serving.kind, serving.text) == ("replica.serving", "m serves on cpu:0")
-    failed = of_replica("m", "m-1", ["cpu:0"], "failed", "no such tensor")
-    assert failed.text == "m failed on cpu:0: no such tensor"
+    serving = of_replica("one", "m", "m-1", ["cpu:0"], "serving", None)
+    assert (serving.kind, serving.text) == ("replica.serving", "m serves on one (cpu:0)")
+    assert serving.facts["node"] == "one"
+    failed = of_replica("one", "m", "m-1", ["cpu:0"], "failed", "no such tensor")
+    assert failed.text == "m failed on one (cpu:0): no such tensor"
     assert failed.facts["reason"] == "no such tensor"
 
 
@@ -125,26 +128,34 @@ def moved(**changes: object) -> MoveStatus:
 
 
 @pytest.mark.parametrize(
-    ("move", "kind", "text"),
+    ("move", "kind", "node", "text"),
     [
         (
             moved(),
             "generation.moved",
+            "N2",
             "a generation of m moved: N1 → N2 (pause 12 ms, 90 tokens computed): it drains",
         ),
         (
             moved(kind="failover", reason="N1 is gone"),
             "generation.resumed",
+            "N2",
             "a generation of m resumed: N1 → N2 (pause 12 ms, 90 tokens computed): N1 is gone",
         ),
         (
             moved(result="called_off", outcome="nearly over"),
             "generation.not_moved",
+            "N1",
             "a generation of m was not moved from N1: nearly over (it drains)",
         ),
     ],
 )
-def test_a_change_of_place(move: MoveStatus, kind: str, text: str) -> None:
+def test_a_change_of_place(move: MoveStatus, kind: str, node: str, text: str) -> None:
     told = of_move("req", "m", move, str.upper)
-    assert (told.kind, told.text) == (kind, text)
+    assert (told.kind, told.facts["node"], told.text) == (kind, node, text)
     assert (told.facts["request"], told.facts["target"], told.facts["tokens"]) == ("req", "N2", 90)
+
+
+def test_what_nobody_documented_cannot_happen() -> None:
+    with pytest.raises(AssertionError, match="documented nowhere"):
+        Happening("replica.exploded", "")

@@ -72,6 +72,17 @@ async def test_only_what_is_wanted() -> None:
     assert await rest(filled(4), Place(newest=4), wanted=lambda entry: entry["text"] % 2 == 0) == [2, 4]
 
 
+async def test_what_every_entry_carries_unless_it_says_otherwise_itself() -> None:
+    feed = Feed(1, always={"node": "here", "told_by": "here"})
+    for entry in ({"text": "lost"}, {"text": "a"}):
+        feed.add(entry)
+    gap, told = [entry async for entry in feed.read(Place(since_seconds=0), follow=False)]
+    assert (gap["kind"], gap["node"], told["node"], told["text"]) == ("gap", "here", "here", "a")
+    feed.add({"text": "b", "node": "there"})
+    [told] = [entry async for entry in feed.read(Place(newest=1), follow=False)]
+    assert (told["node"], told["told_by"]) == ("there", "here")
+
+
 async def test_entries_of_other_threads_arrive() -> None:
     feed = Feed(10)
     reading = feed.read()
