@@ -30,6 +30,8 @@ class Report:
     goals: Sequence[Goal]
     rows: list[dict[str, Any]] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
+    not_run: set[str] = field(default_factory=set)
+    """Goals that nobody tried to measure this time."""
 
     def row(self, what: str, samples: Sequence[float], unit: str, **facts: object) -> None:
         """A measurement: median, least and most of its samples."""
@@ -64,6 +66,7 @@ class Report:
                 "unit": goal.unit,
                 "target": f"{goal.comparison} {goal.bound:g}",
                 "ok": self._passes(goal),
+                **({"not_run": True} if goal.name in self.not_run else {}),
             }
             for goal in self.goals
         ]
@@ -86,7 +89,7 @@ class Report:
         targets = [
             (
                 target["name"],
-                _number(target["value"]),
+                "not run" if "not_run" in target else _number(target["value"]),
                 target["unit"],
                 target["target"],
                 "pass" if target["ok"] else "miss",

@@ -47,6 +47,8 @@ from sllmd.engine.protocol import GenerationState, Sampling
 from sllmd.engine.weights import Weights
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
+from sllmd.migration.mover import Commit, Held, Move, Warm, Warmed
+from sllmd.migration.settings import MigrationSettings
 from sllmd.roles.transcript import pack_work
 from sllmd.roles.work import Work
 from sllmd.scheduler import reports
@@ -61,10 +63,11 @@ from sllmd.store.importing import import_checkpoint
 from sllmd.store.manifest import ALIGNMENT_BYTES, CHUNK_BYTES, Manifest
 from sllmd.store.store import Store
 from sllmd.wire.codec import pack_payload
-from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, smaps_bytes, until
+from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, put_model, smaps_bytes, until
 from tests.loader.servers import Answer, RangeServer, Request, range_server
 from tests.scheduler.cluster import NOW, decide, inventory, keeper, model, replica, told
 from tests.simulation.migration.world import WHATS, WHENS, World
+from tests.test_two_nodes import running, served, settings_to_join
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 512, 1408, 8, 259
 """A llama of some 100 MB in float32: several chunks, and large beside what a process needs anyway."""
@@ -654,6 +657,56 @@ def test_i_what_moves_is_tokens_and_not_their_cache(tokens: int) -> None:
     state = GenerationState(GenerationId("g"), [50_000] * tokens, Sampling(1, 100), [50_000] * 100)
     work = Work(RequestId("r"), ModelName("m"), Digest("d"), state)
     assert len(pack_payload(pack_work(work), MIB)) <= 4 * (tokens + 100) + 300
+
+
+@pytest.mark.parametrize("context", [256, 1000, 4000])
+def test_i_rounds_close_the_gap_and_nothing_is_asked_of_the_source(context: int) -> None:
+    """Section 5.3: each round's tokens are those that the source made during the last one, so that what is
+    left shrinks by how much faster computing is than decoding."""
+    settings = MigrationSettings()
+    move = Move(settings, tokens=0, tokens_max=10_000, now_seconds=0.0)
+    decode_seconds, compute_seconds = 0.02, 0.001
+    now, tokens, known = 0.0, 100, 0  # what the target has, and the source by now
+    gaps = [context + tokens]
+    actions = move.handle(Held(tokens, now))
+    while actions == [Warm()]:
+        known, made = tokens, gaps[-1] * compute_seconds / decode_seconds
+        now += gaps[-1] * compute_seconds
+        tokens += int(made)
+        gaps.append(tokens - known)
+        actions = move.handle(Warmed(tokens, now))
+    assert actions == [Commit()]
+    assert 1 < move.rounds <= settings.rounds_max
+    assert all(later < earlier / 10 for earlier, later in itertools.pairwise(gaps))
+    assert gaps[-1] <= settings.gap_tokens
+
+
+@pytest.mark.slow
+def test_i_the_source_decodes_while_the_target_loads(tmp_path: Path) -> None:
+    """Section 5.3, with processes: loading costs the client nothing, computing is caught up with in rounds,
+    and the text is that of a generation that stayed."""
+    fake = {"token_seconds": 0.01, "prefill_token_seconds": 5e-4, "build_seconds": 1.0, "token_ids": [64, 90]}
+    for name in ("near", "far"):
+        put_model(tmp_path / name, "m", fake)
+    asked = {"prompt": [97 + at % 26 for at in range(1000)], "max_tokens": 800, "seed": 5, "ignore_eos": True}
+    with (
+        live_daemon(tmp_path / "near", {**FAKE, "node.name": "near"}) as near,
+        live_daemon(tmp_path / "far", settings_to_join(near)) as far,
+    ):
+        until(lambda: "m" in served(near) & served(far), "both know the model")
+        stayed = near.complete("m", **asked)
+        assert (running(near), running(far)) == (0, 0)
+        source, target = (near, far) if near.status()["replicas"] else (far, near)
+        with source.streaming("m", **asked) as pieces:
+            texts = [next(pieces)["choices"][0]["text"] for _ in range(20)]
+            answer = source.ask("/sllmd/v1/models/m/migrate", {})
+            [move] = [each["move"] for each in answer.body["generations"]]
+            assert move["result"] == "done"
+            assert (running(source), running(target)) == (0, 1)
+            texts += [piece["choices"][0]["text"] for piece in pieces]
+    assert move["tokens"] > 1000 + 20 + 50, "the source went on during a second of loading"
+    assert move["rounds"] > 1, "what it made meanwhile is a round of its own"
+    assert "".join(texts) == stayed.body["choices"][0]["text"]
 
 
 @pytest.mark.parametrize("what", WHATS)

@@ -12,25 +12,23 @@ from importlib import import_module
 
 from benchmarks.cluster.options import Options
 from benchmarks.environments import log
-from benchmarks.report import Goal, Report
+from benchmarks.report import Report
 
-SECTIONS = ("moves", "kills", "drains", "rolling", "simulation")
+SECTIONS = ("moves", "source", "kills", "cold", "drains", "rolling", "simulation", "paper")
 """Modules here: each has GOALS and ``measure(report, options)``."""
-UNMEASURED = (
-    Goal("migration.source_ratio", "ratio", ">=", 0.9),
-    Goal("migration.paper_rank", "rank", "<=", 1),
-)
-"""Targets that no section measures yet: misses."""
 
 
 def run(options: Options) -> Report:
-    """The chosen sections, all without a choice. Goals of those not chosen stay without a value: misses."""
+    """The chosen sections, all without a choice. Goals of the others have no value and say so: misses."""
     sections = {name: import_module(f"benchmarks.migration.{name}") for name in SECTIONS}
     unknown = set(options.only) - set(SECTIONS)
     if unknown:
         raise ValueError(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    report = Report([*(goal for section in sections.values() for goal in section.GOALS), *UNMEASURED])
-    for name in [each for each in SECTIONS if not options.only or each in options.only]:
+    report = Report([goal for section in sections.values() for goal in section.GOALS])
+    for name in SECTIONS:
+        if options.only and name not in options.only:
+            report.not_run |= {goal.name for goal in sections[name].GOALS}
+            continue
         log(f"migration: {name}")
         try:
             sections[name].measure(report, options)

@@ -1,7 +1,8 @@
 """A planned move between two daemons: what its client sees of it, and the bytes that travel.
 
-The client's node is the target, which has the model loaded; the source is killed right after the commit. The
-pause is the longest silence from the order on, in steps of the same stream before it.
+The target has the model loaded and has never seen these tokens, so that it computes all of them; the source
+is killed right after the commit. The pause is the longest silence from the order on, in steps of the same
+stream before it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,19 @@ import random
 import statistics
 from itertools import pairwise
 
-import aiohttp
-
 from benchmarks.cluster.options import Options
 from benchmarks.environments import log
-from benchmarks.migration.stage import MODEL, Heard, Server, listen, stage, tokens_come
+from benchmarks.migration.stage import (
+    MODEL,
+    Heard,
+    Server,
+    ends,
+    listen,
+    move,
+    new_prompt,
+    stage,
+    tokens_come,
+)
 from benchmarks.report import Goal, Report
 from sllmd.core.ids import Digest, GenerationId, ModelName, RequestId
 from sllmd.engine.protocol import GenerationState, Sampling
@@ -40,13 +49,13 @@ def measure(report: Report, options: Options) -> None:
     chance = random.Random(2)
     p50: list[float] = []
     p99: list[float] = []
-    with stage() as (a, b, _):
+    with stage() as (a, b, router):
         for _round in range(options.rounds):
             for context in CONTEXTS:
-                moved = asyncio.run(_move(a, b, context, chance))
-                a.kill()
-                a.start()
-                a.load()
+                source, moved = asyncio.run(_move(router, (a, b), context, chance))
+                source.kill()
+                source.start()
+                source.load()
                 if moved is None:
                     continue
                 pause_ms, step_ms, rounds = moved
@@ -62,40 +71,28 @@ def measure(report: Report, options: Options) -> None:
     report.value("migration.bytes_per_token", [max(map(_bytes_per_token, CONTEXTS))], 1)
 
 
-async def _move(a: Server, b: Server, context: int, chance: random.Random) -> tuple[float, float, int] | None:
-    """Pause and step in ms, and the move's rounds; None: it did not come about."""
+async def _move(
+    router: Server, servers: tuple[Server, Server], context: int, chance: random.Random
+) -> tuple[Server, tuple[float, float, int] | None]:
+    """The source, which is dead; pause and step in ms, and the move's rounds. None: it did not come about."""
     heard = Heard("", context, 1.0)
-    prompt = [chance.randrange(97, 123) for _ in range(context)]
-    task = asyncio.create_task(listen(b.live.url, heard, tokens=TOKENS, prompt=prompt))
-    await tokens_come([heard], 5)
-    begun = await _order(b, heard.request_id, "a")  # it began where its client is
-    if begun is None or begun["result"] != "done":
-        log(f"away from the client's node at {context} tokens: {begun}")
-        task.cancel()
-        await asyncio.wait([task])
-        return None
-    await tokens_come([heard], int(TOKENS * chance.uniform(0.4, 0.6)))
+    prompt = new_prompt(context, chance)
+    task = asyncio.create_task(listen(router.live.url, heard, tokens=TOKENS, prompt=prompt))
+    await tokens_come([heard], int(TOKENS * chance.uniform(0.25, 0.7)))
+    source, target = await ends(servers)
     position = len(heard.came)
-    status = await _order(b, heard.request_id, "b")
-    a.live.process.kill()
+    status = await move(router, heard.request_id, target.name)
+    source.live.process.kill()
     await task
     if heard.error is not None or status is None or status["result"] != "done":
         log(f"move at {context} tokens: {heard.error or status}")
-        return None
+        return source, None
+    if status["tokens"] < context + position:
+        raise RuntimeError(f"the target went on from {status['tokens']} tokens")
     times = heard.came
     steps = [later - earlier for earlier, later in pairwise(times[:position])]
-    after = times[max(0, position - 1) :]
-    pause_seconds = max(later - earlier for earlier, later in pairwise(after))
-    return pause_seconds * 1000, statistics.median(steps) * 1000, int(status["rounds"])
-
-
-async def _order(router: Server, request_id: str, to: str) -> dict[str, object] | None:
-    async with aiohttp.ClientSession() as session:
-        path = f"/sllmd/v1/requests/{request_id}/migrate"
-        async with session.post(router.live.url + path, json={"to": to}) as response:
-            body = await response.json()
-    generations = body.get("generations") or []
-    return generations[0]["move"] if generations else None
+    pause_seconds = max(later - earlier for earlier, later in pairwise(times[position - 1 :]))
+    return source, (pause_seconds * 1000, statistics.median(steps) * 1000, int(status["rounds"]))
 
 
 def _bytes_per_token(tokens: int) -> float:

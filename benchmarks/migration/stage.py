@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.live import LiveDaemon, announced, start, until
 MODEL = "small"
 OPEN = "it ended without [DONE]"
 CONTEXT_TOKENS = 8192
+LOAD_SECONDS = 120.0
+"""For a model to be loaded; only what is broken takes so long."""
 SETTINGS: dict[str, object] = {
     "engine.threads": 1,
     "engine.cache_tokens": 65536,
@@ -40,6 +43,10 @@ class Server:
     name: str
     directory: Path
     join: Server | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Beside those of every server here."""
+    core: int | None = None
+    """All of its processes run on this core alone: servers share nothing then but the memory bus."""
     daemon: LiveDaemon | None = None
     address: str = ""
 
@@ -52,8 +59,9 @@ class Server:
     def start(self) -> None:
         """Returns when it serves."""
         join = [self.join.address] if self.join is not None else []
-        settings = {**SETTINGS, "node.name": self.name, "cluster.join": json.dumps(join)}
-        self.daemon = start(self.directory, settings)
+        named = {"node.name": self.name, "cluster.join": json.dumps(join)}
+        with _on_core(self.core):
+            self.daemon = start(self.directory, {**SETTINGS, **self.settings, **named})
         announced(self.daemon)
         mine = [each for each in self.daemon.ask("/sllmd/v1/members").body["members"] if each["is_me"]]
         self.address = mine[0]["address"]
@@ -73,20 +81,32 @@ class Server:
         self.live.process.wait(120)
         return time.monotonic() - begun
 
-    def load(self) -> None:
+    def load(self, model: str = MODEL) -> None:
         """A replica stands ready here."""
-        until(self._loaded, f"{self.name} has the model loaded")
+        until(lambda: self._loaded(model), f"{self.name} has {model} loaded", LOAD_SECONDS)
 
-    def _loaded(self) -> bool:
-        answer = self.live.ask(f"/sllmd/v1/models/{MODEL}/load", {"stream": False})
+    def _loaded(self, model: str) -> bool:
+        answer = self.live.ask(f"/sllmd/v1/models/{model}/load", {"stream": False})
         return answer.status == 200 and any(
-            each["model"] == MODEL and each["state"] == "serving" for each in self.live.status()["replicas"]
+            each["model"] == model and each["state"] == "serving" for each in self.live.status()["replicas"]
         )
 
     @property
     def running(self) -> int:
         """Generations that run here."""
         return sum(each["running"] for each in self.live.status()["replicas"])
+
+
+@contextmanager
+def _on_core(core: int | None) -> Iterator[None]:
+    """What this thread starts meanwhile runs there."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -97,11 +117,11 @@ def stage(*, loaded: bool = True) -> Iterator[tuple[Server, Server, Server]]:
         b = Server("b", Path(directory) / "b", join=a)
         router = Server("router", Path(directory) / "router", join=a)
         for server in (a, b):
-            _put(server.directory)
+            put_small(server.directory)
         try:
             for server in (a, b, router):
                 server.start()
-            until(lambda: _knows(router), "the router knows the model")
+            until(lambda: knows(router), "the router knows the model")
             if loaded:
                 a.load()
                 b.load()
@@ -113,8 +133,8 @@ def stage(*, loaded: bool = True) -> Iterator[tuple[Server, Server, Server]]:
                     server.kill()
 
 
-def _put(directory: Path) -> None:
-    """A tiny llama in float32 whose context is long enough."""
+def put_small(directory: Path) -> None:
+    """Into this server's store: a tiny llama in float32 whose context is long enough."""
     source = directory / "source"
     source.parent.mkdir(parents=True)
     make_builtin("tiny", source)
@@ -124,7 +144,8 @@ def _put(directory: Path) -> None:
     import_checkpoint(store, str(source), name=MODEL, on_progress=lambda _: None)
 
 
-def _knows(router: Server) -> bool:
+def knows(router: Server) -> bool:
+    """Whether it has heard of the model."""
     cards = router.live.ask("/sllmd/v1/models").body["models"]
     return any(card["name"] == MODEL and card["context_tokens"] for card in cards)
 
@@ -215,9 +236,31 @@ async def tokens_come(heard: Sequence[Heard], count: int) -> None:
         await asyncio.sleep(0.002)
 
 
+async def move(router: Server, request_id: str, to: str) -> dict[str, Any] | None:
+    """Order a move through the node that its client asked; how it went, None: there was nothing to move."""
+    async with aiohttp.ClientSession() as session:
+        path = f"/sllmd/v1/requests/{request_id}/migrate"
+        async with session.post(router.live.url + path, json={"to": to}) as response:
+            body = await response.json()
+    generations = body.get("generations") or []
+    return generations[0]["move"] if generations else None
+
+
 async def busier(servers: Sequence[Server]) -> Server:
     """The one that runs more."""
     return await asyncio.to_thread(max, servers, key=lambda server: server.running)
+
+
+async def ends(servers: tuple[Server, Server]) -> tuple[Server, Server]:
+    """Where the only generation runs, and where it may go."""
+    source = await busier(servers)
+    [target] = [each for each in servers if each is not source]
+    return source, target
+
+
+def new_prompt(tokens: int, chance: random.Random) -> list[int]:
+    """Letters that no engine has computed before."""
+    return [chance.randrange(97, 123) for _ in range(tokens)]
 
 
 def wrong(heard: Sequence[Heard], references: Sequence[Heard], near_tie: float = 1e-3) -> tuple[int, int]:
