@@ -63,6 +63,7 @@ def test_a_client_cannot_tell_where_it_ran_but_by_the_headers(near: LiveDaemon, 
         for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
             assert answers[0].body["usage"][count] == answers[1].body["usage"][count]
         assert [answer.headers["X-Sllmd-Node"] for answer in answers] == ["near", "far"]
+        assert [answer.headers["X-Sllmd-Ran-On"] for answer in answers] == ["far", "far"]
         assert [answer.headers["X-Sllmd-Cold"] for answer in answers] == ["1", "0"]
         assert "load;dur=" in answers[0].headers["Server-Timing"]
         with near.streaming("m", max_tokens=24, seed=7) as pieces:

@@ -53,7 +53,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     deltas = await collect_choices(request, choices)
     answers = [_choice(index, said, wanted.logprobs) for index, said in enumerate(deltas)]
     return whole_answer(
-        shape, "chat.completion", choices, answers, counts_prompt=counts_prompt, headers=headers
+        request, shape, "chat.completion", choices, answers, counts_prompt=counts_prompt, headers=headers
     )
 
 

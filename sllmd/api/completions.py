@@ -87,7 +87,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
         for index, echo in enumerate(echoes)
     ]
     return whole_answer(
-        shape, "text_completion", choices, answers, counts_prompt=counts_prompt, headers=headers
+        request, shape, "text_completion", choices, answers, counts_prompt=counts_prompt, headers=headers
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from typing import get_args
 
@@ -10,7 +11,8 @@ from aiohttp import web
 
 import sllmd
 from sllmd.api.rooms import ROOMS
-from sllmd.roles.status import ClusterSummary, MemberState, NodeStatus
+from sllmd.core.units import format_age
+from sllmd.roles.status import ClusterSummary, MemberState, NodeStatus, Readiness
 from sllmd.telemetry.metrics import Metrics
 
 WAITING_STATES = ("queued", "loading")
@@ -25,15 +27,25 @@ async def healthz(_request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """Handler: the node takes work; 503 and why when it does not."""
     operator = request.app[ROOMS].operator
-    if operator.draining:
-        return _not_ready("this node is draining")
-    if operator.cluster is None:
-        return _not_ready("this node has not joined its cluster yet")
-    return web.json_response({"status": "ready"})
+    reason = None
+    if operator.state != "ready":
+        reason = _drain_text(operator.status())
+    elif operator.cluster is None:
+        reason = "this node has not joined its cluster yet"
+    status = "ready" if reason is None else "not ready"
+    body = Readiness(status=status, state=operator.state, reason=reason)
+    return web.json_response(text=body.model_dump_json(), status=200 if reason is None else 503)
 
 
-def _not_ready(reason: str) -> web.Response:
-    return web.json_response({"status": "not ready", "reason": reason}, status=503)
+def _drain_text(node: NodeStatus) -> str:
+    """Balancers heed it; who asks all the same is answered by other nodes through this one."""
+    if node.drained_since is None:
+        state = f"draining: {node.requests_running} still run here"
+    else:
+        state = f"drained for {format_age(time.time() - node.drained_since)}: nothing runs here"
+    return (
+        f"this node is {state}; no new work: requests that come run on other nodes, if there are any"
+    )
 
 
 async def version(_request: web.Request) -> web.Response:
@@ -64,7 +76,7 @@ def _note_status(metrics: Metrics, status: NodeStatus) -> None:
     for (model, state), count in Counter((r.model, r.state) for r in status.replicas).items():
         metrics.replicas.labels(model, state).set(count)
     metrics.loads_in_progress.set(sum(replica.state == "starting" for replica in status.replicas))
-    metrics.node_draining.set(status.state == "draining")
+    metrics.node_draining.set(status.state != "ready")
     metrics.tier_capacity_bytes.labels("dram").set(status.cache.budget_bytes)
     metrics.tier_used_bytes.labels("dram").set(status.cache.used_bytes)
     for hop, bandwidth in status.cache.bandwidth_bytes_per_second.items():

@@ -30,8 +30,8 @@ PROBES = OPEN_PATHS | {"/metrics"}
 CLIENT_CLOSED = 499
 """What logs and metrics call a request whose client left, after nginx."""
 _EXPOSED_HEADERS = (
-    "x-request-id, openai-processing-ms, Server-Timing, X-Sllmd-Node, X-Sllmd-Cold, X-Sllmd-Tier,"
-    " X-Sllmd-Ignored-Params, Retry-After"
+    "x-request-id, openai-processing-ms, Server-Timing, X-Sllmd-Node, X-Sllmd-Ran-On, X-Sllmd-Cold,"
+    " X-Sllmd-Tier, X-Sllmd-Ignored-Params, Retry-After"
 )
 
 

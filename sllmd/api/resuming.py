@@ -63,7 +63,7 @@ async def send_kept(
                 await events.open(named, telling.opening())
             async for index, delta in said:
                 if not events.opened:
-                    await events.open({**named, **timing_headers(stream.choices)}, telling.opening())
+                    await events.open({**named, **timing_headers(request, stream.choices)}, telling.opening())
                 await events.send(telling.delta(index, delta))
             if not events.opened:
                 await events.open(named, telling.opening())

@@ -22,6 +22,7 @@ from sllmd.api.openai import ChatRequest, CompletionRequest
 from sllmd.api.rooms import EXCHANGE, ROOMS, Exchange, Rooms
 from sllmd.core.errors import SllmdError
 from sllmd.roles.generation import Delta, Timing
+from sllmd.roles.operator import Operator
 
 _log = structlog.get_logger(__name__)
 
@@ -43,7 +44,7 @@ async def stream_choices(
             await events.open(headers, chunks.opening())  # nobody knows yet where the time goes
         async for index, delta in choices:
             if not events.opened:
-                await events.open({**headers, **timing_headers(choices)}, chunks.opening())
+                await events.open({**headers, **timing_headers(request, choices)}, chunks.opening())
             await events.send(chunks.delta(index, delta, choices.generations[index]))
         await events.end(chunks.closing(usage_of(choices.generations, counts_prompt)))
 
@@ -87,6 +88,7 @@ async def collect_choices(request: web.Request, choices: Choices) -> list[list[D
 
 
 def whole_answer(
+    request: web.Request,
     shape: StreamShape,
     kind: str,
     choices: Choices,
@@ -107,7 +109,7 @@ def whole_answer(
     return web.Response(
         text=compact(body),
         content_type="application/json",
-        headers={**headers, **timing_headers(choices)},
+        headers={**headers, **timing_headers(request, choices)},
     )
 
 
@@ -123,14 +125,28 @@ def new_shape(wanted: CompletionRequest | ChatRequest, id_prefix: str) -> Stream
     )
 
 
-def timing_headers(choices: Choices) -> dict[str, str]:
-    """Where the time went until now, by the first choice: all wait for the same model."""
+def timing_headers(request: web.Request, choices: Choices) -> dict[str, str]:
+    """Where it ran and where the time went until now, by the first choice: all wait for the same model."""
     timing = choices.generations[0].timing
     return {
         "Server-Timing": server_timing(timing),
         "X-Sllmd-Cold": "1" if timing.cold else "0",
+        "X-Sllmd-Ran-On": ", ".join(_ran_on(request.app[ROOMS].operator, choices)),
         "X-Sllmd-Tier": timing.tier,
     }
+
+
+def _ran_on(operator: Operator, choices: Choices) -> list[str]:
+    """The names of the nodes that generated, in order of time."""
+    nodes: dict[str, None] = {}
+    for generation in choices.generations:
+        passages = generation.carriage.passages if generation.carriage is not None else ()
+        for passage in passages:
+            if passage.result == "done":
+                nodes |= dict.fromkeys((passage.source, passage.target))
+        nodes[generation.timing.node] = None
+    desk = operator.cluster
+    return [desk.fleet.name_of(node) if node and desk is not None else operator.node for node in nodes]
 
 
 def server_timing(timing: Timing) -> str:

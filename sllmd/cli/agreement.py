@@ -1,12 +1,13 @@
-"""The cluster in a node's status, for people. Pure."""
+"""The cluster in a node's status, for people."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sllmd.cli.tables import counted
-from sllmd.core.units import format_seconds
+from sllmd.core.units import format_age, format_seconds
 
 
 def cluster_pairs(cluster: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
@@ -20,6 +21,16 @@ def cluster_pairs(cluster: Mapping[str, Any] | None) -> Iterator[tuple[str, str]
     yield "catalogue", f"change {cluster['control']['position']}, {age}"
     for reason in cluster["degraded"]:
         yield "degraded", reason
+
+
+def state_text(node: Mapping[str, Any]) -> str:
+    """Whether the node takes work."""
+    if node["state"] == "ready":
+        return "ready"
+    if node["drained_since"] is None:
+        return "draining: no new work, what runs moves or ends"
+    age = format_age(time.time() - node["drained_since"])
+    return f"drained for {age}: nothing runs here, no new work"
 
 
 def agreement_text(control: Mapping[str, Any], nodes: int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.cli.client import segment
-from sllmd.cli.session import Session, command, duration_option
+from sllmd.cli.session import NodeArgument, Session, command, duration_option
 from sllmd.cli.tables import Column
 from sllmd.core.errors import SllmdError
 from sllmd.core.units import format_age
@@ -22,19 +22,30 @@ GONE_SECONDS = 60.0
 """How long a daemon that left may take to end."""
 _ASK_SECONDS = 0.1
 
-NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="A node's name or id.")]
-
 
 def _since(row: Mapping[str, Any]) -> str:
-    if row["since"] is None:
-        return "-"
-    return format_age(time.time() - row["since"])
+    since = row["drained_since"] if member_state(row) == "drained" else row["since"]
+    return "-" if since is None else format_age(max(0.0, time.time() - since))
 
 
 def _role(row: Mapping[str, Any]) -> str:
     if row["state"] == "left":
         return "-"
     return f"{row['role']}, leads" if row["leader"] else str(row["role"])
+
+
+def is_member(row: Mapping[str, Any]) -> bool:
+    """Whether it is still one: who left for good is only remembered, for an hour."""
+    return row["state"] != "left" or bool(row["admitted"])
+
+
+def member_state(row: Mapping[str, Any]) -> str:
+    """Its state as people call it: a member that said goodbye was only stopped."""
+    if row["state"] == "left" and row["admitted"]:
+        return "stopped"
+    if row["state"] != "alive":
+        return str(row["state"])
+    return "drained" if row["drained_since"] else "draining" if row["draining"] else "alive"
 
 
 def member_note(row: Mapping[str, Any]) -> str:
@@ -44,19 +55,22 @@ def member_note(row: Mapping[str, Any]) -> str:
         notes.append(f"no answer to {', '.join(row['suspected_by'])}")
     if row["name_conflict"]:
         notes.append("another node has this name")
-    if row["draining"]:
-        notes.append("draining")
-    if row["cordoned"]:
-        notes.append("cordoned")
-    if row["state"] == "dead" and row["since"] is None:
-        notes.append("not heard of since this daemon was started")
+    state = member_state(row)
+    if state == "drained":
+        notes.append("nothing runs there")
+    if row["cordoned"] and state != "left":
+        notes.append(f"no new work until `sllmd undrain {row['name']}`")
+    if state == "stopped":
+        notes.append("a member still: comes back when it is started")
+    if state == "dead" and row["since"] is None:
+        notes.append("not heard of for an hour, or since this daemon was started")
     return "; ".join(notes)
 
 
 _MEMBER_COLUMNS = (
     Column("NODE", lambda row: f"{row['name']}{' *' if row['is_me'] else ''}"),
     Column("ADDRESS", lambda row: row["address"] or "-"),
-    Column("STATUS", lambda row: row["state"]),
+    Column("STATUS", member_state),
     Column("FOR", _since, right=True),
     Column("ROLE", _role),
     Column("REPLICAS", lambda row: str(row["replicas"]), right=True),
@@ -65,15 +79,25 @@ _MEMBER_COLUMNS = (
     Column("DEVICES", lambda row: ", ".join(row["devices"]) or "-", wide=True),
     Column("GOSSIP", lambda row: row["gossip_address"] or "-", wide=True),
     Column("ID", lambda row: row["id"], wide=True),
-    Column("NOTE", member_note),
+    Column("NOTE", member_note, note=True),
 )
 
 
 @command(app, "members")
-def members(session: Session) -> None:
-    """Show the nodes of the cluster as the one that is asked (*) sees them: who lives, who leads."""
+def members(
+    session: Session,
+    show_all: Annotated[
+        bool, typer.Option("--all", "-a", help="Also nodes that left for good within the last hour.")
+    ] = False,
+) -> None:
+    """Show the nodes of the cluster as the one that is asked (*) sees them: who lives, who leads.
+
+    alive, suspect (probes are not answered), dead; draining, drained: alive, without new work; stopped: its
+    daemon ended well, and it is a member still; left: no member any more. FOR tells since when.
+    """
     cluster = session.client.get("/sllmd/v1/members")
-    session.show_rows(cluster["members"], _MEMBER_COLUMNS, empty="no nodes")
+    rows = [row for row in cluster["members"] if show_all or is_member(row)]
+    session.show_rows(rows, _MEMBER_COLUMNS, empty="no nodes")
     if cluster["leader"] is None and session.for_people:
         session.note("nobody leads just now: changes wait, what is loaded is still served")
 

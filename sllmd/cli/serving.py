@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sllmd.cli.agreement import cluster_pairs
+from sllmd.cli.agreement import cluster_pairs, state_text
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command, duration_option
@@ -207,7 +207,7 @@ def _wait_until_ready(session: Session, seconds: float) -> None:
 def _status_text(node: Mapping[str, Any]) -> str:
     cache_books = node["cache"]
     pairs = [
-        ("node", f"{node['node']}, sllmd {node['version']}, {node['state']}"),
+        ("node", f"{node['node']}, sllmd {node['version']}, {state_text(node)}"),
         ("up", format_seconds(node["uptime_seconds"])),
         *cluster_pairs(node.get("cluster")),
         ("listens on", "  ".join(node["listen"])),

@@ -102,6 +102,8 @@ class Agent:
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.drained_since_seconds: float | None = None
+        """Unix time since when it takes no work and nothing runs; None: it does, or something runs."""
         self.changed: Callable[[], None] = lambda: None
         """Called when replicas, what they run, or what waits for them may have changed."""
         self.keep_alive_of: Callable[[ModelName], float | None] = lambda _name: None
@@ -228,6 +230,7 @@ class Agent:
     def stop_taking(self, reason: str) -> None:
         """Take nothing new; who waits is told ``reason``."""
         self.draining = True
+        self._note_drained()
         self.changed()
         for ticket in list(self._tickets):
             self._refuse(ticket, NodeDraining(reason, retry_after_seconds=1))
@@ -243,7 +246,12 @@ class Agent:
     def resume(self) -> None:
         """Take work again: what this node was drained for does not come about."""
         self.draining = False
+        self.drained_since_seconds = None
         self.changed()
+
+    def _note_drained(self) -> None:
+        if self.draining and self._idle.is_set() and self.drained_since_seconds is None:
+            self.drained_since_seconds = time.time()
 
     async def close(self) -> None:
         """Stop every replica; returns when all workers are reaped."""
@@ -349,6 +357,7 @@ class Agent:
         residence.last_used_seconds = time.monotonic()
         if self.running == 0:
             self._idle.set()
+            self._note_drained()
         if residence.running == 0:
             if residence.state is ReplicaState.CLOSING:
                 self._stop(residence)

@@ -46,7 +46,7 @@ def _dead(member: MemberStatus, now: float) -> str:
     who = f"{member.name}, a voter," if member.role == "voter" else member.name
     remedy = f"start it, or remove it with `sllmd node rm {member.name}`"
     if member.since is None:
-        return f"{who} was not heard of since this node was started: {remedy}"
+        return f"{who} was not heard of for an hour, or since this node was started: {remedy}"
     return f"{who} is dead for {format_age(now - member.since)}: {remedy}"
 
 

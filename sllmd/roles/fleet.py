@@ -66,6 +66,11 @@ class Fleet:
             raise RecordNotFound(f"there is no node `{name}`", hint="`sllmd members` shows them")
         return (here or found)[0]
 
+    def name_of(self, node: str) -> str:
+        """What people call a node; its id when it is not known any more."""
+        view = self.cluster.membership.member(NodeId(node))
+        return view.name if view is not None else node
+
     def _facts(self) -> ClusterFacts:
         cluster = self.cluster
         control = cluster.control

@@ -119,6 +119,8 @@ class Inventory:
     chunk_port: int = 0
     detail: Detail = Detail()
     """For the leader alone: it is not told on."""
+    drained_since_seconds: float = 0.0
+    """Unix time, by that node's clock, since when nothing runs there while it drains; 0: something does."""
 
     def told(self) -> Inventory:
         """As other nodes hear of it."""
@@ -139,6 +141,7 @@ class Report:
     draining: bool | None
     chunk_port: int | None
     detail: Detail | None = None
+    drained_since_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,4 +191,5 @@ def is_urgent(before: Inventory, after: Inventory) -> bool:
 
 def _structure(inventory: Inventory) -> tuple[object, ...]:
     replicas = tuple((fact.model, fact.digest, fact.state) for fact in inventory.replicas)
-    return replicas, inventory.checkpoints, inventory.draining, inventory.chunk_port
+    drain = inventory.draining, inventory.drained_since_seconds
+    return replicas, inventory.checkpoints, drain, inventory.chunk_port

@@ -89,6 +89,8 @@ def _heard(
     inventory = facts.inventories.get(view.node)
     is_here = view.status <= Status.SUSPECT
     removed = view.node in facts.catalogue.removed
+    drains = is_here and inventory is not None and inventory.draining
+    drained_since = inventory.drained_since_seconds if drains and inventory is not None else 0.0
     return MemberStatus(
         name=view.name,
         id=view.node,
@@ -105,7 +107,8 @@ def _heard(
         is_me=view.is_me,
         admitted=record is not None,
         cordoned=record is not None and record.cordoned,
-        draining=is_here and inventory is not None and inventory.draining,
+        draining=drains and not drained_since,
+        drained_since=drained_since or None,
         devices=_devices(record, inventory),
         replicas=len(inventory.replicas) if is_here and inventory else 0,
         running=sum(replica.running for replica in inventory.replicas) if is_here and inventory else 0,

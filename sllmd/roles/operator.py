@@ -94,6 +94,13 @@ class Operator:
     def draining(self) -> bool:
         """Whether the node takes no new work."""
         return self._agent.draining
+    @property
+    def state(self) -> Literal["ready", "draining", "drained"]:
+        """Whether it takes work, and if not, whether something still runs."""
+        if not self._agent.draining:
+            return "ready"
+        return "draining" if self._agent.drained_since_seconds is None else "drained"
+
 
     async def load(
         self, name: str, tier: Literal["dram", "device"] = "device"
@@ -188,7 +195,8 @@ class Operator:
         return NodeStatus(
             node=self._node,
             version=sllmd.__version__,
-            state="draining" if self.draining else "ready",
+            state=self.state,
+            drained_since=self._agent.drained_since_seconds,
             uptime_seconds=time.monotonic() - self._started_seconds,
             listen=self.listen,
             devices=tuple(self._device_status(device) for device in self._devices),

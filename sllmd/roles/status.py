@@ -140,7 +140,11 @@ class MemberStatus(_Status):
     admitted: bool = False
     """Whether it stands in the catalogue."""
     cordoned: bool = False
+    """It is to take no work until somebody says otherwise."""
     draining: bool = False
+    """It takes no new work, and something still runs there."""
+    drained_since: float | None = None
+    """Unix seconds, by its own clock, since when it takes no new work and nothing runs there."""
     devices: tuple[str, ...] = ()
     replicas: int = 0
     running: int = 0
@@ -283,7 +287,10 @@ class NodeStatus(_Status):
 
     node: str
     version: str
-    state: Literal["ready", "draining"]
+    state: Literal["ready", "draining", "drained"]
+    """``draining``: it takes no new work, and something still runs here; ``drained``: nothing does."""
+    drained_since: float | None
+    """Unix seconds; None: it is not drained."""
     uptime_seconds: float
     listen: tuple[str, ...]
     devices: tuple[DeviceStatus, ...]
@@ -298,6 +305,15 @@ class NodeStatus(_Status):
     """Why the last start of a worker failed; None after one that succeeded."""
     cluster: ClusterSummary | None = None
     """None while this node has not joined yet."""
+
+
+class Readiness(_Status):
+    """Whether a balancer should send requests here."""
+
+    status: Literal["ready", "not ready"]
+    state: Literal["ready", "draining", "drained"]
+    reason: str | None
+    """Why not."""
 
 
 class LoadStatus(_Status):

@@ -84,6 +84,7 @@ class Stock:
             checkpoints=self._checkpoints(),
             devices=_devices(view),
             draining=self._agent.draining,
+            drained_since_seconds=self._agent.drained_since_seconds or 0.0,
             chunk_port=self._chunk_port(),
         )
 

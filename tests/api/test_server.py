@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -55,7 +56,14 @@ async def test_probes(live):
     await live.daemon.agent.drain(0)
     ready = await live.get("/readyz")
     assert ready.status == 503
-    assert "draining" in (await ready.json())["reason"]
+    told = await ready.json()
+    assert told["state"] == "drained"
+    assert "nothing runs here" in told["reason"]
+    status = await (await live.get("/sllmd/v1/status")).json()
+    assert (status["state"], status["drained_since"] <= time.time()) == ("drained", True)
+    live.daemon.agent.resume()
+    assert (await (await live.get("/readyz")).json())["state"] == "ready"
+    await live.daemon.agent.drain(0)
     assert (await live.get("/healthz")).status == 200
     refused = await live.post("/v1/completions", {"model": "letters", "prompt": "x", "stream": True})
     assert refused.status == 503

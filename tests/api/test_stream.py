@@ -112,6 +112,7 @@ async def test_headers_tell_where_the_time_went(live):
     assert response.headers["X-Accel-Buffering"] == "no"
     assert response.headers["X-Sllmd-Cold"] == "1"
     assert response.headers["X-Sllmd-Node"] == "test"
+    assert response.headers["X-Sllmd-Ran-On"] == "test"
     assert response.headers["X-Sllmd-Tier"] == "ssd"
     assert "load;dur=" in response.headers["Server-Timing"]
     assert 'desc="' in response.headers["Server-Timing"]

@@ -242,3 +242,10 @@ async def test_draining_waits_for_what_runs_and_takes_nothing_new(make_node: Mak
                     pass
             assert not draining.done()
         assert await draining == 0
+            assert node.agent.drained_since_seconds is None
+        since_seconds = node.agent.drained_since_seconds
+        assert since_seconds is not None
+        node.agent.stop_taking("asked again")
+        assert node.agent.drained_since_seconds == since_seconds
+        node.agent.resume()
+        assert node.agent.drained_since_seconds is None

@@ -99,7 +99,7 @@ def test_a_lost_majority_says_what_goes_on_and_what_does_not() -> None:
 def test_a_member_that_was_never_heard_of_counts_as_dead_since_nobody_knows_when() -> None:
     facts = replace(FACTS, heard=(view(A), view(B)))
     assert (cluster_status(facts).members[2].state, cluster_status(facts).members[2].since) == ("dead", None)
-    assert "not heard of since" in reasons(facts)[0]
+    assert "not heard of for an hour" in reasons(facts)[0]
 
 
 def test_a_removed_one_has_left_though_gossip_remembers_its_death() -> None:
@@ -116,6 +116,10 @@ def test_cordons_drains_and_devices() -> None:
         FACTS, catalogue=catalogue, heard=(view(A), view(B)), inventories={A: Inventory(draining=True)}
     )
     a, b = cluster_status(facts).members
+    assert (a.drained_since, b.drained_since) == (None, None)
+    empty = Inventory(draining=True, drained_since_seconds=NOW)
+    drained, _ = cluster_status(replace(facts, inventories={A: empty})).members
+    assert (drained.draining, drained.drained_since) == (False, NOW)
     assert (a.draining, a.cordoned, b.draining, b.cordoned) == (True, False, False, True)
     assert a.devices == ("cpu:0",)
 
