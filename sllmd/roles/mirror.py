@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import structlog
 
@@ -33,6 +34,15 @@ _log = structlog.get_logger(__name__)
 
 Call = Callable[[NodeId, str, Any, float], Awaitable[Any]]
 """Node, method, body, deadline in seconds; raises SllmdError."""
+
+Outcome = Literal["alone", "late", "refused", "resumed"]
+"""What there is to count of mirrored streams::
+
+    alone    there was nobody to tell of new tokens
+    late     tokens went on before the keeper had answered
+    refused  a keeper had no room for a stream
+    resumed  this node took over a stream
+"""
 
 
 class Stream(Protocol):
@@ -66,12 +76,9 @@ class Mirror:
             bytes_max=int(settings.bytes_max),
             kept_seconds=settings.kept,
         )
-        self.alone = 0
-        """Times that there was nobody to tell."""
-        self.late = 0
-        """Times that a stream went on before its keeper had answered."""
-        self.refused = 0
-        """Streams for which a keeper had no room."""
+        self.counts: Counter[Outcome] = Counter()
+        self.observers: list[Callable[[Outcome], None]] = []
+        """Told of each as it is counted."""
         self._settings = settings
         self._call = call
         self._others = others
@@ -95,6 +102,12 @@ class Mirror:
                 raise ProtocolError("news of a stream that cannot be understood")
         size_bytes = sum(_size_bytes(items) for _, _, items in news.choices)
         return self.shelf.put(news, item_bytes=size_bytes, now_seconds=time.monotonic())
+
+    def count(self, outcome: Outcome) -> None:
+        """It happened once more."""
+        self.counts[outcome] += 1
+        for observer in self.observers:
+            observer(outcome)
 
     def follow(self, stream: Stream) -> Mirrored:
         """Begin to tell of ``stream``."""
@@ -155,12 +168,13 @@ class Mirrored:
             if link is not self._link:
                 self._link, self._sent, self._refused = link, None, False
         if self._link is None:
-            self._mirror.alone += 1
+            self._mirror.count("alone")
             return False
         if self._refused:
             return False
         told = await self._link.tell(self)
-        self._mirror.late += not told
+        if not told:
+            self._mirror.count("late")
         return told
 
     def news(self) -> tuple[Any, ...] | None:
@@ -191,7 +205,7 @@ class Mirrored:
             self._stream.taken_away()
         elif told is Told.FULL:
             self._refused = True
-            self._mirror.refused += 1
+            self._mirror.count("refused")
         else:
             knew_nothing, self._sent = self._sent is None, None
             return not knew_nothing

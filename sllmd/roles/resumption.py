@@ -109,8 +109,6 @@ class Resumption:
         """``others``: the living nodes, without this one; the same object until they change."""
         self.settings = settings
         self.mirror = Mirror(settings, self._call, others)
-        self.resumed = 0
-        """Streams that this node took over."""
         self._connect = connect
         self._others = others
         self._living: dict[str, Living] = {}
@@ -186,7 +184,7 @@ class Resumption:
                 _log.warning("a stream could not be taken", node=node, lives=lives, reason=str(error))
                 continue
             if inherited is not None and inherited.term > term:
-                self.resumed += 1
+                self.mirror.count("resumed")
                 return inherited
         return None
 

@@ -160,7 +160,7 @@ async def test_a_dead_router_costs_a_reconnect_only(make_member: MakeMember) -> 
         await until(lambda: not running(b))
         await hear(c, broken)
         assert (broken.done, broken.texts()) == (True, whole.texts())
-        assert c.daemon.plane.resumption.resumed == 1
+        assert c.daemon.plane.resumption.mirror.counts["resumed"] == 1
 
 
 async def test_who_lost_the_stream_is_shut_out_by_its_keeper(make_member: MakeMember) -> None:
@@ -240,5 +240,5 @@ async def test_no_stream_waits_for_a_keeper_that_hangs(make_member: MakeMember) 
         async with asyncio.timeout(3):
             await hear(a, heard, COMPLETION)
         assert heard.done
-        assert a.daemon.plane.resumption.mirror.late > 10
+        assert a.daemon.plane.resumption.mirror.counts["late"] > 10
         never.set()
