@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from sllmd.config import paths
 from sllmd.config.checks import check
 from sllmd.config.layers import (
+    ENVIRONMENT_PREFIX,
     KeyPath,
     Layer,
     environment_layer,
@@ -94,6 +95,7 @@ def load_config(
     if file is not None:
         layers += [file_layer(path) for path in (file, *sorted((file.parent / "conf.d").glob("*.toml")))]
     sequences = frozenset(sequence_keys(Config))
+    _refuse_keys_without_section(environ)
     layers.append(environment_layer(environ, sequences))
     layers.append(layer_of([_flag(path, value, name, sequences) for path, value, name in flags]))
     merged = merge(layers)
@@ -159,6 +161,18 @@ def section_at(path: KeyPath) -> type[BaseModel] | None:
 
 def _flag(path: KeyPath, value: Any, name: str, sequences: frozenset[KeyPath]) -> tuple[KeyPath, Any, str]:
     return path, parse_value(value, path, sequences, name) if isinstance(value, str) else value, name
+
+
+def _refuse_keys_without_section(environ: Mapping[str, str]) -> None:
+    """``SLLMD_DATA_DIR`` would set nothing, and nobody would notice: ``SLLMD_NODE__DATA_DIR`` is meant."""
+    for name in sorted(environ):
+        key = name.removeprefix(ENVIRONMENT_PREFIX)
+        if key == name or "__" in key:
+            continue
+        section = next((section for section in Config.model_fields if _holds(section, key.lower())), None)
+        if section is not None:
+            meant = f"{ENVIRONMENT_PREFIX}{section.upper()}__{key}"
+            raise ConfigError(f"environment {name} names no section; did you mean {meant}?")
 
 
 def _describe(error: ValidationError, merged: Layer) -> str:

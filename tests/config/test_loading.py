@@ -104,6 +104,11 @@ def test_an_unknown_variable_is_an_error(name: str) -> None:
         load(environ={name: "1"})
 
 
+def test_a_variable_without_its_section_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="SLLMD_DATA_DIR.*SLLMD_NODE__DATA_DIR"):
+        load(environ={"SLLMD_DATA_DIR": "/tmp"})
+
+
 def test_variables_of_the_command_line_are_no_keys() -> None:
     load(environ={"SLLMD_ADDR": "x", "SLLMD_API_KEY": "y"})
 
