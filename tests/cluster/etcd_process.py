@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 from collections import deque
@@ -17,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-START_SECONDS = 20.0
+from tests.ports import free_ports
+
+START_SECONDS = 60.0
 HEARTBEAT_MS = 50
 ELECTION_MS = 500
 """Half of etcd's own: leases of one second are possible, and an election costs a test less."""
@@ -37,8 +38,8 @@ class EtcdProcess:
     def __init__(self, name: str, directory: Path, certificates: Certificates | None = None) -> None:
         scheme = "https" if certificates else "http"
         self.name = name
-        self.client_url = f"{scheme}://127.0.0.1:{_free_port()}"
-        self.peer_url = f"http://127.0.0.1:{_free_port()}"
+        self.client_url = f"{scheme}://127.0.0.1:{free_ports()}"
+        self.peer_url = f"http://127.0.0.1:{free_ports()}"
         self.said: deque[str] = deque(maxlen=50)
         self._directory = directory
         self._certificates = certificates
@@ -166,10 +167,3 @@ def etcd_cluster(
 def why_no_etcd() -> str | None:
     """Why there can be no etcd here; None: there can."""
     return None if shutil.which("etcd") else "etcd is not installed (Debian: etcd-server)"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

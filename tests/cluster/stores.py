@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,19 @@ from sllmd.core.ids import NodeId
 from tests.cluster.cable import Cable, plugged
 from tests.cluster.etcd_process import EtcdCluster
 from tests.cluster.member import nodes as member_nodes
+from tests.waiting import PATIENCE_SECONDS, eventually
 
-PATIENCE_SECONDS = 20.0
-PROPOSE_SECONDS = 3.0
-READ_SECONDS = 2.0
+PATIENT = {"propose_seconds": 60.0, "read_seconds": 60.0}
+HASTY = {"propose_seconds": 5.0, "read_seconds": 5.0}
+"""Where nobody decides, and a test waits until that is said."""
 SNAPSHOT_COMMANDS = 40
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    """Looks again and again: what is waited for happens in other tasks."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+LEASE_SECONDS = 4.0
+"""Of who leads in an etcd: neither a slow disk nor a busy machine may cost it."""
 
 
 async def leader_of(nodes: list[ControlStore]) -> ControlStore:
     """The node that leads, once one does."""
-    await until(lambda: any(node.leadership().is_me for node in nodes))
+    await eventually(lambda: any(node.leadership().is_me for node in nodes))
     return next(node for node in nodes if node.leadership().is_me)
 
 
@@ -88,9 +84,8 @@ class EtcdStores(Stores):
         self._stack = stack
         self._cluster_id = secrets.token_hex(8)
         self._settings = {
-            "lease_seconds": 2.0, "request_seconds": 1.0, "propose_seconds": PROPOSE_SECONDS,
-            "read_seconds": READ_SECONDS, "pulse_seconds": 0.2, "retry_seconds": 0.05,
-            "snapshot_commands": SNAPSHOT_COMMANDS, **settings,
+            "lease_seconds": LEASE_SECONDS, "pulse_seconds": 0.2, "retry_seconds": 0.05,
+            "hand_over_seconds": 60.0, "snapshot_commands": SNAPSHOT_COMMANDS, **PATIENT, **settings,
         }  # fmt: skip
 
     async def add(self, **settings: Any) -> EtcdControl:
@@ -169,7 +164,7 @@ class RaftStores(Stores):
             await self._stop(self._stopped[-1])
         survivor = self.nodes[0]
         if len(self._names) > 1:  # a member notices; a follower goes on asking whom it followed
-            await until(lambda: survivor.leadership().leader is None)
+            await eventually(lambda: survivor.leadership().leader is None)
         return survivor
 
     async def go_on(self) -> None:
@@ -202,9 +197,9 @@ async def etcd_stores(etcd: EtcdCluster, size: int = 3, **settings: Any) -> Asyn
 
 
 @asynccontextmanager
-async def raft_stores(directory: Path, names: str) -> AsyncIterator[RaftStores]:
+async def raft_stores(directory: Path, names: str, **settings: Any) -> AsyncIterator[RaftStores]:
     """These members, and a node that follows them."""
-    control = ControlSettings(propose_seconds=PROPOSE_SECONDS, read_seconds=READ_SECONDS, beat_seconds=0.3)
+    control = ControlSettings(beat_seconds=0.3, **{**PATIENT, **settings})
     raft = member_nodes.RAFT.model_copy(update={"trailing_entries": SNAPSHOT_COMMANDS // 4})
     journal = JournalSettings(snapshot_entries=SNAPSHOT_COMMANDS)
     options = {"control_settings": control, "settings": raft, "journal_settings": journal}

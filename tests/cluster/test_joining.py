@@ -26,7 +26,9 @@ from sllmd.wire.identity import make_identity, make_request, new_key
 from sllmd.wire.rpc import joining as wire_joining
 from sllmd.wire.rpc.hello import Hello
 from sllmd.wire.token import JoinToken, hash_secret
-from tests.cluster.nodes import Nodes, names, nodes, until, why_not
+from tests.cluster.nodes import Nodes, names, nodes, why_not
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ async def test_a_cluster_of_one_asks_for_nothing(fleet: Nodes) -> None:
     one = await fleet.found("one")
     assert one.founded
     assert one.authority is not None
-    await until(lambda: names(one) == {"one"}, "it admits itself")
-    await until(lambda: one.control.leadership().is_me, "it leads")
+    await eventually(lambda: names(one) == {"one"}, "it admits itself")
+    await eventually(lambda: one.control.leadership().is_me, "it leads")
 
 
 async def test_three_nodes_and_everybody_knows_everybody(fleet: Nodes) -> None:
@@ -48,8 +50,8 @@ async def test_three_nodes_and_everybody_knows_everybody(fleet: Nodes) -> None:
     two = await fleet.join("two", one)
     three = await fleet.join("three", two)
     for node in (one, two, three):
-        await until(lambda node=node: names(node) == {"one", "two", "three"}, "all are admitted")
-        await until(lambda node=node: len(node.members_here()) == 2, "all are members")
+        await eventually(lambda node=node: names(node) == {"one", "two", "three"}, "all are admitted")
+        await eventually(lambda node=node: len(node.members_here()) == 2, "all are members")
     assert {two.identity.cluster_id, three.identity.cluster_id} == {one.identity.cluster_id}
     answer = await three.call(one.identity.node, "cluster.keyring", None)
     assert list(answer) == one.keyring.ids()
@@ -58,18 +60,18 @@ async def test_three_nodes_and_everybody_knows_everybody(fleet: Nodes) -> None:
 async def test_a_node_without_the_ca_passes_a_join_on(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one, voters={"standbys": 0})
-    await until(lambda: two.keepers() == [one.identity.node], "it knows who has the CA")
+    await eventually(lambda: two.keepers() == [one.identity.node], "it knows who has the CA")
     two.authority = None
     three = await fleet.join("three", two)
-    await until(lambda: "three" in names(three), "it was let in")
+    await eventually(lambda: "three" in names(three), "it was let in")
 
 
 async def test_who_keeps_the_log_gets_the_ca(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(lambda: two.authority is not None, "a standby has the CA")
+    await eventually(lambda: two.authority is not None, "a standby has the CA")
     assert two.home.authority() is not None
-    await until(lambda: one.keepers() == [two.identity.node], "and says so")
+    await eventually(lambda: one.keepers() == [two.identity.node], "and says so")
 
 
 async def test_nobody_else_gets_the_ca(fleet: Nodes) -> None:
@@ -101,7 +103,7 @@ async def test_a_used_token_is_no_good(fleet: Nodes) -> None:
             await fleet.start(node)
         else:
             assert "was used up" in str(await why_not(node))
-    await until(lambda: names(one) == {"one", "two"}, "nobody else is in")
+    await eventually(lambda: names(one) == {"one", "two"}, "nobody else is in")
     assert one.tokens.list() == []  # type: ignore[union-attr]
 
 
@@ -188,7 +190,7 @@ async def test_a_token_buys_no_members_id(fleet: Nodes) -> None:
     again.home.save_joining_key(str(key))
     again.home.save_belonging(Belonging(one.identity.node, "again"))
     assert f"node {one.identity.node} is a member already" in str(await why_not(again))
-    await until(lambda: names(one) == {"one", "thief"}, "it is who it was")
+    await eventually(lambda: names(one) == {"one", "thief"}, "it is who it was")
 
 
 async def test_a_node_on_its_way_in_never_founds(fleet: Nodes) -> None:
@@ -215,7 +217,7 @@ async def test_a_join_goes_on_through_others(fleet: Nodes) -> None:
 
 async def test_a_cluster_that_is_away_is_waited_for(fleet: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "RETRY_SECONDS_MIN", 0.05)
-    one = await fleet.found("one")
+    one = await fleet.found("one", listen=f"127.0.0.1:{free_ports(3)}")
     token, _ = await one.tokens.create()  # type: ignore[union-attr]
     await one.close()
     two = fleet.make("two", join=[one])
@@ -236,16 +238,18 @@ async def test_a_cluster_that_is_away_is_waited_for(fleet: Nodes, monkeypatch: p
 async def test_a_restart_rejoins_from_its_own_data_and_ignores_join(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(two.home.peers, "it knows where to come back to")
+    await eventually(two.home.peers, "it knows where to come back to")
     await two.close()
-    await until(lambda: one.membership.member(two.identity.node).status is Status.LEFT, "it said goodbye")  # type: ignore[union-attr]
+    await eventually(
+        lambda: one.membership.member(two.identity.node).status is Status.LEFT, "it said goodbye"
+    )  # type: ignore[union-attr]
     assert names(one) == {"one", "two"}, "and stays a member"
     again = await fleet.start(fleet.make("two", join=["127.0.0.1:1"]))
     assert again.identity == two.identity
-    await until(lambda: one.membership.member(two.identity.node).status is Status.ALIVE, "it is back")  # type: ignore[union-attr]
-    await until(lambda: again.control.view().age_seconds < 5, "it follows")
+    await eventually(lambda: one.membership.member(two.identity.node).status is Status.ALIVE, "it is back")  # type: ignore[union-attr]
+    await eventually(lambda: again.control.view().age_seconds < 5, "it follows")
     address = again.address
-    await until(
+    await eventually(
         lambda: one.control.view().catalogue.nodes.get(again.identity.node).address == address,  # type: ignore[union-attr]
         "its new address is known",
     )
@@ -254,11 +258,11 @@ async def test_a_restart_rejoins_from_its_own_data_and_ignores_join(fleet: Nodes
 async def test_restarted_in_the_other_order_both_have_the_ports_that_they_had(
     fleet: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "RPC_PORT", _three_free_ports())
+    monkeypatch.setattr(settings, "RPC_PORT", free_ports(3))
     one = await fleet.found("one", listen="127.0.0.1", dev=True)
     two = await fleet.join("two", one, listen="127.0.0.1")
     where = [(node.address, node.membership.address) for node in (one, two)]
-    await until(lambda: one.home.peers() and two.home.peers(), "they know where to come back to")
+    await eventually(lambda: one.home.peers() and two.home.peers(), "they know where to come back to")
     await two.close()
     await one.close()
     (
@@ -268,22 +272,22 @@ async def test_restarted_in_the_other_order_both_have_the_ports_that_they_had(
     assert not {second.address, second.membership.address} & set(where[0])
     first = await fleet.start(fleet.make("one", listen="127.0.0.1", dev=True))
     assert (first.address, first.membership.address) == where[0]
-    await until(lambda: first.members_here() and second.members_here(), "they found each other")
+    await eventually(lambda: first.members_here() and second.members_here(), "they found each other")
     await second.close()
     again = await fleet.start(fleet.make("two", listen="127.0.0.1", join=[one], dev=True))
     assert (again.address, again.membership.address) == (second.address, second.membership.address)
 
 
 async def test_who_is_nowhere_where_they_were_finds_its_cluster_through_join(fleet: Nodes) -> None:
-    one = await fleet.found("one")
-    two = await fleet.join("two", one)
-    await until(lambda: one.home.peers() and two.home.peers(), "they know where to come back to")
+    one = await fleet.found("one", listen=f"127.0.0.1:{free_ports(3)}")
+    two = await fleet.join("two", one, listen=f"127.0.0.1:{free_ports(3)}")
+    await eventually(lambda: one.home.peers() and two.home.peers(), "they know where to come back to")
     await two.close()
     await one.close()
     with socket.create_server(split_address(one.address)), socket.create_server(split_address(two.address)):
         first = await fleet.start(fleet.make("one"))
         second = await fleet.start(fleet.make("two", join=["127.0.0.1:1", first]))
-        await until(lambda: first.members_here() and second.members_here(), "they found each other")
+        await eventually(lambda: first.members_here() and second.members_here(), "they found each other")
 
 
 async def test_an_address_that_is_ours_now_is_said_to_be_outdated(fleet: Nodes) -> None:
@@ -296,13 +300,13 @@ async def test_an_address_that_is_ours_now_is_said_to_be_outdated(fleet: Nodes) 
 async def test_a_renamed_node_keeps_its_id_unless_the_name_is_taken(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(lambda: names(one) == {"one", "two"}, "both are admitted")
+    await eventually(lambda: names(one) == {"one", "two"}, "both are admitted")
     await two.close()
     renamed = await fleet.start(fleet.make("deux", directory="two"))
-    await until(lambda: names(one) == {"one", "deux"}, "its name changed")
+    await eventually(lambda: names(one) == {"one", "deux"}, "its name changed")
     await renamed.close()
     clash = await fleet.start(fleet.make("one", directory="two"))
-    await until(
+    await eventually(
         lambda: len([v for v in one.membership.members() if v.name == "one"]) == 2, "gossip sees both"
     )
     assert names(one) == {"one", "deux"}
@@ -311,7 +315,7 @@ async def test_a_renamed_node_keeps_its_id_unless_the_name_is_taken(fleet: Nodes
 
 async def test_a_taken_name_is_refused_and_the_token_still_good(fleet: Nodes) -> None:
     one = await fleet.found("one")
-    await until(lambda: names(one) == {"one"}, "it is admitted")
+    await eventually(lambda: names(one) == {"one"}, "it is admitted")
     token, _ = await one.tokens.create()  # type: ignore[union-attr]
     other = fleet.make("one", join=[one], directory="other")
     other.token = token
@@ -334,10 +338,10 @@ async def test_a_node_that_would_agree_with_somebody_else_is_refused(fleet: Node
 async def test_a_cloned_directory_stops(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(two.home.peers, "it knows where to come back to")
+    await eventually(two.home.peers, "it knows where to come back to")
     shutil.copytree(fleet.directory / "two", fleet.directory / "clone")
     clone = await fleet.start(fleet.make("two", directory="clone"))
-    error = await asyncio.wait_for(asyncio.shield(clone.failed), 20)
+    error = await asyncio.wait_for(asyncio.shield(clone.failed), PATIENCE_SECONDS)
     assert "is a copy" in str(error)
     assert "never clone" in str(error.hint)
     assert not two.failed.done()
@@ -349,9 +353,9 @@ async def test_a_cloned_directory_stops(fleet: Nodes) -> None:
 async def test_a_removed_node_is_refused_and_stops(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(lambda: names(two) == {"one", "two"}, "it follows")
+    await eventually(lambda: names(two) == {"one", "two"}, "it follows")
     await one.control.propose(NodeRemove(two.identity.node, None))
-    error = await asyncio.wait_for(asyncio.shield(two.failed), 20)
+    error = await asyncio.wait_for(asyncio.shield(two.failed), PATIENCE_SECONDS)
     assert "was removed from the cluster" in str(error)
     await two.close()
     back = fleet.make("two", directory="two")
@@ -363,7 +367,7 @@ async def test_a_removed_node_is_refused_and_stops(fleet: Nodes) -> None:
 async def test_who_leaves_is_no_member_and_may_come_again_as_another(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(lambda: names(two) == {"one", "two"}, "it follows")
+    await eventually(lambda: names(two) == {"one", "two"}, "it follows")
     await two.leave()
     await two.close()
     assert names(one) == {"one"}
@@ -378,7 +382,7 @@ async def test_who_leaves_is_no_member_and_may_come_again_as_another(fleet: Node
 async def test_dev_nodes_need_no_token_and_no_certificates(fleet: Nodes) -> None:
     one = await fleet.found("one", dev=True)
     two = await fleet.join("two", one)
-    await until(lambda: names(two) == {"one", "two"}, "both are admitted")
+    await eventually(lambda: names(two) == {"one", "two"}, "both are admitted")
     assert one.tls is None
     assert not two.home.identity_file.exists()
 
@@ -437,7 +441,7 @@ async def test_other_protocol_versions_are_refused_clearly(
 async def test_a_certificate_is_renewed_and_used(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one)
-    await until(lambda: names(two) == {"one", "two"}, "it follows")
+    await eventually(lambda: names(two) == {"one", "two"}, "it follows")
     before = two.home.identity().fingerprint  # type: ignore[union-attr]
     two.authority = None
     await two.duties.renew()
@@ -455,20 +459,21 @@ async def test_a_certificate_is_renewed_and_used(fleet: Nodes) -> None:
 
 
 async def test_gossip_keys_are_replaced_while_all_talk_and_who_was_away_follows(fleet: Nodes) -> None:
-    one = await fleet.found("one")
-    two = await fleet.join("two", one)
-    three = await fleet.join("three", one)
-    await until(lambda: len(one.members_here()) == 2 and three.home.peers(), "all are members")
+    voters = {"settle_seconds": 0.3, "dead_seconds": 2.0}  # who was away keeps no log any more, and asks
+    one = await fleet.found("one", voters=voters)
+    two = await fleet.join("two", one, voters=voters)
+    three = await fleet.join("three", one, voters=voters)
+    await eventually(lambda: len(one.members_here()) == 2 and three.home.peers(), "all are members")
     await three.close()
-    await until(lambda: len(one.members_here()) == 1, "one is away")
+    await eventually(lambda: len(one.members_here()) == 1, "one is away")
     old = one.keyring.ids()
     new = await two.keyrings.rotate()
     assert one.keyring.ids() == two.keyring.ids() == [new] != old
     assert Home(two.home.directory).keyring().ids() == [new]  # type: ignore[union-attr]
     back = await fleet.start(fleet.make("three"))
     assert back.home.keyring() is not None
-    await until(lambda: back.keyring.ids() == [new], "it follows over TLS")
-    await until(lambda: len(back.members_here()) == 2, "and gossip takes it back")
+    await eventually(lambda: back.keyring.ids() == [new], "it follows over TLS")
+    await eventually(lambda: len(back.members_here()) == 2, "and gossip takes it back")
 
 
 # --- the cluster key ---
@@ -486,7 +491,7 @@ async def test_the_cluster_key_lets_in_any_number(fleet: Nodes) -> None:
         node = fleet.make(name, join=[one])
         node.key = key()
         await fleet.start(node)
-    await until(lambda: names(one) == {"one", "two", "three"}, "all are in")
+    await eventually(lambda: names(one) == {"one", "two", "three"}, "all are in")
     [shown] = one.tokens.list()  # type: ignore[union-attr]
     assert shown.used == 2
 
@@ -505,7 +510,7 @@ async def test_three_new_nodes_found_one_cluster_together(
 ) -> None:
     monkeypatch.setattr(bootstrapping, "ROUND_SECONDS", 0.05)
     monkeypatch.setattr(joining, "RETRY_SECONDS_MIN", 0.05)
-    addresses = [f"127.0.0.1:{_three_free_ports()}" for _ in range(3)]
+    addresses = [f"127.0.0.1:{free_ports(3)}" for _ in range(3)]
     made = [
         fleet.make(
             f"n{number}", listen=address, join=addresses, bootstrap_expect=3, secret_file=tmp_path / "key"
@@ -525,40 +530,27 @@ async def test_three_new_nodes_found_one_cluster_together(
     assert founder.identity.node == min(node.identity.node for node in made)
 
 
-def _three_free_ports() -> int:
-    while True:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-                third.bind(("127.0.0.1", port + 2))
-            except OSError:
-                continue
-            return int(port)
-
-
 # --- the way out ---
 
 
 async def test_one_node_goes_on_when_the_others_are_lost_for_good(fleet: Nodes) -> None:
     one = await fleet.found("one")
-    where = f"127.0.0.1:{_three_free_ports()}"
+    where = f"127.0.0.1:{free_ports(3)}"
     two = await fleet.join("two", one, listen=where)
-    await until(lambda: two.authority is not None, "two keeps log and CA")
-    await until(lambda: names(two) == {"one", "two"}, "and knows everybody")
+    await eventually(lambda: two.authority is not None, "two keeps log and CA")
+    await eventually(lambda: names(two) == {"one", "two"}, "and knows everybody")
     await two.close()
     await one.close()
     done = go_on_alone(two.home, two.settings.journal)
     assert done.lost == (one.identity.node,)
     assert not done.new_authority
     again = await fleet.start(fleet.make("two", listen=where))
-    await until(lambda: names(again) == {"two"}, "the lost one is no member")
+    await eventually(lambda: names(again) == {"two"}, "the lost one is no member")
     assert one.identity.node in again.control.view().catalogue.removed
     three = await fleet.join("three", again)
-    await until(lambda: names(three) == {"two", "three"}, "others may come")
+    await eventually(lambda: names(three) == {"two", "three"}, "others may come")
     lost = await fleet.start(fleet.make("one"))
-    error = await asyncio.wait_for(asyncio.shield(lost.failed), 20)
+    error = await asyncio.wait_for(asyncio.shield(lost.failed), PATIENCE_SECONDS)
     assert "was removed" in str(error), "a lost one that comes back is told, and stops"
 
 

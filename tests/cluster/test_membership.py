@@ -20,16 +20,15 @@ from sllmd.core.errors import ConfigError
 from sllmd.core.ids import NodeId
 from sllmd.wire.addresses import split_address
 from sllmd.wire.seal import Drop, Keyring, Sealer
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 KEY = bytes(range(32))
 META = Meta("127.0.0.1:8344", "0.1.0", ("server",))
-QUICK = GossipSettings(
-    probe_seconds=0.1,
-    probe_timeout_seconds=0.05,
-    gossip_seconds=0.02,
-    dead_ping_seconds=0.2,
-    late_seconds_max=5,
-)
+QUICK = GossipSettings(gossip_seconds=0.02, dead_ping_seconds=0.2, late_seconds_max=5)
+"""What is told arrives soon; nobody is suspected because the machine is busy."""
+HASTY = QUICK.model_copy(update={"probe_seconds": 0.2, "probe_timeout_seconds": 0.1})
+"""Where somebody has to die."""
 HAS_IPV6 = socket.has_ipv6 and Path("/proc/net/if_inet6").exists()
 MakeMember = Callable[..., Awaitable[Membership]]
 
@@ -60,10 +59,10 @@ async def make_member() -> AsyncIterator[MakeMember]:
         await membership.close()
 
 
-async def until(membership: Membership, true: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for changes until it is true."""
+async def until_change(membership: Membership, true: Callable[[], bool]) -> None:
+    """Every change rings: what is true only for a moment is seen."""
     changes = membership.changed()
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not true():
             await anext(changes)
 
@@ -78,7 +77,7 @@ async def cluster(make_member: MakeMember, *names: str, **options: Any) -> list[
         (attempt,) = await member.join([members[0].address])
         assert attempt.joined
     for member in members:
-        await until(member, lambda member=member: len(member.members()) == len(names))
+        await until_change(member, lambda member=member: len(member.members()) == len(names))
     return members
 
 
@@ -90,7 +89,7 @@ async def test_a_cluster_of_one_asks_for_nothing(make_member: MakeMember) -> Non
         NodeId("one"), "one", one.address, Status.ALIVE, view.since_seconds, 0, META, (), is_me=True
     )
     assert before - 1 <= view.since_seconds <= time.time() + 1
-    await asyncio.wait_for(one.leave(), 1)
+    await asyncio.wait_for(one.leave(), PATIENCE_SECONDS)
 
 
 async def test_members_join_through_any_of_them_and_all_see_all(make_member: MakeMember) -> None:
@@ -98,7 +97,7 @@ async def test_members_join_through_any_of_them_and_all_see_all(make_member: Mak
     four = await make_member("four")
     assert (await four.join([three.address]))[0].joined
     for member in (one, two, three, four):
-        await until(member, lambda member=member: len(member.members()) == 4)
+        await until_change(member, lambda member=member: len(member.members()) == 4)
         assert set(statuses(member).values()) == {Status.ALIVE}
 
 
@@ -108,8 +107,8 @@ async def test_what_a_member_tells_of_itself_reaches_all(make_member: MakeMember
     one.tell(Meta("127.0.0.1:8344", "0.1.0", ("server", "voter"), epoch=4, leader=NodeId("one")))
     three.tell(Meta("127.0.0.1:8344", "0.1.0", ("server",), epoch=5, leader=NodeId("three")))
     for member in (one, two, three):
-        await until(member, lambda member=member: member.leader_hint() == (5, NodeId("three")))
-    await until(two, lambda: two.member(NodeId("one")).meta.roles == ("server", "voter"))  # type: ignore[union-attr]
+        await until_change(member, lambda member=member: member.leader_hint() == (5, NodeId("three")))
+    await until_change(two, lambda: two.member(NodeId("one")).meta.roles == ("server", "voter"))  # type: ignore[union-attr]
 
 
 async def test_meta_that_is_too_large_is_refused_and_changes_nothing(make_member: MakeMember) -> None:
@@ -122,20 +121,20 @@ async def test_meta_that_is_too_large_is_refused_and_changes_nothing(make_member
 async def test_who_closes_without_a_word_is_suspected_and_dies_who_leaves_has_left(
     make_member: MakeMember,
 ) -> None:
-    one, two, three, four = await cluster(make_member, "one", "two", "three", "four")
+    one, two, three, four = await cluster(make_member, "one", "two", "three", "four", settings=HASTY)
     changes = one.changed()
-    await asyncio.wait_for(four.leave(), 5)
-    await until(one, lambda: statuses(one)["four"] is Status.LEFT)
+    await asyncio.wait_for(four.leave(), PATIENCE_SECONDS)
+    await until_change(one, lambda: statuses(one)["four"] is Status.LEFT)
     assert one.peers() == [three.address, two.address]
     await three.close()
     seen = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not seen or seen[-1].status is not Status.DEAD:
             change = await anext(changes)
             if change.member is not None and change.member.name == "three":
                 seen.append(change.member)
-    assert [view.status for view in seen] == [Status.SUSPECT, Status.DEAD]
-    assert seen[0].suspected_by
+    assert [view.status for view in seen[-2:]] == [Status.SUSPECT, Status.DEAD]
+    assert seen[-2].suspected_by
     assert statuses(two)["two"] is Status.ALIVE
 
 
@@ -153,7 +152,7 @@ async def test_bind_and_advertised_addresses_are_separate(make_member: MakeMembe
     two = await make_member("two")
     assert one.address.startswith("127.0.0.1:")
     assert (await two.join([one.address]))[0].joined
-    await until(one, lambda: statuses(one).get("two") is Status.ALIVE)
+    await until_change(one, lambda: statuses(one).get("two") is Status.ALIVE)
 
 
 async def test_ipv6(make_member: MakeMember) -> None:
@@ -161,7 +160,7 @@ async def test_ipv6(make_member: MakeMember) -> None:
         pytest.skip("no IPv6 on this machine")
     one, two = await cluster(make_member, "one", "two", listen=Listen("::1", 0))
     assert one.address.startswith("[::1]:")
-    await until(two, lambda: statuses(two).get("one") is Status.ALIVE)
+    await until_change(two, lambda: statuses(two).get("one") is Status.ALIVE)
 
 
 async def test_a_name_is_looked_up(make_member: MakeMember) -> None:
@@ -174,9 +173,7 @@ async def test_a_name_is_looked_up(make_member: MakeMember) -> None:
 
 
 async def test_joining_waits_for_a_cluster_to_come(make_member: MakeMember) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports()
     two = await make_member("two")
     with capture_logs() as logs:
         joining = asyncio.create_task(two.join_for_ever([f"127.0.0.1:{port}"]))
@@ -184,7 +181,7 @@ async def test_joining_waits_for_a_cluster_to_come(make_member: MakeMember) -> N
         assert not done
     assert logs[0]["event"] == "join failed"
     await make_member("one", listen=Listen(port=port, port_exactly=True))
-    attempt = await asyncio.wait_for(joining, 10)
+    attempt = await asyncio.wait_for(joining, PATIENCE_SECONDS)
     assert attempt.joined
 
 
@@ -205,7 +202,7 @@ async def test_a_cloned_directory(make_member: MakeMember) -> None:
     one, two = await cluster(make_member, "one", "two")
     clone = await make_member("one")
     await clone.join([two.address])
-    assert await asyncio.wait_for(clone.id_taken, 10) == one.address
+    assert await asyncio.wait_for(clone.id_taken, PATIENCE_SECONDS) == one.address
     await clone.close()
     assert not one.id_taken.done()
     assert statuses(two) == {"one": Status.ALIVE, "two": Status.ALIVE}
@@ -221,7 +218,7 @@ async def test_a_member_that_sends_nonsense_is_ignored(make_member: MakeMember) 
             boxes.seal(pack_packet([Ping(7, NodeId("two"), NodeId("one"))])), split_address(one.address)
         )
         rogue.setblocking(False)
-        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(rogue, 2000), 5)
+        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(rogue, 2000), PATIENCE_SECONDS)
     assert one.dropped == {Drop.MALFORMED: 4}
     assert {entry["event"] for entry in logs if entry["log_level"] == "warning"} == {
         "a member sent what is no message"
@@ -234,14 +231,14 @@ async def test_a_member_that_sends_nonsense_is_ignored(make_member: MakeMember) 
 async def test_a_member_with_an_address_that_is_none_harms_nobody(
     make_member: MakeMember, address: str
 ) -> None:
-    one, two = await cluster(make_member, "one", "two")
+    one, two = await cluster(make_member, "one", "two", settings=HASTY)
     claim = Alive(NodeId("odd"), 0, "odd", address, 1, 1, b"")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as odd:
         odd.sendto(Sealer(one.keyring, "test").seal(pack_packet([claim])), split_address(one.address))
-    await until(two, lambda: statuses(two).get("odd") is Status.DEAD)
-    assert statuses(one) | {"odd": Status.DEAD} == statuses(two)
+    await until_change(two, lambda: statuses(two).get("odd") is Status.DEAD)
+    await eventually(lambda: statuses(one) | {"odd": Status.DEAD} == statuses(two), "no other harm is done")
     one.tell(Meta("127.0.0.1:8344", "0.1.0", epoch=3, leader=NodeId("one")))
-    await until(two, lambda: two.leader_hint() == (3, NodeId("one")))
+    await until_change(two, lambda: two.leader_hint() == (3, NodeId("one")))
 
 
 async def test_a_slow_reader_of_changes_gets_the_newest_of_each(make_member: MakeMember) -> None:
@@ -249,7 +246,7 @@ async def test_a_slow_reader_of_changes_gets_the_newest_of_each(make_member: Mak
     changes = one.changed()
     for epoch in range(1, 200):
         one.tell(Meta("127.0.0.1:8344", "0.1.0", epoch=epoch))
-    change = await asyncio.wait_for(anext(changes), 1)
+    change = await asyncio.wait_for(anext(changes), PATIENCE_SECONDS)
     assert change.member is not None
     assert change.member.meta is not None
     assert change.member.meta.epoch == 199
@@ -266,11 +263,11 @@ async def test_keys_are_rotated_while_everybody_talks(make_member: MakeMember) -
         member.keyring.use(member.keyring.ids()[-1])
     members[0].tell(Meta("127.0.0.1:8344", "0.1.0", epoch=1, leader=NodeId("one")))
     for member in members:
-        await until(member, lambda member=member: member.leader_hint() == (1, NodeId("one")))
+        await until_change(member, lambda member=member: member.leader_hint() == (1, NodeId("one")))
     for member in members:
         member.keyring.remove(member.keyring.ids()[-1])
     members[1].tell(Meta("127.0.0.1:8344", "0.1.0", epoch=2, leader=NodeId("two")))
     for member in members:
-        await until(member, lambda member=member: member.leader_hint() == (2, NodeId("two")))
+        await until_change(member, lambda member=member: member.leader_hint() == (2, NodeId("two")))
         assert not member.dropped
         assert set(statuses(member).values()) == {Status.ALIVE}

@@ -8,6 +8,7 @@ import pytest
 
 from sllmd.cluster import supervising
 from sllmd.cluster.supervising import keep_running
+from tests.waiting import PATIENCE_SECONDS
 
 
 async def test_what_crashes_begins_anew_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ async def test_what_crashes_begins_anew_until_it_is_cancelled(monkeypatch: pytes
         await asyncio.Event().wait()
 
     work = asyncio.create_task(keep_running(part))
-    await asyncio.wait_for(third.wait(), 5)
+    await asyncio.wait_for(third.wait(), PATIENCE_SECONDS)
     work.cancel()
     await asyncio.wait([work])
     assert work.cancelled()

@@ -30,8 +30,9 @@ from sllmd.cluster.raft.events import (
 from sllmd.cluster.raft.messages import Message, pack_message, unpack_message
 from sllmd.core.ids import NodeId
 from tests.cluster.play import members
+from tests.waiting import PATIENCE_SECONDS
 
-FAST = RaftSettings(heartbeat_seconds=0.03, election_seconds_min=0.15, election_seconds_max=0.3)
+QUICK = RaftSettings(heartbeat_seconds=0.1, election_seconds_min=0.5, election_seconds_max=0.8)
 
 
 class Shell:
@@ -53,7 +54,7 @@ class Shell:
             restored = founding(members("abc"))
             await self.journal.persist(Persist(0, restored.hard_state, None, restored.entries, ()))
         start = Start(
-            self.node, FAST, restored, self.loop.time(), self.random.random(), self.random.getrandbits(64)
+            self.node, QUICK, restored, self.loop.time(), self.random.random(), self.random.getrandbits(64)
         )
         self.raft = Raft(start)
         self.wire[self.node] = self
@@ -108,7 +109,7 @@ class Shell:
         self.handle(Tick(self.loop.time(), self.random.random()))
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not holds():
                 self.moved.clear()
                 await self.moved.wait()

@@ -12,7 +12,8 @@ from sllmd.loader.settings import LoaderSettings
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.residence import Grant
 from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
-from tests.roles.conftest import MakeNode, Node, until
+from tests.roles.conftest import MakeNode, Node
+from tests.waiting import eventually
 
 ONE_SLOT = DeviceSettings(replicas_max=1)
 
@@ -68,11 +69,11 @@ async def test_two_busy_models_on_one_device_take_turns(make_node: MakeNode) -> 
         gates = [asyncio.Event() for _ in range(3)]
         async with asyncio.TaskGroup() as group:
             group.create_task(hold("a", gates[0]))
-            await until(lambda: order)
+            await eventually(lambda: order)
             group.create_task(hold("b", gates[1]))
-            await until(node.agent.waiting)
+            await eventually(node.agent.waiting)
             group.create_task(hold("a", gates[2]))  # comes later: must not overtake b
-            await until(lambda: node.agent.waiting() == 2)
+            await eventually(lambda: node.agent.waiting() == 2)
             assert order == ["a"]
             for gate in gates:
                 gate.set()
@@ -90,7 +91,7 @@ async def test_a_young_replica_keeps_its_residency_then_closes(make_node: MakeNo
                     pass
 
             waiting = asyncio.create_task(hold_b())
-            await until(lambda: grant.residence.state is ReplicaState.CLOSING)
+            await eventually(lambda: grant.residence.state is ReplicaState.CLOSING)
             loop_seconds = asyncio.get_running_loop().time()
             assert loop_seconds >= grant.residence.resident_since_seconds + 0.05
         await waiting
@@ -120,7 +121,7 @@ async def test_unload_lets_running_requests_finish_and_frees_everything(make_nod
         async with AsyncExitStack() as holding:
             grant = await holding.enter_async_context(node.agent.hold(checkpoint))
             unloading = asyncio.create_task(node.agent.unload(checkpoint))
-            await until(lambda: grant.residence.state is ReplicaState.CLOSING)
+            await eventually(lambda: grant.residence.state is ReplicaState.CLOSING)
             assert not unloading.done()
         stopped, freed_bytes = await unloading
         assert stopped == 1
@@ -138,7 +139,7 @@ async def test_a_start_that_nobody_waits_for_is_cancelled(make_node: MakeNode) -
                 raise AssertionError("must not get there")
 
         waiting = asyncio.create_task(hold())
-        await until(node.agent.residences)
+        await eventually(node.agent.residences)
         residence = node.agent.residences()[0]
         waiting.cancel()
         await residence.gone.wait()
@@ -152,7 +153,7 @@ async def test_a_full_queue_says_when_to_come_back(make_node: MakeNode) -> None:
         checkpoint = node.store.resolve("a")
         await holding.enter_async_context(node.agent.hold(checkpoint))
         queued = [asyncio.create_task(hold_once(node, "a")) for _ in range(2)]
-        await until(lambda: node.agent.waiting() == 2)
+        await eventually(lambda: node.agent.waiting() == 2)
         with pytest.raises(QueueFull) as refused:
             await holding.enter_async_context(node.agent.hold(checkpoint))
         assert refused.value.retry_after_seconds > 0
@@ -164,7 +165,7 @@ async def test_no_more_run_than_there_are_rows_and_the_rest_is_seen_waiting(make
     async with make_node(batch_max=1) as node, AsyncExitStack() as holding:
         grant = await holding.enter_async_context(node.agent.hold(node.store.resolve("a")))
         queued = asyncio.create_task(hold_once(node, "a"))
-        await until(node.agent.waiting)
+        await eventually(node.agent.waiting)
         assert grant.residence.running == 1
         await holding.aclose()
         assert not (await queued).cold
@@ -174,9 +175,9 @@ async def test_a_model_that_closed_for_somebody_who_left_serves_on(make_node: Ma
     async with make_node(devices=ONE_SLOT) as node, AsyncExitStack() as holding:
         grant = await holding.enter_async_context(node.agent.hold(node.store.resolve("a")))
         asker = asyncio.create_task(hold_once(node, "b"))
-        await until(lambda: grant.residence.state is ReplicaState.CLOSING)
+        await eventually(lambda: grant.residence.state is ReplicaState.CLOSING)
         asker.cancel()
-        await until(lambda: grant.residence.state is ReplicaState.SERVING)
+        await eventually(lambda: grant.residence.state is ReplicaState.SERVING)
         assert not (await hold_once(node, "a")).cold
 
 
@@ -190,7 +191,7 @@ async def test_a_load_into_dram_is_waited_for_not_refused(make_node: MakeNode) -
         async with node.agent.lift(node.store.resolve("a")) as lease:
             await lease.loaded()
             waiting = asyncio.create_task(hold_once(node, "b"))
-            await until(node.agent.waiting)
+            await eventually(node.agent.waiting)
         assert (await waiting).cold
 
 
@@ -207,7 +208,7 @@ async def test_unload_of_a_starting_model_lets_who_waits_be_served_first(make_no
     async with make_node() as node:
         checkpoint = node.store.resolve("a")
         waiting = asyncio.create_task(hold_once(node, "a"))
-        await until(node.agent.residences)
+        await eventually(node.agent.residences)
         stopped, _ = await node.agent.unload(checkpoint)
         assert stopped == 1
         assert (await waiting).cold
@@ -215,9 +216,9 @@ async def test_unload_of_a_starting_model_lets_who_waits_be_served_first(make_no
 
 
 async def test_waiting_too_long_is_a_timeout_with_an_estimate(make_node: MakeNode) -> None:
-    serving = ServingSettings(queue_timeout="30ms", residency_min=60)
-    async with make_node(devices=ONE_SLOT, serving=serving) as node, AsyncExitStack() as holding:
+    async with make_node(devices=ONE_SLOT) as node, AsyncExitStack() as holding:
         await holding.enter_async_context(node.agent.hold(node.store.resolve("a")))
+        node.agent._settings = ServingSettings(queue_timeout="30ms", residency_min=60)
         with pytest.raises(StartupTimeout):
             await holding.enter_async_context(node.agent.hold(node.store.resolve("b")))
         assert node.agent.waiting() == 0
@@ -236,13 +237,13 @@ async def test_draining_waits_for_what_runs_and_takes_nothing_new(make_node: Mak
         async with AsyncExitStack() as holding:
             await holding.enter_async_context(node.agent.hold(node.store.resolve("a")))
             draining = asyncio.create_task(node.agent.drain(60))
-            await until(lambda: node.agent.draining)
+            await eventually(lambda: node.agent.draining)
             with pytest.raises(NodeDraining):
                 async with node.agent.hold(node.store.resolve("b")):
                     pass
             assert not draining.done()
-        assert await draining == 0
             assert node.agent.drained_since_seconds is None
+        assert await draining == 0
         since_seconds = node.agent.drained_since_seconds
         assert since_seconds is not None
         node.agent.stop_taking("asked again")

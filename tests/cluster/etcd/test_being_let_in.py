@@ -26,14 +26,20 @@ from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.core.errors import ConfigError, ControlUnavailable, OutcomeUnknown
 from sllmd.core.ids import NodeId
 from tests.cluster.etcd_process import Certificates, EtcdCluster, etcd_cluster
-from tests.cluster.stores import until
+from tests.waiting import eventually
 
 CLUSTER = "let-in"
 
 
 @asynccontextmanager
 async def a_node(cluster_id: str = CLUSTER, **settings: Any) -> AsyncIterator[EtcdControl]:
-    settings = {"propose_seconds": 3.0, "retry_seconds": 0.05, "pulse_seconds": 0.2, **settings}
+    settings = {
+        "propose_seconds": 60.0,
+        "read_seconds": 60.0,
+        "retry_seconds": 0.05,
+        "pulse_seconds": 0.2,
+        **settings,
+    }
     node = await EtcdControl.start(node=NodeId("a"), cluster_id=cluster_id, settings=EtcdSettings(**settings))
     try:
         yield node
@@ -111,7 +117,7 @@ async def test_mutual_tls(secured: EtcdCluster, authority: Authority) -> None:
     files = {"ca_file": mine.ca, "cert_file": mine.cert, "key_file": mine.key}
     async with a_node(endpoints=secured.endpoints, **files) as node:
         assert isinstance(await node.propose(SettingPut("x", b"", None)), Done)
-        await until(lambda: node.leadership().is_me)
+        await eventually(lambda: node.leadership().is_me)
 
 
 async def test_without_a_certificate_nobody_is_let_in(secured: EtcdCluster, authority: Authority) -> None:
@@ -141,7 +147,7 @@ async def test_http_where_etcd_speaks_https_and_the_other_way_round(
     """etcd hangs up without a word, as one that is ill does: so the node waits, and says what it may be."""
     for endpoint, wrong in ((secured.endpoints[0], "http"), (etcd.endpoints[0], "https")):
         endpoints = (endpoint.replace(endpoint.split(":")[0], wrong),)
-        async with a_node(endpoints=endpoints, propose_seconds=0.3) as node:
+        async with a_node(endpoints=endpoints, propose_seconds=0.3, read_seconds=0.3) as node:
             with pytest.raises((ControlUnavailable, OutcomeUnknown)):
                 await node.propose(SettingPut("x", b"", None))
             with pytest.raises(ControlUnavailable, match="http or https"):
@@ -227,12 +233,12 @@ async def test_users_and_passwords(with_users: EtcdCluster, tmp_path: Path) -> N
     assert "readwrite" in said
     settings = {"endpoints": endpoints, "username": "sllmd", "password_file": password}
     async with a_node(**settings, snapshot_commands=10) as node:
-        await until(lambda: node.leadership().is_me)
+        await eventually(lambda: node.leadership().is_me)
         for number in range(30):
             await node.propose(SettingPut(f"{number}", b"", None))
         with_users.members[0].kill()  # and with it the tokens it gave out
         await asyncio.to_thread(with_users.members[0].start)
-        await until(lambda: node.leadership().is_me)
+        await eventually(lambda: node.leadership().is_me)
         assert isinstance(await node.propose(SettingPut("after", b"", None)), Done)
         assert len((await node.read()).settings) == 31
 

@@ -21,7 +21,8 @@ from sllmd.core.errors import ControlUnavailable, InvalidRequest
 from sllmd.core.ids import NodeId
 from sllmd.core.units import KIB, MIB
 from tests.cluster.etcd_process import EtcdCluster, EtcdProcess
-from tests.cluster.stores import SNAPSHOT_COMMANDS, etcd_stores, leader_of, same_catalogue, until
+from tests.cluster.stores import SNAPSHOT_COMMANDS, etcd_stores, leader_of, same_catalogue
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +34,12 @@ def big(number: int, size_bytes: int) -> SettingPut:
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_one_of_three_endpoints_is_gone(three_etcds: EtcdCluster, how: str) -> None:
     """Nodes whose calls and watches went there go on elsewhere, for every one of the three."""
-    async with etcd_stores(three_etcds, 2, propose_seconds=5.0) as stores:
+    async with etcd_stores(three_etcds, 2) as stores:
         await leader_of(stores.nodes)
         for member in three_etcds.members:
             getattr(member, how)()
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     await asyncio.gather(
                         *(node.propose(SettingPut(f"{member.name}", b"", None)) for node in stores.nodes)
                     )
@@ -59,7 +60,7 @@ async def test_a_watch_that_is_cancelled_by_compaction_starts_over(etcd: EtcdClu
         for number in range(4 * SNAPSHOT_COMMANDS):
             await leader.propose(SettingPut(f"{number % 9}", b"", None))
         late = await stores.add()
-        await until(lambda: late.view().position == leader.view().position)
+        await eventually(lambda: late.view().position == leader.view().position)
         with pytest.raises(EtcdAway, match="history was compacted"):
             await late._log._follow(begin)
         await leader.propose(SettingPut("x", b"", None))
@@ -103,7 +104,7 @@ async def test_a_batch_that_arrives_again_after_it_was_forgotten(etcd: EtcdClust
             left = read_page(await gateway.call("/v3/kv/range", request)).pairs
             return not {pair.key for pair in left} & {pair.key for pair in pairs}
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await forgotten():
                 await leader.propose(SettingPut("x", b"", None))
         for pair in pairs:
@@ -122,12 +123,12 @@ async def test_snapshots_of_many_pieces_and_pages_of_many_megabytes(etcd: EtcdCl
         with capture_logs() as logs:
             for number in range(20):
                 await leader.propose(big(number, 700 * KIB))
-            await until(lambda: any(line["event"] == "wrote a snapshot to etcd" for line in logs))
+            await eventually(lambda: any(line["event"] == "wrote a snapshot to etcd" for line in logs))
         assert max(line.get("bytes", 0) for line in logs) > 10 * MIB
         for number in range(10):
             await leader.propose(big(100 + number, 700 * KIB))
         new = await stores.add()
-        await until(lambda: new.view().position == leader.view().position)
+        await eventually(lambda: new.view().position == leader.view().position)
         assert len((await same_catalogue(stores.nodes)).settings) == 30
 
 
@@ -139,7 +140,7 @@ async def test_what_does_not_fit_etcd_is_refused_at_once(etcd: EtcdCluster) -> N
 
 async def test_nodes_start_before_etcd(tmp_path: Path) -> None:
     member = EtcdProcess("late", tmp_path)
-    settings = EtcdSettings(endpoints=(member.client_url,), propose_seconds=0.3, retry_seconds=0.05)
+    settings = EtcdSettings(endpoints=(member.client_url,), propose_seconds=5.0, retry_seconds=0.05)
     node = await EtcdControl.start(node=NodeId("a"), cluster_id="c", settings=settings)
     try:
         with pytest.raises(ControlUnavailable):
@@ -147,7 +148,7 @@ async def test_nodes_start_before_etcd(tmp_path: Path) -> None:
         assert node.view().age_seconds == float("inf")
         member.spawn([member])
         await asyncio.to_thread(member.wait)
-        await until(lambda: node.leadership().is_me)
+        await eventually(lambda: node.leadership().is_me)
         assert isinstance(await node.propose(SettingPut("x", b"", None)), Done)
         assert node.view().catalogue.settings.get("x") is not None
     finally:
@@ -164,7 +165,7 @@ async def test_a_node_that_starts_while_etcd_is_away_knows_what_it_knew(tmp_path
     member = EtcdProcess("back", tmp_path)
     member.spawn([member])
     await asyncio.to_thread(member.wait)
-    settings = EtcdSettings(endpoints=(member.client_url,), propose_seconds=3.0, retry_seconds=0.05)
+    settings = EtcdSettings(endpoints=(member.client_url,), propose_seconds=30.0, retry_seconds=0.05)
     life: dict[str, Any] = {"node": NodeId("a"), "cluster_id": "c", "memory": tmp_path / "catalogue"}
     try:
         node = await EtcdControl.start(settings=settings, **life)
@@ -177,7 +178,7 @@ async def test_a_node_that_starts_while_etcd_is_away_knows_what_it_knew(tmp_path
         assert node.view().age_seconds == float("inf")
         member.spawn([member])
         await asyncio.to_thread(member.wait)
-        await until(lambda: node.view().age_seconds < 60)
+        await eventually(lambda: node.view().age_seconds < 60)
         assert isinstance(await node.propose(SettingPut("y", b"2", None)), Done)
         await node.close()
         node = await EtcdControl.start(settings=settings, **life)
@@ -192,7 +193,7 @@ async def test_a_node_that_starts_while_etcd_is_away_knows_what_it_knew(tmp_path
             await node.close()
             member.spawn([member])
             await asyncio.to_thread(member.wait)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 node = await EtcdControl.start(settings=settings, **life)
                 assert keys(await node.read()) == {"x", "y"}
                 await node.close()

@@ -14,6 +14,7 @@ from sllmd.cluster.catalogue.state import OPEN_MAX
 from sllmd.cluster.etcd.keys import Keys, unpack_batch
 from sllmd.cluster.etcd.proposals import BATCH_COMMANDS_MAX, QUEUE_MAX, Batch, Proposal, Proposals
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Order:
@@ -40,7 +41,7 @@ class Order:
         self.agree(batch)
 
     async def next(self) -> Batch:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.proposals.next_batch()
 
     async def idle(self) -> bool:

@@ -30,6 +30,7 @@ from sllmd.wire.rpc.peers import Address, Peers
 from sllmd.wire.rpc.settings import RpcSettings
 from tests.cluster.member.nodes import RAFT
 from tests.cluster.play import members
+from tests.ports import free_ports
 
 
 def say(what: str, **fields: Any) -> None:
@@ -43,7 +44,7 @@ class Process:
         self.given = given
         self.methods = Methods()
         node = NodeId(self.name)
-        settings = RpcSettings(redial_max_seconds=0.3, connect_timeout_seconds=1.0)
+        settings = RpcSettings(redial_max_seconds=0.3)
         local = Local(hello=lambda: Hello("test", node), methods=self.methods, settings=settings, tls=None)
         self.listener, self.peers = Listener(local), Peers(local)
         self.addresses: dict[NodeId, Address] = {}
@@ -65,9 +66,9 @@ class Process:
             alive=lambda: list(self.addresses),
             founding=members(self.given["founders"]),
             settings=RAFT,
-            control_settings=ControlSettings(propose_seconds=5),
+            control_settings=ControlSettings(propose_seconds=30),
         )
-        say("started", port=await self.listener.start("127.0.0.1", 0))
+        say("started", port=await self.listener.start("127.0.0.1", free_ports()))
 
     async def write(self, life: str) -> None:
         """One write after the other; each that was answered is told."""

@@ -24,11 +24,13 @@ from sllmd.wire.rpc.peers import Address, Peers
 from sllmd.wire.rpc.settings import RpcSettings
 from sllmd.wire.tls import Tls
 from tests.cluster.play import members
+from tests.ports import free_ports
+from tests.waiting import eventually
 
-RAFT = RaftSettings(heartbeat_seconds=0.05, election_seconds_min=0.3, election_seconds_max=0.6)
-VOTERS = VoterSettings(settle_seconds=0.3, dead_seconds=0.8)
-CONTROL = ControlSettings(propose_seconds=10, beat_seconds=0.3)
-PATIENCE_SECONDS = 20.0
+RAFT = RaftSettings(election_seconds_min=1.0, election_seconds_max=1.5)
+"""Nobody leads anew only because a disk or the machine was busy; ``Node.stand`` is how to hurry."""
+VOTERS = VoterSettings(settle_seconds=0.3, dead_seconds=2.0)
+CONTROL = ControlSettings(propose_seconds=60, read_seconds=60, beat_seconds=0.3)
 
 
 class Node:
@@ -38,7 +40,7 @@ class Node:
         self.local = Local(
             hello=lambda: Hello("test", self.node),
             methods=self.methods,
-            settings=RpcSettings(redial_max_seconds=0.3, connect_timeout_seconds=1.0),
+            settings=RpcSettings(redial_max_seconds=0.3),
             tls=Tls(tls) if tls else None,
         )
         self.listener, self.peers = Listener(self.local), Peers(self.local)
@@ -63,8 +65,15 @@ class Node:
             alive=lambda: list(cluster.nodes),
             **options,
         )
-        port = cluster.addresses[self.node].port if self.node in cluster.addresses else 0
+        port = cluster.addresses[self.node].port if self.node in cluster.addresses else free_ports()
         cluster.addresses[self.node] = Address("127.0.0.1", await self.listener.start("127.0.0.1", port))
+
+    def stand(self) -> None:
+        """As when its time to wait for a leader is over."""
+        shell = self.control._seat.shell
+        assert shell is not None
+        shell.raft.election_deadline = asyncio.get_running_loop().time()
+        shell._tick()
 
     async def connect(self, node: NodeId) -> Connection:
         if node not in self.cluster.addresses:
@@ -87,12 +96,6 @@ class Node:
     async def admit(self, name: str, **labels: str) -> Any:
         return await self.control.propose(NodeAdmit(NodeId(name), name, "", "", {}, labels, None))
 
-    async def until(self, holds: Callable[[], Any]) -> None:
-        """Looks again whenever this node learns something, and often enough besides."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not holds():  # noqa: ASYNC110  what it waits for happens in other tasks
-                await asyncio.sleep(0.005)
-
 
 class Cluster:
     def __init__(self, directory: Path, tls: Callable[[str], Path] | None, options: dict[str, Any]) -> None:
@@ -108,17 +111,18 @@ class Cluster:
 
     async def found(self, names: str) -> list[Node]:
         nodes = [await self.add(name, founding=names) for name in names]
+        nodes[0].stand()
         await self.leader()
         return nodes
 
     async def leader(self) -> Node:
         """The node whose epoch stands, as the others see it, too."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                for node in list(self.nodes.values()):
-                    if node.control.leadership().is_me:
-                        return node
-                await asyncio.sleep(0.005)
+
+        def leading() -> list[Node]:
+            return [node for node in self.nodes.values() if node.control.leadership().is_me]
+
+        await eventually(leading, "somebody leads")
+        return leading()[0]
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[NodeId(name)]

@@ -20,8 +20,10 @@ from sllmd.core.errors import (
 from sllmd.core.ids import NodeId
 from tests.cluster.member.nodes import CONTROL, RAFT, Cluster, Node, a_cluster
 from tests.cluster.play import members
+from tests.waiting import eventually
 
-HASTY = CONTROL.model_copy(update={"propose_seconds": 0.5, "read_seconds": 0.5})
+HASTY = CONTROL.model_copy(update={"propose_seconds": 2, "read_seconds": 2})
+"""For those who learn that nobody agrees."""
 
 
 @pytest.fixture
@@ -67,14 +69,14 @@ async def test_a_disk_that_fails_takes_its_node_out_and_nothing_else(
         victim = leader if whose == "leader" else follower
         others = [node for node in nodes if node is not victim]
         await asyncio.gather(*(node.put(node.name) for node in nodes))
-        await victim.until(lambda: len(victim.keys) == 3)
+        await eventually(lambda: len(victim.keys) == 3)
         failing.add(how.format(victim.name))
         results = await asyncio.gather(*(node.put(f"after.{node.name}") for node in others))
         assert all(isinstance(result, Done) for result in results)
-        await victim.until(lambda: victim.control.lost_reason is not None)
+        await eventually(lambda: victim.control.lost_reason is not None)
         assert {"a", "b", "c"} <= set(victim.keys), "it shows what it knew"
         age = victim.control.view().age_seconds
-        await victim.until(lambda: victim.control.view().age_seconds > age + 0.05)
+        await eventually(lambda: victim.control.view().age_seconds > age + 0.05)
         with pytest.raises(ControlUnavailable, match="journal failed"):
             await victim.put("no")
         with pytest.raises(ControlUnavailable):
@@ -102,7 +104,7 @@ async def _with_the_majority_gone(cluster: Cluster) -> Node:
     nodes = await cluster.found("abc")
     leader = await cluster.leader()
     await leader.put("before")
-    await leader.until(lambda: all("before" in node.keys for node in nodes))
+    await eventually(lambda: all("before" in node.keys for node in nodes))
     await asyncio.gather(*(node.stop() for node in nodes if node is not leader))
     return leader
 
@@ -111,12 +113,12 @@ async def _with_the_majority_gone(cluster: Cluster) -> Node:
 async def test_without_a_majority_what_was_begun_is_unknown_and_what_was_not_is_refused(
     tmp_path: Path,
 ) -> None:
-    slow = RAFT.model_copy(update={"election_seconds_min": 1.0, "election_seconds_max": 1.3})
+    slow = RAFT.model_copy(update={"election_seconds_min": 8, "election_seconds_max": 10})
     async with a_cluster(tmp_path, control_settings=HASTY, settings=slow) as cluster:
         left = await _with_the_majority_gone(cluster)
         with pytest.raises(OutcomeUnknown):
             await left.put("taken into the log by a leader that nobody follows")
-        await left.until(lambda: left.control.leadership().leader is None)
+        await eventually(lambda: left.control.leadership().leader is None)
         with pytest.raises(ControlUnavailable):
             await left.put("never sent")
         with pytest.raises(ControlUnavailable):
@@ -126,7 +128,7 @@ async def test_without_a_majority_what_was_begun_is_unknown_and_what_was_not_is_
 
 
 async def test_when_the_majority_is_gone_for_good_one_goes_on_alone(tmp_path: Path) -> None:
-    async with a_cluster(tmp_path, control_settings=HASTY) as cluster:
+    async with a_cluster(tmp_path) as cluster:
         left = await _with_the_majority_gone(cluster)
         epoch = left.control.leadership().epoch
         with pytest.raises(JournalFailed, match="in use"):
@@ -144,11 +146,11 @@ async def test_when_the_majority_is_gone_for_good_one_goes_on_alone(tmp_path: Pa
 
 
 async def test_a_follower_of_the_old_cluster_follows_the_recovered_one(tmp_path: Path) -> None:
-    async with a_cluster(tmp_path, control_settings=HASTY) as cluster:
+    async with a_cluster(tmp_path) as cluster:
         nodes = await cluster.found("abc")
         d = await cluster.add("d")
         await d.put("before")
-        await nodes[0].until(lambda: "before" in nodes[0].keys)
+        await eventually(lambda: "before" in nodes[0].keys)
         for node in nodes:
             await node.stop()
         recover(tmp_path / "a", NodeId("a"))

@@ -14,6 +14,7 @@ from sllmd.cluster.member.proposing import COMMAND_BYTES_MAX
 from sllmd.core.errors import InvalidRequest
 from sllmd.wire.identity import new_authority
 from tests.cluster.member.nodes import a_cluster
+from tests.waiting import eventually
 from tests.wire.conftest import identity_file
 
 
@@ -49,7 +50,7 @@ async def test_many_at_once_from_each_of_three_are_carried_out_once(tmp_path: Pa
         await asyncio.gather(*(node.put(f"{node.name}.{n}") for node in nodes for n in range(64)))
         last = await nodes[0].put("last")
         for node in nodes:
-            await node.until(lambda node=node: "last" in node.keys)
+            await eventually(lambda node=node: "last" in node.keys)
             assert len(node.keys) == 3 * 64 + 1
         revisions = [one.revision for one in nodes[1].control.view().catalogue.settings.values()]
         assert len(set(revisions)) == len(revisions)
@@ -95,8 +96,8 @@ async def test_a_change_that_is_too_large_to_travel_is_refused_and_stops_nobody(
             await b.put("large", bytes(COMMAND_BYTES_MAX))
         assert isinstance(await b.put("almost", bytes(COMMAND_BYTES_MAX - 200)), Done)
         d = await cluster.add("d")
-        await d.until(lambda: d.keys == ["almost"])
-        await a.until(lambda: a.keys == ["almost"])
+        await eventually(lambda: d.keys == ["almost"])
+        await eventually(lambda: a.keys == ["almost"])
 
 
 async def test_what_a_leader_cannot_read_is_not_taken_into_the_log(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ async def test_what_a_leader_cannot_read_is_not_taken_into_the_log(tmp_path: Pat
         before = leader.control.status().last_index
         good = pack_command(Command(SettingPut("x", b"", None)))
         assert await connection.call("control.propose", (b"nonsense", good)) == ("invalid", None)
-        await other.until(lambda: other.keys == ["x"])
+        await eventually(lambda: other.keys == ["x"])
         assert leader.control.status().last_index == before + 1
 
 
@@ -127,11 +128,11 @@ async def test_a_node_without_a_log_follows_proposes_and_reads(tmp_path: Path) -
         nodes = await cluster.found("abc")
         await nodes[0].put("before")
         d = await cluster.add("d")
-        await d.until(lambda: "before" in d.keys)
+        await eventually(lambda: "before" in d.keys)
         assert d.control.status() is None
         assert isinstance(await d.put("from d"), Done)
         assert "from d" in d.keys
         await nodes[1].put("after")
         assert (await d.control.read()).settings.get("after") is not None
-        assert d.control.view().age_seconds < 1
+        await eventually(lambda: d.control.view().age_seconds < 1)
         assert d.control.leadership().leader == (await cluster.leader()).node

@@ -11,6 +11,7 @@ from sllmd.cluster.journal import JournalSettings
 from sllmd.core.ids import NodeId
 from tests.cluster.member.nodes import RAFT, Cluster, Node, a_cluster
 from tests.cluster.play import members
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -31,22 +32,22 @@ async def grown(cluster: Cluster, names: str) -> Node:
 async def test_one_becomes_three_voters_two_standbys_and_the_rest_follow(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "abcdef")
-        await a.until(
+        await eventually(
             lambda: (len(a.control.membership.voters), len(a.control.membership.learners)) == (3, 2)
         )
         await a.put("x")
         for node in cluster.nodes.values():
-            await node.until(lambda node=node: "x" in node.keys)
+            await eventually(lambda node=node: "x" in node.keys)
         (follower,) = set("abcdef") - set(a.control.membership.everyone)
-        await cluster[follower].until(lambda: cluster[follower].control.status() is None)
-        await cluster[follower].until(lambda: cluster[follower].control.membership == a.control.membership)
+        await eventually(lambda: cluster[follower].control.status() is None)
+        await eventually(lambda: cluster[follower].control.membership == a.control.membership)
 
 
 async def test_two_nodes_are_a_voter_and_a_standby(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "ab")
-        await a.until(lambda: a.control.membership == members("a", "b"))
-        await cluster["b"].until(lambda: cluster["b"].control.status() is not None)
+        await eventually(lambda: a.control.membership == members("a", "b"))
+        await eventually(lambda: cluster["b"].control.status() is not None)
         await cluster["b"].put("x")
         assert "x" in cluster["b"].keys
 
@@ -54,34 +55,34 @@ async def test_two_nodes_are_a_voter_and_a_standby(tmp_path: Path) -> None:
 async def test_a_dead_voter_is_replaced_and_comes_back_without_a_vote(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "abcd")
-        await a.until(lambda: len(a.control.membership.voters) == 3)
+        await eventually(lambda: len(a.control.membership.voters) == 3)
         victim = next(node for node in a.control.membership.voters if node != "a")
         await cluster[victim].stop()
-        await a.until(lambda: victim not in a.control.membership.everyone)
+        await eventually(lambda: victim not in a.control.membership.everyone)
         assert len(a.control.membership.voters) == 3
         await a.put("meanwhile")
         back = await cluster.add(victim)
-        await back.until(lambda: "meanwhile" in back.keys)
-        await a.until(lambda: victim in a.control.membership.learners)
+        await eventually(lambda: "meanwhile" in back.keys)
+        await eventually(lambda: victim in a.control.membership.learners)
 
 
 async def test_a_removed_node_keeps_no_log_and_sees_it(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "abc")
-        await a.until(lambda: len(a.control.membership.voters) == 3)
+        await eventually(lambda: len(a.control.membership.voters) == 3)
         await a.control.propose(NodeRemove(NodeId("c"), None))
-        await a.until(lambda: a.control.membership == members("a", "b"))
+        await eventually(lambda: a.control.membership == members("a", "b"))
         c = cluster["c"]
-        await c.until(lambda: c.control.status() is None)
+        await eventually(lambda: c.control.status() is None)
         await a.put("x")
-        await c.until(lambda: "x" in c.keys)
+        await eventually(lambda: "x" in c.keys)
 
 
 async def test_a_leader_of_two_retires_and_the_other_goes_on_alone(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "ab")
         b = cluster["b"]
-        await b.until(lambda: b.control.membership == members("a", "b"))
+        await eventually(lambda: b.control.membership == members("a", "b"))
         assert await a.control.retire()
         await b.control.propose(NodeRemove(NodeId("a"), None))
         await a.stop()
@@ -94,9 +95,9 @@ async def test_a_leader_of_two_retires_and_the_other_goes_on_alone(tmp_path: Pat
 async def test_a_leader_that_is_removed_hands_over(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "abcd")
-        await a.until(lambda: len(a.control.membership.voters) == 3 and a.control.membership.learners)
+        await eventually(lambda: len(a.control.membership.voters) == 3 and a.control.membership.learners)
         await a.control.propose(NodeRemove(NodeId("a"), None))
-        await a.until(lambda: a.control.status() is None)
+        await eventually(lambda: a.control.status() is None)
         leader = await cluster.leader()
         assert leader is not a
         assert sorted(leader.control.membership.voters) == ["b", "c", "d"]
@@ -109,25 +110,25 @@ async def test_a_node_far_behind_gets_a_snapshot_in_parts(tmp_path: Path) -> Non
         (a,) = await cluster.found("a")
         await a.admit("a")
         await asyncio.gather(*(a.put(f"{number:03}", bytes(500)) for number in range(300)))
-        await a.until(lambda: a.control.status().commit_index >= 300)
+        await eventually(lambda: a.control.status().commit_index >= 300)
         shell = a.control._seat.shell
-        await a.until(lambda: shell.raft.log.base_index > 100)
+        await eventually(lambda: shell.raft.log.base_index > 100)
         await a.admit("b")
         b = await cluster.add("b")
-        await b.until(lambda: b.control.status() is not None and len(b.keys) == 300)
+        await eventually(lambda: b.control.status() is not None and len(b.keys) == 300)
         status = await _followed(b, a)
         assert status.commit_index >= 300
         assert b.control._seat.shell.raft.log.snapshot is not None
         await a.put("after")
-        await b.until(lambda: "after" in b.keys and b.control._seat.following is None)
+        await eventually(lambda: "after" in b.keys and b.control._seat.following is None)
         before = b.control.view()
         await b.stop()
         again = await cluster.add("b")
-        await again.until(lambda: again.control.view().catalogue == before.catalogue)
+        await eventually(lambda: again.control.view().catalogue == before.catalogue)
 
 
 async def _followed(node: Node, leader: Node):
-    await node.until(lambda: node.control.status().applied_index >= leader.control.status().commit_index)
+    await eventually(lambda: node.control.status().applied_index >= leader.control.status().commit_index)
     return node.control.status()
 
 
@@ -137,15 +138,15 @@ async def test_a_follower_far_behind_gets_a_snapshot_and_goes_on_with_another_me
     async with a_cluster(tmp_path, settings=settings, journal_settings=journal) as cluster:
         a, b, c = await cluster.found("abc")
         await asyncio.gather(*(a.put(f"{number:03}", bytes(2000)) for number in range(200)))
-        await a.until(lambda: a.control._seat.shell.raft.log.base_index > 50)
+        await eventually(lambda: a.control._seat.shell.raft.log.base_index > 50)
         d = await cluster.add("d")
-        await d.until(lambda: len(d.keys) == 200)
+        await eventually(lambda: len(d.keys) == 200)
         source = d.control._seat.following.source
         await cluster[source].stop()
         rest = next(node for node in (a, b, c) if node.node != source)
         await cluster.leader()
         await rest.put("after")
-        await d.until(lambda: "after" in d.keys)
+        await eventually(lambda: "after" in d.keys)
 
 
 async def test_all_stop_and_start_again(tmp_path: Path) -> None:

@@ -6,15 +6,14 @@ import json
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.member.nodes import RAFT
-
-PATIENCE_SECONDS = 30
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 class Process:
@@ -101,21 +100,16 @@ class Processes:
         for name in names:
             self.alive[name].tell("write", writers=8, life=str(self.lives))
 
-    async def until(self, holds: Callable[[], Any]) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not holds():  # noqa: ASYNC110  what it waits for is said by other processes
-                await asyncio.sleep(0.01)
-
     async def leader(self) -> str:
         """Who leads, by its own word; the highest epoch counts."""
-        await self.until(lambda: any(one.leadership["is_me"] for one in self.alive.values()))
+        await eventually(lambda: any(one.leadership["is_me"] for one in self.alive.values()))
         leaders = [one for one in self.alive.values() if one.leadership["is_me"]]
         return max(leaders, key=lambda one: one.leadership["epoch"]).name
 
     async def goes_on(self) -> None:
         """A hundred more writes are answered."""
         target = len(self.all_acked()) + 100
-        await self.until(lambda: len(self.all_acked()) >= target)
+        await eventually(lambda: len(self.all_acked()) >= target)
 
 
 @pytest.fixture
@@ -165,11 +159,11 @@ async def test_a_leader_that_was_stopped_gives_no_order_any_more(processes: Proc
     assert (await processes.alive[old].hear("result"))["result"] == "Done"
     processes.alive[old].process.send_signal(signal.SIGSTOP)
     others = [one for name, one in processes.alive.items() if name != old]
-    await processes.until(lambda: any(one.leadership["is_me"] for one in others))
-    await asyncio.sleep(3 * RAFT.election_seconds_max)
+    await eventually(lambda: any(one.leadership["is_me"] for one in others))
+    await asyncio.sleep(RAFT.election_seconds_max)
     processes.alive[old].tell("order", epoch=epoch)
     processes.alive[old].process.send_signal(signal.SIGCONT)
     answer = await processes.alive[old].hear("result")
     assert (answer["result"], answer["reason"]) == ("Denied", "stale_epoch")
-    await processes.until(lambda: processes.alive[old].leadership["epoch"] > epoch)
+    await eventually(lambda: processes.alive[old].leadership["epoch"] > epoch)
     assert not processes.alive[old].leadership["is_me"] or await processes.leader() == old

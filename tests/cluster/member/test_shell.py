@@ -19,6 +19,7 @@ from sllmd.cluster.raft.messages import Append, Message, PreVoteRequest
 from sllmd.core.ids import NodeId
 from tests.cluster.member.nodes import CONTROL, RAFT
 from tests.cluster.play import members
+from tests.waiting import eventually
 
 NARROW = RAFT.model_copy(update={"election_seconds_min": 0.3, "election_seconds_max": 0.37})
 STALL_SECONDS = 0.47
@@ -72,9 +73,7 @@ async def test_a_snapshot_that_cannot_be_taken_over_ends_it_instead_of_holding_i
     await member._journal.save_snapshot(meta, b"state")
     monkeypatch.setattr(state, "restore", crash)
     member._state.take(Restore(meta))
-    async with asyncio.timeout(5):
-        while member.lost_reason is None:
-            await member.changed.wait(1.0)
+    await eventually(lambda: member.lost_reason, "it is told")
     assert "cannot be taken over" in member.lost_reason
 
 
@@ -106,4 +105,4 @@ async def test_who_stood_still_and_hears_nobody_stands_all_the_same(shell) -> No
     one.receive(heartbeat())
     await asyncio.sleep(0.05)
     time.sleep(STALL_SECONDS)  # noqa: ASYNC251
-    assert await asked_for_votes(sent, 2.0)
+    assert await asked_for_votes(sent, 60)
