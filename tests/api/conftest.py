@@ -94,13 +94,6 @@ class Live:
         return events_of(await response.read())
 
 
-async def until(condition, seconds: float = 10.0) -> None:
-    """Wait for the daemon's side of an event on ours; the bound is for a daemon that is broken."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the daemon has no event for tests
-            await asyncio.sleep(0.005)
-
-
 def events_of(raw: bytes) -> list[dict | str]:
     """What a strict reader of server-sent events sees, comments included."""
     assert raw.endswith(b"\n\n")

@@ -9,7 +9,8 @@ import aiohttp
 import structlog
 
 from sllmd.telemetry.feed import Place
-from tests.api.conftest import Live, serving, until
+from tests.api.conftest import Live, serving
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 async def remembered(live: Live, query: str = "since=0", **headers: str) -> list[dict]:
@@ -62,24 +63,25 @@ async def test_a_follower_whose_key_is_revoked_hears_no_more(serve, tmp_path) ->
             response = await live.get("/sllmd/v1/events", headers=headers)
             assert await response.content.readline() == b"retry: 1000\n"
             assert (await owner.delete(f"{keys}/spy")).status == 200
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 rest = (await response.read()).decode()
             assert "key.revoked" not in rest
             assert '"code":"invalid_api_key"' in rest
 
 
 async def test_followers_hear_at_once_and_are_let_go_when_the_daemon_stops(data_directory, tmp_path) -> None:
-    async with aiohttp.ClientSession() as client:
-        async with serving(data_directory, tmp_path) as live:
-            response = await client.get(f"{live.url}/sllmd/v1/events")
-            assert (await live.post("/sllmd/v1/keys", {"id": "team"})).status == 200
-            async with asyncio.timeout(5):
+    connector = aiohttp.UnixConnector(str(tmp_path / "sllmd.sock"))  # asks for no key once there is one
+    async with aiohttp.ClientSession(connector=connector) as client:
+        async with serving(data_directory, tmp_path, api={"shutdown_timeout": 50}):
+            response = await client.get("http://sllmd/sllmd/v1/events")
+            assert (await client.post("http://sllmd/sllmd/v1/keys", json={"id": "team"})).status == 200
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while b"key.created" not in (line := await response.content.readline()):
                     assert line
             assert b"sk-sllm" not in line
             began = asyncio.get_running_loop().time()
-        # The API waits 5 s for connections that do not end by themselves.
-        assert asyncio.get_running_loop().time() - began < 4
+        # The API waits 50 s for connections that do not end by themselves.
+        assert asyncio.get_running_loop().time() - began < 40
         assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
 
 
@@ -87,8 +89,8 @@ async def test_a_follower_that_hangs_up_is_forgotten(live: Live) -> None:
     feed = live.daemon.operator.following.feed
     response = await live.get("/sllmd/v1/events")
     await response.content.readline()
-    await until(lambda: feed.readers == 1)
+    await eventually(lambda: feed.readers == 1)
     response.close()
-    await until(lambda: feed.readers == 0)
+    await eventually(lambda: feed.readers == 0)
     structlog.get_logger().info("nobody listens")
     assert [entry async for entry in feed.read(Place(), follow=False)] == []

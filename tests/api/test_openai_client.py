@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.api.conftest import until
+from tests.waiting import eventually
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -94,7 +94,7 @@ async def test_closing_a_stream_cancels(client, live):
     stream = await client.completions.create(model="slow", prompt="x", stream=True, max_tokens=1000)
     await anext(aiter(stream))
     await stream.close()
-    await until(lambda: live.daemon.router.requests()[0].state != "decode")
+    await eventually(lambda: live.daemon.router.requests()[0].state != "decode")
     assert live.daemon.router.requests()[0].state == "cancelled"
 
 

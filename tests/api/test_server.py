@@ -12,8 +12,8 @@ import pytest
 import sllmd
 from sllmd.api.health import process_label
 from sllmd.core.errors import ConfigError
-from tests.api.conftest import until
 from tests.api.spec import check
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 async def test_models_are_listed_as_openai_lists_them(live):
@@ -177,7 +177,7 @@ async def test_what_is_no_http_has_the_envelope_and_no_stack_trace(live, caplog,
     parts = urlsplit(live.url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(raw)
-    head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE_SECONDS)).partition(b"\r\n\r\n")
     writer.close()
     assert head.startswith(b"HTTP/1.")
     assert b" 400 " in head.splitlines()[0]
@@ -192,9 +192,11 @@ async def test_metrics_count_those_who_wait_for_a_model_without_a_replica(serve)
     async with serve(devices=one_place) as live:
         body = {"model": "never", "prompt": "x"}
         first = asyncio.create_task(live.post("/v1/completions", body))
-        await until(lambda: [r.state for r in live.daemon.router.requests()] in (["prefill"], ["decode"]))
+        await eventually(
+            lambda: [r.state for r in live.daemon.router.requests()] in (["prefill"], ["decode"])
+        )
         second = asyncio.create_task(live.post("/v1/completions", {**body, "model": "gpt-6-astra"}))
-        await until(lambda: live.daemon.operator.status().requests_waiting == 1)
+        await eventually(lambda: live.daemon.operator.status().requests_waiting == 1)
         text = await (await live.get("/metrics")).text()
         assert 'sllmd_requests_waiting{model="letters"} 1.0' in text
         assert 'sllmd_requests_waiting{model="never"} 0.0' in text

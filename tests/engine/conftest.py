@@ -1,13 +1,12 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
-
-DEADLINE_SECONDS = 20
+from tests.waiting import eventually
 
 
 def children() -> set[int]:
@@ -27,14 +26,6 @@ def alive(pid: int) -> bool:
 def descriptors_of(pid: int | str = "self") -> list[str]:
     """What a process's descriptors point at."""
     return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for something that only the system can tell."""
-    deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"never: {what}"
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -63,4 +54,4 @@ async def supervisor(nothing_left: None, worker_settings: WorkerSettings) -> Asy
     await running.close()
     assert not [pid for pid in pids if alive(pid)]
     before.add(asyncio.current_task())
-    await until(lambda: asyncio.all_tasks() <= before, "tasks end")
+    await eventually(lambda: asyncio.all_tasks() <= before, "tasks end")

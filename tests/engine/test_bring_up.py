@@ -16,9 +16,10 @@ from sllmd.engine.replica import Replica
 from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 from sllmd.engine.transformer import TransformerEngine
-from tests.engine.conftest import descriptors_of, until
+from tests.engine.conftest import descriptors_of
 from tests.engine.fakes import next_replica_id
 from tests.engine.models import InMemory, checkpoint, random_model
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -119,7 +120,7 @@ async def test_a_worker_over_slabs_says_what_the_engine_says(
 
 
 async def test_the_zygote_stays_single_threaded_and_knows_no_device(supervisor: Supervisor) -> None:
-    await until(lambda: supervisor.stats().waiting_workers == 2, "two workers wait")
+    await eventually(lambda: supervisor.stats().waiting_workers == 2, "two workers wait")
     (zygote,) = [process.pid for process in supervisor.stats().processes if process.role == "zygote"]
     assert threads_of(zygote) == 1
     assert "libtorch_cpu" in maps_of(zygote)

@@ -16,8 +16,9 @@ from sllmd.engine.settings import WorkerSettings
 from sllmd.engine.supervisor import Supervisor
 from sllmd.engine.worker_replica import WorkerReplica
 from sllmd.engine.zygote_process import ZygoteProcess
-from tests.engine.conftest import alive, children, descriptors_of, until
+from tests.engine.conftest import alive, children, descriptors_of
 from tests.engine.fakes import manifest, next_replica_id, state, tokens
+from tests.waiting import eventually
 
 OPTIONS = EngineOptions(threads=1)
 
@@ -42,7 +43,7 @@ def oom_score_adjust(pid: int) -> int:
 
 
 async def filled(supervisor: Supervisor) -> None:
-    await until(lambda: supervisor.stats().waiting_workers == 2, "two workers wait")
+    await eventually(lambda: supervisor.stats().waiting_workers == 2, "two workers wait")
 
 
 async def test_workers_wait_and_are_replaced_when_taken(supervisor: Supervisor) -> None:
@@ -67,8 +68,8 @@ async def test_a_killed_waiting_worker_is_replaced(supervisor: Supervisor) -> No
     await filled(supervisor)
     victim, survivor = pids(supervisor, "waiting")
     os.kill(victim, signal.SIGKILL)
-    await until(lambda: not alive(victim), "the victim is reaped")
-    await until(
+    await eventually(lambda: not alive(victim), "the victim is reaped")
+    await eventually(
         lambda: survivor in (now := pids(supervisor, "waiting")) and victim not in now and len(now) == 2,
         "it is replaced",
     )
@@ -104,7 +105,7 @@ async def test_a_zygote_that_is_killed_while_somebody_waits_costs_time_only(
     supervisor: Supervisor,
 ) -> None:
     task = asyncio.create_task(serve(supervisor))
-    await until(lambda: pids(supervisor, "zygote"), "the zygote runs")
+    await eventually(lambda: pids(supervisor, "zygote"), "the zygote runs")
     os.kill(pids(supervisor, "zygote")[0], signal.SIGKILL)
     assert await tokens_of(await task) == 5
 
@@ -131,7 +132,7 @@ async def test_a_start_that_fails_tells_why_and_is_tried_again(
     with pytest.raises(ModelLoadFailed):
         await serve(supervisor)
     monkeypatch.delenv("PYTHONPATH")
-    await until(lambda: supervisor.stats().waiting_workers > 0, "it recovers")
+    await eventually(lambda: supervisor.stats().waiting_workers > 0, "it recovers")
     assert await tokens_of(await serve(supervisor)) == 5
     assert supervisor.stats().last_error is None
     await supervisor.close()
@@ -339,7 +340,7 @@ async def test_everything_ends_with_a_killed_daemon(stopped: bool) -> None:
         daemon.kill()
         daemon.wait()
         daemon.stdout.close()
-    await until(lambda: not any(alive(pid) for pid in left), "all its processes are gone")
+    await eventually(lambda: not any(alive(pid) for pid in left), "all its processes are gone")
 
 
 async def test_in_process_needs_no_process(nothing_left: None) -> None:

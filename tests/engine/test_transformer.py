@@ -379,7 +379,7 @@ def test_the_prepacked_forward_takes_over_with_rows_running() -> None:
         events += engine.step()
         runners.append(engine.stats().runner)
         if runners[-1] == "fused":
-            assert packed.wait(20)
+            assert packed.wait(60)
     assert runners[-2:] == ["prepacked"] * 2
     assert outputs(events) == {str(i): reference(model.model, p, 60) for i, p in enumerate(asked)}
 
@@ -391,7 +391,7 @@ def test_an_idle_engine_is_woken_to_go_on_with_its_upgrade(
     idle, packed = threading.Event(), threading.Event()
 
     def pack_later(runner: FusedRunner) -> None:
-        assert idle.wait(20)
+        assert idle.wait(60)
         pack(runner)
 
     monkeypatch.setattr(FusedRunner, "pack", pack_later)
@@ -401,7 +401,7 @@ def test_an_idle_engine_is_woken_to_go_on_with_its_upgrade(
     drain(engine)
     assert engine.stats().runner == "fused"
     idle.set()
-    assert packed.wait(20)
+    assert packed.wait(60)
     assert engine.has_work()
     drain(engine)
     assert engine.stats().runner == "prepacked"

@@ -37,7 +37,7 @@ from sllmd.wire.frames import pack
 from tests.engine.conftest import alive
 from tests.engine.fakes import manifest, state
 
-SETTINGS = WorkerSettings(engine="fake", frame_bytes_max=1024 * 1024, spawn_timeout_seconds=20)
+SETTINGS = WorkerSettings(engine="fake", frame_bytes_max=1024 * 1024, spawn_timeout_seconds=60)
 ATTACH = Attach(
     manifest().model_dump_json(),
     (),
@@ -58,7 +58,7 @@ async def zygote(nothing_left: None) -> AsyncIterator[ZygoteProcess]:
 @pytest.fixture
 async def worker(zygote: ZygoteProcess) -> WorkerProcess:
     process = await zygote.fork(1)
-    await process.first_of(process.waiting, 20)
+    await process.first_of(process.waiting, 60)
     assert process.waiting.done()
     return process
 

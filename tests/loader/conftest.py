@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,10 +143,3 @@ async def make_tier():
     yield make
     for tier in tiers:
         await tier.close()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Give the event loop and other threads turns until ``condition`` holds; fails after ``seconds``."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  what it waits for happens in other threads
-            await asyncio.sleep(0.001)

@@ -25,8 +25,8 @@ from tests.loader.conftest import (
     expected_memory,
     make_checkpoint,
     read_memory,
-    until,
 )
+from tests.waiting import eventually
 
 REFUSES_DIRECT = Path("/sys/kernel/btf/vmlinux")
 """A file of some megabytes on sysfs, which refuses O_DIRECT."""
@@ -60,7 +60,7 @@ async def test_a_flipped_bit_is_found_named_quarantined_and_never_served(tmp_pat
     assert tier.where(checkpoint) == "ssd"
     for lease in leases:
         lease.release()
-    await until(lambda: tier.stats().used_bytes + tier.stats().draining_bytes == 0)
+    await eventually(lambda: tier.stats().used_bytes + tier.stats().draining_bytes == 0)
 
 
 async def test_a_quarantine_that_fails_does_not_hide_the_mismatch(tmp_path, make_tier):

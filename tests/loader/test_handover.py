@@ -9,8 +9,9 @@ import pytest
 
 from sllmd.core.errors import InsufficientCapacity, LoadStalled
 from sllmd.loader.tier import DramTier
-from tests.loader.conftest import SLAB_BYTES, make_checkpoint, refuse, small_settings, until
+from tests.loader.conftest import SLAB_BYTES, make_checkpoint, refuse, small_settings
 from tests.loader.gates import GateSource
+from tests.waiting import eventually
 
 
 class GatedTier(DramTier):
@@ -28,7 +29,7 @@ class GatedTier(DramTier):
 
 @pytest.fixture
 async def tier():
-    tier = GatedTier(dram_budget=str(4 * SLAB_BYTES), disk_threads=10, stall_timeout_seconds=5)
+    tier = GatedTier(dram_budget=str(4 * SLAB_BYTES), disk_threads=10, stall_timeout_seconds=60)
     yield tier
     for source in (each for sources in tier.sources.values() for each in sources):
         source.gate.release(100)
@@ -55,7 +56,7 @@ async def begin(tier: GatedTier, checkpoint):
     """A load with all its reads in flight, and threads to spare."""
     lease = tier.acquire(checkpoint)
     source = tier.sources[checkpoint.name][-1]
-    await until(lambda: len(source.order) == 8)
+    await eventually(lambda: len(source.order) == 8)
     return lease, source
 
 
@@ -86,7 +87,7 @@ async def test_it_is_handed_on_through_loads_that_never_began(tier, first, secon
     assert new.order == []
     old.gate.release(8)
     await lease.loaded()
-    await until(lambda: not tier.stats().draining_bytes)
+    await eventually(lambda: not tier.stats().draining_bytes)
     assert tier.stats().used_bytes == SLAB_BYTES
     assert tier.stats().free_bytes == 3 * SLAB_BYTES
 
@@ -95,7 +96,7 @@ async def test_files_of_a_remote_checkpoint_are_written_by_one_load_at_a_time(tm
     """There is memory enough for both; it is the half-written copy on SSD that they would share."""
     checkpoint = make_checkpoint(tmp_path, "m", [[2 * SLAB_BYTES]], remote_url="http://gated")
     lease, old = tier.acquire(checkpoint), tier.sources["m"][0]
-    await until(lambda: len(old.order) == 4)
+    await eventually(lambda: len(old.order) == 4)
     lease.release()
     lease = tier.acquire(checkpoint)
     new = tier.sources["m"][1]
@@ -119,7 +120,7 @@ async def test_memory_that_a_dead_disk_holds_is_a_stall_for_who_needs_it(tmp_pat
     assert tier.stats().used_bytes == 0
     assert tier.stats().draining_bytes == 4 * SLAB_BYTES
     old.gate.release(100)
-    await until(lambda: not tier.stats().draining_bytes)
+    await eventually(lambda: not tier.stats().draining_bytes)
     assert tier.stats().free_bytes == 4 * SLAB_BYTES
     await tier.close()
 
@@ -130,14 +131,14 @@ async def test_a_copy_that_is_being_published_has_all_its_bytes(tier, first, thi
     (source,) = tier.sources["first"]
     source.publish_gate.clear()
     source.gate.release(100)
-    await until(source.publishing.is_set)
+    await eventually(source.publishing.is_set)
     lease.release()
     assert tier.stats().used_bytes == 4 * SLAB_BYTES
     tier.sources["third"] = []
     lease = tier.acquire(third)
     tier.sources["third"][0].gate.release(1)
     source.publish_gate.set()
-    await until(lambda: source.closed == 1)
+    await eventually(lambda: source.closed == 1)
     assert tier.where(first) == "ssd"
     assert tier.stats().used_bytes == SLAB_BYTES
 
@@ -148,7 +149,7 @@ async def test_a_failed_loads_memory_stays_while_it_is_mapped(tier, first, third
     old.gate.release(100)
     with pytest.raises(InsufficientCapacity, match="any error"):
         await lease.loaded()
-    await until(lambda: old.closed == 1)
+    await eventually(lambda: old.closed == 1)
     with pytest.raises(InsufficientCapacity, match=r"32.8 kB of it are missing; in use: first "):
         tier.acquire(third)
     lease.release()
@@ -162,11 +163,12 @@ async def test_closing_leaves_behind_what_a_dead_disk_holds(first):
     await tier.close()
     assert old.closed == 0
     old.gate.release(100)
-    await until(lambda: old.closed == 1)
+    await eventually(lambda: old.closed == 1)
 
 
+@pytest.mark.slow
 async def test_closing_waits_for_all_dead_disks_at_once(tmp_path):
-    tier = GatedTier(dram_budget=str(16 * SLAB_BYTES), http_connections=8, close_timeout_seconds=0.5)
+    tier = GatedTier(dram_budget=str(16 * SLAB_BYTES), http_connections=8, close_timeout_seconds=5)
     sources = []
     for number in range(4):
         url = f"http://127.0.0.{number + 1}"
@@ -175,10 +177,10 @@ async def test_closing_waits_for_all_dead_disks_at_once(tmp_path):
         sources.append(source)
     began_at = time.monotonic()
     await tier.close()
-    assert 0.5 <= time.monotonic() - began_at < 1.5
+    assert 5 <= time.monotonic() - began_at < 15, "four of them would take 20 s"
     for source in sources:
         source.gate.release(100)
-    await until(lambda: all(source.closed for source in sources))
+    await eventually(lambda: all(source.closed for source in sources))
 
 
 async def test_estimates_count_what_is_queued(tmp_path, tier, first, third):
@@ -187,7 +189,7 @@ async def test_estimates_count_what_is_queued(tmp_path, tier, first, third):
     _, source = await begin(tier, first)
     assert tier.estimate_seconds(third) == pytest.approx(5 * SLAB_BYTES / bandwidth)
     source.gate.release(100)
-    await until(lambda: tier.where(first) == "dram")
+    await eventually(lambda: tier.where(first) == "dram")
     assert tier.estimate_seconds(first) == 0
     rates = tier.stats().bytes_per_second
     (rate,) = rates.values()

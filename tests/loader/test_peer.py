@@ -24,10 +24,10 @@ from tests.loader.conftest import (
     expected_memory,
     make_checkpoint,
     read_memory,
-    until,
 )
 from tests.loader.servers import range_server
 from tests.loader.test_remote import CHUNKS, SIZES, Publisher, files_of, remote
+from tests.waiting import eventually
 
 SETTINGS = BulkSettings()
 
@@ -149,7 +149,7 @@ async def test_a_copy_that_is_read_is_not_evicted(make_tier, origin):
     assert b"".join(bytes(piece) for piece in pieces) == whole[SLAB_BYTES - 10 : SLAB_BYTES + 20]
     assert source.evict(origin.manifest.digest) == 0
     holding.close()
-    await until(lambda: source.evict(origin.manifest.digest) > 0)
+    await eventually(lambda: source.evict(origin.manifest.digest) > 0)
 
 
 async def test_several_peers_share_the_work(make_tier, network, target, checkpoint, origin, publisher):
@@ -285,13 +285,13 @@ async def test_a_load_that_nobody_waits_for_ends_at_once(make_tier, network, tar
 
     def stall(name: str, count: int) -> None:
         stuck.set()
-        go_on.wait(20)
+        go_on.wait(60)
 
     network.before_read = stall
     lease = target.acquire(checkpoint)
-    await until(stuck.is_set)
+    await eventually(stuck.is_set)
     lease.release()
-    await until(lambda: target.stats().draining_bytes == 0)
+    await eventually(lambda: target.stats().draining_bytes == 0)
     go_on.set()
 
 

@@ -13,8 +13,9 @@ from sllmd.loader.load import Load
 from sllmd.loader.pipeline import Lane, Transfer
 from sllmd.loader.plan import Plan, plan_load
 from sllmd.loader.slab import Slab
-from tests.loader.conftest import CHUNK_BYTES, SLAB_BYTES, make_checkpoint, small_settings, until
+from tests.loader.conftest import CHUNK_BYTES, SLAB_BYTES, make_checkpoint, small_settings
 from tests.loader.gates import GateSource
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def make_lane():
     yield make
     for lane in lanes:
         lane.stop()
-    assert all(lane.join(time.monotonic() + 5) for lane in lanes)
+    assert all(lane.join(time.monotonic() + 60) for lane in lanes)
 
 
 def submit(lane: Lane, plan: Plan, slabs: list[Slab], source: GateSource) -> tuple[Transfer, threading.Event]:
@@ -56,7 +57,7 @@ def test_chunks_are_taken_in_order_and_all_arrive(plan, slabs, make_lane):
     source = GateSource()
     transfer, ended = submit(make_lane(1), plan, slabs, source)
     source.gate.release(8)
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert transfer.error is None
     assert source.order == list(range(8))
     assert transfer.bytes_done == transfer.bytes_total
@@ -77,9 +78,9 @@ def test_the_first_load_comes_first_and_the_second_takes_what_is_left(plan, slab
     assert not first_ended.is_set()
     assert second.order == [0]
     first.gate.release(2)
-    assert first_ended.wait(5)
+    assert first_ended.wait(60)
     second.gate.release(8)
-    assert second_ended.wait(5)
+    assert second_ended.wait(60)
 
 
 def test_an_error_stops_the_load_when_its_reads_are_back(plan, slabs, make_lane):
@@ -89,7 +90,7 @@ def test_an_error_stops_the_load_when_its_reads_are_back(plan, slabs, make_lane)
         ended.wait(0.001)
     # The other thread may take a chunk or two more before this one fails.
     source.gate.release(8)
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert isinstance(transfer.error, StoreError)
     assert transfer.error.__traceback__ is None
     assert (source.closed, source.publications) == (1, 0)
@@ -100,12 +101,12 @@ def test_a_crash_in_a_thread_is_that_loads_error_and_the_lane_goes_on(plan, slab
     broken, sound = GateSource(fail_at=0, error=ZeroDivisionError("oops")), GateSource()
     transfer, ended = submit(lane, plan, slabs, broken)
     broken.gate.release()
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert type(transfer.error) is LoadError
     assert "ZeroDivisionError: oops" in str(transfer.error)
     transfer, ended = submit(lane, plan, slabs, sound)
     sound.gate.release(8)
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert transfer.error is None
 
 
@@ -114,7 +115,7 @@ def test_a_copy_that_cannot_be_completed_is_the_loads_error(plan, slabs, make_la
     source = GateSource(fail_at=-1, error=error)
     transfer, ended = submit(make_lane(2), plan, slabs, source)
     source.gate.release(8)
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert isinstance(transfer.error, LoadError | StoreError)
     assert "full" in str(transfer.error)
 
@@ -129,7 +130,7 @@ def test_giving_up_before_the_first_chunk_ends_it_at_once(plan, slabs, make_lane
     assert ended.is_set()
     assert not transfer.abort(LoadError("again"))
     busy.gate.release(8)
-    assert busy_ended.wait(5)
+    assert busy_ended.wait(60)
     assert (waiting.order, waiting.closed, waiting.publications) == ([], 1, 0)
 
 
@@ -138,10 +139,10 @@ def test_it_is_too_late_to_give_up_when_all_bytes_are_there(plan, slabs, make_la
     source.publish_gate.clear()
     transfer, ended = submit(make_lane(2), plan, slabs, source)
     source.gate.release(8)
-    assert source.publishing.wait(5)
+    assert source.publishing.wait(60)
     assert not transfer.abort(LoadError("too late"))
     source.publish_gate.set()
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert transfer.error is None
 
 
@@ -151,7 +152,7 @@ def test_the_gauge_sees_busy_time_only(plan, slabs, make_lane):
         source = GateSource()
         _, ended = submit(lane, plan, slabs, source)
         source.gate.release(8)
-        assert ended.wait(5)
+        assert ended.wait(60)
         ended.clear()
         ended.wait(0.2)
     assert lane.queued_bytes() == 0
@@ -189,7 +190,7 @@ async def test_a_disk_that_does_not_answer_is_a_stall(plan, slabs, make_lane):
     assert not ended.is_set()
     assert source.closed == 0
     source.gate.release(2)
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 60)
     assert source.closed == 1
 
 
@@ -197,7 +198,7 @@ async def test_slow_progress_is_no_stall(plan, slabs, make_lane):
     source = GateSource()
     load, _ = start_load(plan, slabs, source, make_lane(1), stall_timeout_seconds=60)
     for taken in range(1, 9):
-        await until(lambda taken=taken: len(source.order) == taken)
+        await eventually(lambda taken=taken: len(source.order) == taken)
         load.transfer.began_at -= 50
         load.transfer.moved_at -= 50
         load._check_stall()
@@ -212,7 +213,7 @@ async def test_waiting_behind_a_load_that_moves_is_no_stall(plan, slabs, make_la
     second, _ = start_load(plan, slabs, behind, lane, stall_timeout_seconds=60)
     behind.gate.release(8)
     for taken in range(1, 9):
-        await until(lambda taken=taken: len(ahead.order) == taken)
+        await eventually(lambda taken=taken: len(ahead.order) == taken)
         second.transfer.moved_at -= 50
         lane.moved_at -= 50 if taken > 1 else 0  # until then no chunk has moved
         second._check_stall()
@@ -229,7 +230,7 @@ async def test_waiting_behind_a_dead_disk_is_a_stall_too(plan, slabs, make_lane)
     for load in (first, second):
         with pytest.raises(LoadStalled):
             await load.result()
-    await asyncio.wait_for(second_ended.wait(), 5)
+    await asyncio.wait_for(second_ended.wait(), 60)
     ahead.gate.release(8)
 
 
@@ -248,7 +249,7 @@ async def test_publishing_shows_in_progress(plan, slabs, make_lane):
     source.publish_gate.clear()
     source.gate.release(8)
     load, _ = start_load(plan, slabs, source, make_lane(2))
-    await until(lambda: load.progress().state == "publishing")
+    await eventually(lambda: load.progress().state == "publishing")
     assert not load.abort(LoadError("too late"))
     source.publish_gate.set()
     await load.result()

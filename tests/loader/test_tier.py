@@ -23,8 +23,8 @@ from tests.loader.conftest import (
     open_descriptors,
     read_memory,
     small_settings,
-    until,
 )
+from tests.waiting import eventually
 
 
 def check_books(tier: DramTier) -> None:
@@ -143,7 +143,7 @@ async def test_a_load_that_nobody_waits_for_is_given_up_at_once(tmp_path, make_t
     await leases[0].progress_changed()
     for lease in leases:
         lease.release()
-    await until(lambda: not tier.stats().draining_bytes, seconds=2)
+    await eventually(lambda: not tier.stats().draining_bytes, seconds=20)
     stats = tier.stats()
     assert (stats.used_bytes, stats.copies) == (0, ())
     assert stats.free_bytes == 4 * SLAB_BYTES
@@ -241,7 +241,7 @@ async def test_an_evicted_copys_memory_is_really_free(tmp_path, make_tier):
     descriptors = open_descriptors()
     await load(tier, checkpoint)
     assert tier.evict(checkpoint.manifest.digest) == 32 * SLAB_BYTES
-    await until(lambda: open_descriptors() <= descriptors)
+    await eventually(lambda: open_descriptors() <= descriptors)
     assert tier.stats().free_bytes == 0
     assert tier.where(checkpoint) == "ssd"
     check_books(tier)
@@ -302,7 +302,9 @@ async def test_a_crowd_of_waiters_keeps_the_books_straight(tmp_path, make_tier):
             check_books(tier)
 
     await asyncio.gather(*(client() for _ in range(12)))
-    await until(lambda: all(copy.loaded for copy in tier.stats().copies) and not tier.stats().draining_bytes)
+    await eventually(
+        lambda: all(copy.loaded for copy in tier.stats().copies) and not tier.stats().draining_bytes
+    )
     check_books(tier)
     assert served > 50
 
@@ -357,7 +359,7 @@ async def test_a_file_of_another_size_is_refused(tmp_path, make_tier, change, me
         await lease.loaded()
     assert lease.progress().state == "failed"
     lease.release()
-    await until(lambda: tier.stats().used_bytes == 0 and tier.stats().draining_bytes == 0)
+    await eventually(lambda: tier.stats().used_bytes == 0 and tier.stats().draining_bytes == 0)
     check_books(tier)
 
 

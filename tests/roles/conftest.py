@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -130,12 +129,6 @@ def make_node(store_root: Path) -> MakeNode:
 async def nobody(_node: NodeId) -> Connection:
     """A node without a cluster has no connections."""
     raise AssertionError("there is nobody to ask")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let other tasks run until ``condition`` holds; the test's own time-out bounds it."""
-    while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
-        await asyncio.sleep(0)
 
 
 def request(model: str = "a", *, max_tokens: int = 4, **changes: object) -> GenerationRequest:

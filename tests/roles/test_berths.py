@@ -17,8 +17,9 @@ from sllmd.roles.place import Here
 from sllmd.roles.relay import BerthThere, Relays
 from sllmd.roles.transcript import pack_ids
 from sllmd.roles.work import Work
-from tests.roles.conftest import Node, until
+from tests.roles.conftest import Node
 from tests.roles.rpc import Network, Speaker, speaking
+from tests.waiting import eventually
 
 FAR = NodeId("far")
 
@@ -42,9 +43,9 @@ class Two:
         return await BerthThere.open(FAR, self.relays, self.work(*output_ids))
 
     async def still(self) -> None:
-        await until(lambda: self.berths.count == 0)
+        await eventually(lambda: self.berths.count == 0)
         (residence,) = self.node.agent.residences()
-        await until(lambda: residence.running == 0)
+        await eventually(lambda: residence.running == 0)
         assert self.relays.count == 0
 
 
@@ -60,7 +61,7 @@ def make_two(make_node):
         ):
             berths = Berths(Here(node.agent, node.library.obtain_exactly, FAR))
             berths.offer(far.methods)
-            yield Two(node, near, far, berths, Relays(near.connection, start_timeout_seconds=5.0))
+            yield Two(node, near, far, berths, Relays(near.connection, start_timeout_seconds=60.0))
 
     return make
 
@@ -95,7 +96,7 @@ async def test_a_broken_connection_lets_the_replica_go(make_two) -> None:
     async with make_two(fake=FakeSettings(token_seconds=0.01)) as two:
         berth = await two.open()
         await two.near.peers.close()
-        await until(lambda: two.berths.count == 0)
+        await eventually(lambda: two.berths.count == 0)
         with pytest.raises(PeerUnreachable):
             await berth.warm([1])
         with pytest.raises(PeerUnreachable):

@@ -22,8 +22,9 @@ from sllmd.roles.place import Here, Place
 from sllmd.roles.relay import Relays, serve_generations
 from sllmd.roles.router import Generation
 from sllmd.roles.work import Work
-from tests.roles.conftest import MakeNode, Node, request, until
+from tests.roles.conftest import MakeNode, Node, request
 from tests.roles.rpc import Network, Speaker, speaking
+from tests.waiting import eventually
 
 STEADY = FakeSettings(token_seconds=0.002)
 RICH = Sampling(seed=3, max_tokens=60, temperature=0.8, logprobs=2, prompt_logprobs=1)
@@ -68,10 +69,16 @@ class Trio:
         target = self.places.at(NodeId(to))
         return await self.near.router.mover.move(generation.carriage, target, reason)
 
+    async def warm(self) -> None:
+        """A replica on every node, so that no move has to wait for one while tokens go on."""
+        for node in self.nodes.values():
+            async with node.agent.hold(node.store.resolve("a")):
+                pass
+
     async def still(self) -> None:
         """Nobody holds anything."""
         for node in self.nodes.values():
-            await until(lambda node=node: all(each.running == 0 for each in node.agent.residences()))
+            await eventually(lambda node=node: all(each.running == 0 for each in node.agent.residences()))
         assert [berths.count for berths in self.berths.values()] == [0, 0]
         assert self.relays.count == 0
         assert self.near.router.mover.count == 0
@@ -83,16 +90,18 @@ MakeTrio = Callable[..., "AsyncIterator[Trio]"]
 @pytest.fixture
 def make_trio(make_node: MakeNode):
     @asynccontextmanager
-    async def make(**far: object) -> AsyncIterator[Trio]:
+    async def make(*, never_there: bool = False, **far: object) -> AsyncIterator[Trio]:
+        """``never_there``: ``two`` has no end of getting a replica ready."""
         network = Network()
         async with AsyncExitStack() as stack:
             near = await stack.enter_async_context(make_node(**far))
             speaker = await stack.enter_async_context(speaking(network, "near"))
-            relays = Relays(speaker.connection, start_timeout_seconds=5.0)
+            relays = Relays(speaker.connection, start_timeout_seconds=60.0)
             here = Here(near.agent, near.library.obtain_exactly, NodeId("near"))
             trio = Trio(near, {"near": near}, {}, {}, relays)
             for name in ("one", "two"):
-                node = await stack.enter_async_context(make_node(**far))
+                own = {"fake": FakeSettings(build_seconds=3600)} if never_there and name == "two" else {}
+                node = await stack.enter_async_context(make_node(**(far | own)))
                 other = await stack.enter_async_context(speaking(network, name))
                 place = Here(node.agent, node.library.obtain_exactly, NodeId(name))
                 serve_generations(other.methods, place)
@@ -127,6 +136,7 @@ async def finish(generation: Generation, deltas: list[Delta]) -> tuple[list[Delt
 @pytest.mark.parametrize(("source", "target"), [("one", "two"), ("one", "near"), ("near", "two")])
 async def test_a_moved_generation_is_the_one_that_stayed(make_trio, make_node, source, target) -> None:
     async with make_trio(fake=STEADY) as trio, make_node() as alone:
+        await trio.warm()
         trio.prefer(source)
         for wanted in (
             request(sampling=RICH),
@@ -150,6 +160,7 @@ async def test_a_moved_generation_is_the_one_that_stayed(make_trio, make_node, s
 
 async def test_back_and_forth_and_round(make_trio, make_node) -> None:
     async with make_trio(fake=STEADY) as trio, make_node() as alone:
+        await trio.warm()
         wanted = request(sampling=Sampling(seed=2, max_tokens=300))
         async with trio.near.router.generate(wanted) as generation:
             deltas: list[Delta] = []
@@ -163,6 +174,7 @@ async def test_back_and_forth_and_round(make_trio, make_node) -> None:
 
 async def test_many_move_at_once_and_no_more_than_may(make_trio, make_node) -> None:
     async with make_trio(fake=STEADY, batch_max=16) as trio, make_node() as alone:
+        await trio.warm()
         trio.near.router.mover._turns = asyncio.Semaphore(3)
         wanted = [request(sampling=Sampling(seed=seed, max_tokens=200)) for seed in range(12)]
         async with AsyncExitStack() as stack:
@@ -178,6 +190,7 @@ async def test_many_move_at_once_and_no_more_than_may(make_trio, make_node) -> N
 
 async def test_a_move_that_cannot_be_is_refused(make_trio) -> None:
     async with make_trio(fake=STEADY) as trio:
+        await trio.warm()
         async with trio.near.router.generate(request(max_tokens=500)) as generation:
             deltas: list[Delta] = []
             await follow(generation, deltas, 1)
@@ -210,19 +223,19 @@ async def test_a_target_that_refuses_costs_nothing(make_trio, make_node) -> None
 
 
 async def test_a_client_that_leaves_ends_the_move_too(make_trio) -> None:
-    async with make_trio(fake=FakeSettings(token_seconds=0.002, build_seconds=0.3)) as trio:
+    async with make_trio(fake=STEADY, never_there=True) as trio:
         async with trio.near.router.generate(request(max_tokens=5000)) as generation:
             deltas: list[Delta] = []
             await follow(generation, deltas, 1)
             moving = asyncio.create_task(trio.move(generation, "two"))
-            await until(trio.nodes["two"].agent.residences)
+            await eventually(trio.nodes["two"].agent.residences)
         assert (await moving).result == "called_off"
         await trio.still()
 
 
 async def test_a_generation_that_ends_before_the_target_is_there_has_not_moved(make_trio, make_node) -> None:
     async with (
-        make_trio(fake=FakeSettings(token_seconds=0.002, build_seconds=0.3)) as trio,
+        make_trio(fake=STEADY, never_there=True) as trio,
         make_node() as alone,
     ):
         wanted = request(max_tokens=20)
@@ -252,9 +265,9 @@ async def test_a_node_that_goes_in_any_phase_of_a_move_breaks_no_stream(
             await follow(generation, deltas, 5)
             moving = asyncio.create_task(trio.move(generation, "two"))
             if phase == "holding":
-                await until(trio.nodes["two"].agent.residences)
+                await eventually(trio.nodes["two"].agent.residences)
             elif phase == "warming":
-                await until(lambda: trio.berths["two"].count)
+                await eventually(lambda: trio.berths["two"].count)
             else:
                 await moving
             await trio.speakers[victim].listener.close()
@@ -292,9 +305,10 @@ async def test_a_generation_that_kills_what_runs_it_is_given_up(make_node) -> No
         assert [move.result for move in generation.status().moves] == ["failed"] * attempts
 
 
+@pytest.mark.slow
 async def test_a_stalled_source_is_left_if_there_is_another_place(make_trio, make_node) -> None:
     async with make_trio(fake=STEADY) as trio, make_node() as alone:
-        trio.near.router.migration = MigrationSettings(stall_min=0.1, stall_gaps=2.0)
+        trio.near.router.migration = MigrationSettings(stall_min=3.0, stall_gaps=2.0)
         wanted = request(max_tokens=80)
         async with trio.near.router.generate(wanted) as generation:
             deltas: list[Delta] = []
@@ -314,6 +328,7 @@ def hang(replica) -> None:
 
 async def test_what_changes_its_place_is_told(make_trio) -> None:
     async with make_trio(fake=STEADY) as trio:
+        await trio.warm()
         told: list[tuple[Carriage, Passage]] = []
         trio.near.router.mover.observers.append(lambda carriage, passage: told.append((carriage, passage)))
         async with trio.near.router.generate(request(max_tokens=100)) as generation:

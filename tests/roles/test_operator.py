@@ -10,7 +10,8 @@ from sllmd.engine.process import ProcessStats
 from sllmd.loader.settings import LoaderSettings
 from sllmd.roles.operator import process_statuses
 from sllmd.roles.status import ReplicaStatus
-from tests.roles.conftest import MakeNode, until
+from tests.roles.conftest import MakeNode
+from tests.waiting import eventually
 
 
 async def test_a_load_says_each_step_once_and_ends_ready(make_node: MakeNode) -> None:
@@ -42,7 +43,7 @@ async def test_whoever_stops_watching_a_load_leaves_nothing_behind(make_node: Ma
         steps = node.operator.load("a")
         await anext(steps)
         await steps.aclose()
-        await until(lambda: not node.agent.residences())
+        await eventually(lambda: not node.agent.residences())
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "_hold_once" in repr(task) or "loaded" in repr(task)]
 

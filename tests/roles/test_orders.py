@@ -12,8 +12,9 @@ from sllmd.core.ids import Digest, NodeId
 from sllmd.engine.fake import FakeSettings
 from sllmd.roles.orders import METHOD, Fence, Order, Orders, Verb, Verdict, pack_order, unpack_answer
 from sllmd.roles.settings import DeviceSettings, ServingSettings
-from tests.roles.conftest import MakeNode, Node, request, until
+from tests.roles.conftest import MakeNode, Node, request
 from tests.roles.rpc import Network, speaking
+from tests.waiting import eventually
 
 CLUSTER = "c1"
 
@@ -39,10 +40,10 @@ async def test_a_load_and_an_unload_are_carried_out(make_node: MakeNode, path: P
     async with make_node() as node:
         orders = orders_of(node, path)
         assert (await orders.take(order(node))).verdict is Verdict.ACCEPTED
-        await until(lambda: [each.state for each in node.agent.residences()] == ["serving"])
+        await eventually(lambda: [each.state for each in node.agent.residences()] == ["serving"])
         unload = order(node, Verb.UNLOAD, order_id="o2", revision=2)
         assert (await orders.take(unload)).verdict is Verdict.ACCEPTED
-        await until(lambda: node.agent.residences() == ())
+        await eventually(lambda: node.agent.residences() == ())
         assert node.agent.where(node.store.resolve("a")) == "dram"
         await orders.close()
 
@@ -72,7 +73,7 @@ async def test_an_order_sent_twice_is_carried_out_once(make_node: MakeNode, path
     async with make_node() as node:
         orders = orders_of(node, path)
         first = await orders.take(order(node))
-        await until(lambda: [each.state for each in node.agent.residences()] == ["serving"])
+        await eventually(lambda: [each.state for each in node.agent.residences()] == ["serving"])
         await node.agent.unload(node.store.resolve("a"))
         assert await orders.take(order(node)) == first
         assert node.agent.residences() == ()

@@ -29,8 +29,9 @@ from sllmd.roles.settings import DeviceSettings
 from sllmd.roles.work import Work
 from sllmd.wire.rpc.peers import Address
 from sllmd.wire.rpc.settings import RpcSettings
-from tests.roles.conftest import MakeNode, Node, request, until
+from tests.roles.conftest import MakeNode, Node, request
 from tests.roles.rpc import Network, Speaker, speaking
+from tests.waiting import eventually
 
 STEADY = FakeSettings(token_seconds=0.005)
 NOWHERE = Address("127.0.0.1", 1)
@@ -75,7 +76,7 @@ MakePair = Callable[..., "AsyncIterator[Pair]"]
 def make_pair(make_node: MakeNode):
     @asynccontextmanager
     async def make(
-        *, start_timeout_seconds: float = 5.0, window_bytes: int = 65536, **far: object
+        *, start_timeout_seconds: float = 60.0, window_bytes: int = 65536, **far: object
     ) -> AsyncIterator[Pair]:
         network = Network(settings=RpcSettings(redial_seconds=0.01, stream_window_bytes=window_bytes))
         async with (
@@ -138,7 +139,7 @@ async def test_leaving_ends_the_row_over_there(make_pair) -> None:
                 break
             (residence,) = pair.far.agent.residences()
             assert residence.running == 1
-        await until(lambda: residence.running == 0)
+        await eventually(lambda: residence.running == 0)
         assert (await residence.replica.stats()).running == 0
         assert pair.relays.count == 0
 
@@ -152,7 +153,7 @@ async def test_a_reader_that_does_not_read_holds_back_the_source(make_pair) -> N
             await anext(deltas)
             (residence,) = pair.far.agent.residences()
             ((stream,),) = pair.relays._streams.values()
-            await until(lambda: stream.unread_bytes >= 2000)
+            await eventually(lambda: stream.unread_bytes >= 2000)
             for _ in range(1000):
                 await asyncio.sleep(0)
             assert stream.unread_bytes <= 4096 + 64
@@ -213,7 +214,7 @@ async def test_a_connection_lost_when_nobody_else_is_there_is_a_clear_error(make
                     pass
         assert told.failures[0] == ("far", "peer_unreachable")
         (residence,) = pair.far.agent.residences()
-        await until(lambda: residence.running == 0)
+        await eventually(lambda: residence.running == 0)
 
 
 async def test_a_node_that_the_cluster_believes_dead_is_left(make_pair) -> None:
@@ -228,7 +229,7 @@ async def test_a_node_that_the_cluster_believes_dead_is_left(make_pair) -> None:
         assert (move.kind, move.result, move.target) == ("failover", "done", "far")
         assert "dead" in move.reason
         (residence,) = pair.far.agent.residences()
-        await until(lambda: residence.running == 0)
+        await eventually(lambda: residence.running == 0)
 
 
 async def test_a_node_that_finds_no_replica_in_time_is_left(make_pair) -> None:
@@ -237,7 +238,7 @@ async def test_a_node_that_finds_no_replica_in_time_is_left(make_pair) -> None:
         async with pair.far.agent.hold(pair.far.store.resolve("b")):
             with pytest.raises(DeadlineExceeded):
                 await collect(pair.near, model="a")
-        await until(lambda: pair.far.agent.waiting() == 0)
+        await eventually(lambda: pair.far.agent.waiting() == 0)
 
 
 async def test_an_unreachable_node_alone_is_the_reason(make_pair) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.roles.test_cluster import A_ONLY, MakeMember, Member, make_member, until
+from tests.roles.test_cluster import A_ONLY, MakeMember, Member, make_member
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 __all__ = ["make_member"]
 
@@ -112,7 +113,7 @@ async def test_a_stream_goes_on_where_it_broke_off_on_any_node(
         make_member("b", models={"m": STEADY}, join=a) as b,
     ):
         await b.knows("m")
-        await until(lambda: b.node.identity.node in a.daemon.plane.table.inventories)
+        await eventually(lambda: b.node.identity.node in a.daemon.plane.table.inventories)
         whole = Heard()
         await hear(a, whole, body, chat=chat)
         assert whole.done
@@ -130,7 +131,7 @@ async def test_a_stream_goes_on_where_it_broke_off_on_any_node(
         if choices == 1:  # the events of several may come in another order
             assert _without_names(broken.events) == _without_names(whole.events)
         assert len(broken.events) == len(whole.events)
-        await until(lambda: not running(a, b))
+        await eventually(lambda: not running(a, b))
 
 
 def _without_names(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -157,7 +158,7 @@ async def test_a_dead_router_costs_a_reconnect_only(make_member: MakeMember) -> 
                 [copy] = [copy for shelf in shelves if (copy := shelf.find(stream_id)) is not None]
                 assert copy.counts[0] >= 20, "the keeper has what the client has"
                 await a.daemon.operator.resumption.close()
-        await until(lambda: not running(b))
+        await eventually(lambda: not running(b))
         await hear(c, broken)
         assert (broken.done, broken.texts()) == (True, whole.texts())
         assert c.daemon.plane.resumption.mirror.counts["resumed"] == 1
@@ -173,7 +174,7 @@ async def test_who_lost_the_stream_is_shut_out_by_its_keeper(make_member: MakeMe
     ):
         await a.knows("m")
         await c.knows("m")
-        await until(lambda: len(a.daemon.plane.resumption.mirror.others) == 2)
+        await eventually(lambda: len(a.daemon.plane.resumption.mirror.others) == 2)
         first, second = Heard(), Heard()
         async with listening(a, first, body) as events:
             for _ in range(5):
@@ -188,7 +189,7 @@ async def test_who_lost_the_stream_is_shut_out_by_its_keeper(make_member: MakeMe
                 async for _ in events:
                     pass
                 assert first.error == "resumed_elsewhere"
-                await until(lambda: running(b) == 1)
+                await eventually(lambda: running(b) == 1)
                 await anext(others)
 
 
@@ -212,16 +213,17 @@ async def test_what_cannot_be_joined_is_an_error_and_what_is_unknown_too(make_me
                 assert response.status == 400
 
 
+@pytest.mark.slow
 async def test_nobody_coming_back_ends_it(make_member: MakeMember) -> None:
-    mirror = {"grace": 0.05, "kept": 0.05}
+    mirror = {"grace": 3.0, "kept": 0.05}
     async with make_member("a", models={"m": STEADY}, mirror=mirror) as a:
         heard = Heard()
         async with listening(a, heard, {**COMPLETION, "max_tokens": 1000}) as events:
             await anext(events)
         assert running(a) == 1
-        await until(lambda: not running(a))
+        await eventually(lambda: not running(a))
         await hear(a, Heard(), {**COMPLETION, "max_tokens": 2})
-        await until(lambda: not a.daemon.plane.resumption._living)
+        await eventually(lambda: not a.daemon.plane.resumption._living)
 
 
 async def test_no_stream_waits_for_a_keeper_that_hangs(make_member: MakeMember) -> None:
@@ -229,7 +231,7 @@ async def test_no_stream_waits_for_a_keeper_that_hangs(make_member: MakeMember) 
         make_member("a", models={"m": STEADY}) as a,
         make_member("b", join=a) as b,
     ):
-        await until(lambda: a.daemon.plane.resumption.mirror.others)
+        await eventually(lambda: a.daemon.plane.resumption.mirror.others)
         never = asyncio.Event()
 
         async def hang(*_: Any) -> None:
@@ -237,7 +239,7 @@ async def test_no_stream_waits_for_a_keeper_that_hangs(make_member: MakeMember) 
 
         b.node.methods.unary("mirror.put", hang)
         heard = Heard()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await hear(a, heard, COMPLETION)
         assert heard.done
         assert a.daemon.plane.resumption.mirror.counts["late"] > 10

@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(manners.status.get(name, 404))
             return
         if name == manners.silent:
-            manners.release.wait(30)
+            manners.release.wait(60)
             return
         self._answer(name, path.read_bytes(), manners)
 

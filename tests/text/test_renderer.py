@@ -71,8 +71,8 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
 
 @pytest.mark.parametrize("source", [LOOPS, "{{ 10 ** (10 ** 9) }}"])
 async def test_time_is_bounded_and_the_next_conversation_is_rendered(source):
-    renderer = Renderer(seconds_max=0.3)
-    with pytest.raises(InvalidRequest, match=r"takes more than 0\.3 s"):
+    renderer = Renderer(seconds_max=1.5)
+    with pytest.raises(InvalidRequest, match=r"takes more than 1\.5 s"):
         await render(renderer, source)
     assert await render(renderer, "still here") == "still here"
     await renderer.close()

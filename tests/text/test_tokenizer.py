@@ -72,9 +72,9 @@ def test_the_longest_token_is_known_once_the_tokenizer_is_loaded(tmp_path):
     words = {f"word{number}": number for number in range(100_000)} | {"<unk>": 100_000, "漢字" * 20: 100_001}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     tokenizer = Tokenizer.load(write_model_directory(tmp_path, inner))
-    began = time.perf_counter()
+    began = time.thread_time()
     assert tokenizer.token_bytes_max == 120
-    assert time.perf_counter() - began < 0.005
+    assert time.thread_time() - began < 0.005
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff", b'{"version": "1.0"'])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -90,9 +89,3 @@ async def make_node(tmp_path: Path, authority: Authority) -> AsyncIterator[MakeN
     yield make
     for node in nodes:
         await node.listener.close()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  what it waits for happens in other tasks
-            await asyncio.sleep(0.001)

@@ -23,6 +23,7 @@ from sllmd.wire.bulk.settings import BulkSettings
 from sllmd.wire.identity import new_authority
 from sllmd.wire.rpc.envelope import HEADER
 from sllmd.wire.tls import Tls, admit_all
+from tests.waiting import until
 from tests.wire.conftest import HOST, identity_file
 
 CONTENT = os.urandom(3 * PIECE_BYTES + 12345)
@@ -135,6 +136,17 @@ def fetch(client: BulkClient, offset: int = 0, size: int = len(CONTENT), **names
     return bytes(memory)
 
 
+def fetch_at_last(rig: Rig, port: int, mode: str) -> None:
+    """However often a busy machine takes longer than a short time-out allows."""
+
+    def fetched() -> bool:
+        with suppress(PeerUnreachable):
+            return fetch(rig.client(port, mode), 0, 100) == CONTENT[:100]
+        return False
+
+    until(fetched, "others are served")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_ranges_arrive_whole(rig: Rig, mode: str) -> None:
     client = rig.client(rig.server(mode), mode)
@@ -187,11 +199,9 @@ def test_a_file_that_ends_too_early(rig: Rig, mode: str) -> None:
 
 
 def test_a_connection_that_was_closed_meanwhile_is_replaced(rig: Rig) -> None:
-    client = rig.client(rig.server("tls", idle_timeout_seconds=0.05))
+    client = rig.client(rig.server("tls", idle_timeout_seconds=1))
     assert fetch(client, 0, 10) == CONTENT[:10]
-    deadline = time.monotonic() + 5
-    while rig.open_holdings and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: not rig.open_holdings, "its time is up")
     assert fetch(client, 10, 10) == CONTENT[10:20]
 
 
@@ -395,14 +405,14 @@ def test_garbage_on_every_port(rig: Rig, mode: str, data: bytes) -> None:
     port = rig.server(mode, handshake_timeout_seconds=0.3, idle_timeout_seconds=0.3)
     ports = {port, rig.last_server._plain_port} - {0}
     for each in ports:
-        with socket.create_connection((HOST, each), timeout=5) as rude:
+        with socket.create_connection((HOST, each), timeout=60) as rude:
             rude.sendall(data)
             try:
                 while rude.recv(4096):
                     pass
             except ConnectionError:
                 pass
-    assert fetch(rig.client(port, mode), 0, 100) == CONTENT[:100]
+    fetch_at_last(rig, port, mode)
 
 
 @pytest.mark.parametrize("mode", ["tls", "ticket"])
@@ -410,7 +420,7 @@ def test_slow_strangers(rig: Rig, mode: str) -> None:
     port = rig.server(mode, handshake_timeout_seconds=0.4, strangers_max=3)
     target = port if mode == "tls" else rig.last_server._plain_port
     slow = [socket.create_connection((HOST, target)) for _ in range(3)]
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 60
     while time.monotonic() < ends:
         for each in slow:
             try:
@@ -423,7 +433,7 @@ def test_slow_strangers(rig: Rig, mode: str) -> None:
             break
         time.sleep(0.05)
     assert slow == []
-    assert fetch(rig.client(port, mode), 0, 100) == CONTENT[:100]
+    fetch_at_last(rig, port, mode)
 
 
 def test_too_many_connections(rig: Rig) -> None:
@@ -433,9 +443,7 @@ def test_too_many_connections(rig: Rig) -> None:
     with pytest.raises(SllmdError):
         fetch(second, 0, 5)
     first.close()
-    deadline = time.monotonic() + 5
-    while rig.open_holdings and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: not rig.open_holdings, "its place is free")
     assert fetch(rig.client(port, "plain"), 0, 5) == CONTENT[:5]
 
 

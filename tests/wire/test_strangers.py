@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sllmd.core.errors import (
 )
 from sllmd.core.ids import NodeId
 from sllmd.wire.identity import make_identity, make_request, new_authority, new_key, save_identity
+from sllmd.wire.rpc.connection import Connection
 from sllmd.wire.rpc.dialing import dial_with
 from sllmd.wire.rpc.envelope import HEADER, Kind
 from sllmd.wire.rpc.hello import Hello
@@ -33,7 +35,8 @@ from sllmd.wire.rpc.outgoing import ReplyStream
 from sllmd.wire.rpc.settings import RpcSettings
 from sllmd.wire.tls import anonymous_client
 from sllmd.wire.token import TokenRecord, check_token, make_token, record_of
-from tests.wire.conftest import CLUSTER, HOST, MakeNode, identity_file, until
+from tests.waiting import PATIENCE_SECONDS, eventually
+from tests.wire.conftest import CLUSTER, HOST, MakeNode, Node, identity_file
 
 SETTINGS = RpcSettings()
 
@@ -369,8 +372,16 @@ GARBAGE = {
 }
 
 
+async def let_in(client: Node, server: Node) -> Connection:
+    """A connection, however often a busy machine takes longer than a short time-out allows."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            with suppress(SllmdError):
+                return await client.dial(server)
+
+
 async def hung_up(reader: asyncio.StreamReader) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         try:
             while await reader.read(4096):
                 pass
@@ -406,6 +417,21 @@ async def test_garbage_on_a_tls_port(make_node: MakeNode, data: bytes):
     writer.write(data)
     await hung_up(reader)
     writer.close()
+    connection = await let_in(client, server)
+    assert await connection.call("echo", 1) == 1
+    await connection.close()
+
+
+async def test_strangers_have_few_places(make_node: MakeNode):
+    server = await make_node("server", echo_methods(), hello_timeout_seconds=60, strangers_max=4)
+    client = await make_node("client")
+    silent = [await asyncio.open_connection(HOST, server.port) for _ in range(4)]
+    await eventually(lambda: server.listener.strangers == 4)
+    with pytest.raises(SllmdError):
+        await client.dial(server)  # no place for one more stranger
+    for _, writer in silent:
+        writer.close()
+    await eventually(lambda: server.listener.strangers == 0)
     connection = await client.dial(server)
     assert await connection.call("echo", 1) == 1
     await connection.close()
@@ -413,7 +439,7 @@ async def test_garbage_on_a_tls_port(make_node: MakeNode, data: bytes):
 
 @pytest.mark.parametrize("tls", [True, False])
 async def test_slow_strangers_are_hung_up_on(make_node: MakeNode, tls: bool):
-    """One byte at a time, for ever: each holds one of few places, for a short while."""
+    """One byte at a time, for ever: each holds its place for a short while."""
     server = await make_node("server", echo_methods(), tls=tls, hello_timeout_seconds=0.3, strangers_max=4)
     client = await make_node("client", tls=tls)
     slow = [await asyncio.open_connection(HOST, server.port) for _ in range(4)]
@@ -427,11 +453,8 @@ async def test_slow_strangers_are_hung_up_on(make_node: MakeNode, tls: bool):
                 break
 
     drips = [asyncio.create_task(drip(*each)) for each in slow]
-    await until(lambda: server.listener.strangers == 4)
-    with pytest.raises(SllmdError):
-        await client.dial(server)  # no place for one more stranger
     await asyncio.gather(*(hung_up(reader) for reader, _ in slow))
-    connection = await client.dial(server)
+    connection = await let_in(client, server)
     assert await connection.call("echo", 1) == 1
     await connection.close()
     for task in drips:
@@ -447,9 +470,9 @@ async def test_half_a_frame_costs_what_arrived(make_node: MakeNode):
     body = wire(Kind.CALL, (1, "echo", bytes(1_000_000), None, 0))
     writer.write(HELLO + body[:-1])
     await writer.drain()
-    await until(lambda: bool(server.listener.connections))
+    await eventually(lambda: bool(server.listener.connections))
     writer.write(body[-1:] + wire(Kind.PING, None))
-    await asyncio.wait_for(reader.readexactly(1_000_000), 5)
+    await asyncio.wait_for(reader.readexactly(1_000_000), PATIENCE_SECONDS)
     writer.close()
 
 
@@ -476,9 +499,9 @@ async def test_a_peer_that_reads_nothing_is_hung_up_on(make_node: MakeNode):
             await loop.sock_sendall(flood, calls)
 
     with pytest.raises(ConnectionError):
-        await asyncio.wait_for(call_for_ever(), 20)
+        await asyncio.wait_for(call_for_ever(), PATIENCE_SECONDS)
     flood.close()
-    await until(lambda: not server.listener.connections)
+    await eventually(lambda: not server.listener.connections)
 
 
 async def test_a_silent_peer_is_given_up(make_node: MakeNode):
@@ -487,16 +510,20 @@ async def test_a_silent_peer_is_given_up(make_node: MakeNode):
     writer.write(HELLO)
     began = time.monotonic()
     await hung_up(reader)
-    assert 0.15 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.15
     writer.close()
 
 
 async def test_a_quiet_peer_that_answers_pings_is_kept(make_node: MakeNode):
-    quick = {"keepalive_seconds": 0.02, "dead_after_seconds": 0.1}
+    quick = {"keepalive_seconds": 0.05, "dead_after_seconds": 5}
     server = await make_node("server", echo_methods(), tls=False, **quick)
     client = await make_node("client", tls=False)
     connection = await client.dial(server)
-    await asyncio.sleep(0.5)
+    await eventually(lambda: server.listener.connections)
+    (accepted,) = server.listener.connections
+    for _ in range(3):
+        heard_at = accepted._heard_at
+        await eventually(lambda heard_at=heard_at: accepted._heard_at > heard_at, "a ping is answered")
     assert await connection.call("echo", 1) == 1
     await connection.close()
 
@@ -518,5 +545,5 @@ async def test_a_source_that_ignores_credit_is_hung_up_on(make_node: MakeNode):
     stream = connection.stream("anything")
     with pytest.raises(ProtocolError, match="came unasked"):
         await collect(stream)
-    await asyncio.wait_for(connection.gone(), 5)
+    await asyncio.wait_for(connection.gone(), PATIENCE_SECONDS)
     server.close()
