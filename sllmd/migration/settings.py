@@ -11,8 +11,11 @@ from sllmd.core.units import FiniteSeconds, PositiveSeconds
 class MigrationSettings(Frozen):
     """``[migration]``: how running generations change their place."""
 
-    moves_max: int = Field(default=8, ge=1)
-    """Moves that a router has under way at a time; more wait. Each has the target compute a prompt."""
+    moves_max: int = Field(default=32, ge=1)
+    """Moves that a router has under way at a time; more wait."""
+    moves_tokens_max: int = Field(default=4096, ge=1)
+    """Tokens that they may have the targets compute all together; a longer one goes alone. What has moved
+    waits behind the prompts of those that follow it: with more of them its client sees a longer pause."""
     rounds_max: int = Field(default=5, ge=1)
     """Rounds of one move: each makes the gap about as much shorter as prefill is faster than decoding."""
     gap_tokens: int = Field(default=4, ge=0)

@@ -1,4 +1,4 @@
-"""Moves generations of this node's router to other places, a bounded number at a time.
+"""Moves generations of this node's router to other places, few at a time where they are long.
 
 Owns: the moves under way. One is a machine (``migration.mover``), and here are its hands: the berth at the
 target, the rounds, the clock. The switch itself is ``Carriage.switch``. A generation has one move at a time.
@@ -33,6 +33,7 @@ from sllmd.roles.carriage import Carriage
 from sllmd.roles.dispatch import Places
 from sllmd.roles.passage import Passage
 from sllmd.roles.place import Place
+from sllmd.roles.turns import Turns
 
 _log = structlog.get_logger(__name__)
 
@@ -145,7 +146,7 @@ class Mover:
         """Told of every change of place, and of tries at one, when it is over."""
         self._places = places
         self._settings = settings
-        self._turns = asyncio.Semaphore(settings.moves_max)
+        self._turns = Turns(count_max=settings.moves_max, size_max=settings.moves_tokens_max)
         self._moving: dict[Carriage, Moving] = {}
         self._background: set[asyncio.Task[Passage]] = set()
 
@@ -164,7 +165,7 @@ class Mover:
         moving = Moving(carriage, target or self._another(carriage), passage, self._settings)
         self._moving[carriage] = moving
         try:
-            async with self._turns:
+            async with self._turns.turn(len(carriage.ledger.prompt_ids) + carriage.ledger.tokens):
                 await moving.run()
         finally:
             del self._moving[carriage]

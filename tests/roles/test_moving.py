@@ -21,6 +21,7 @@ from sllmd.roles.passage import Passage
 from sllmd.roles.place import Here, Place
 from sllmd.roles.relay import Relays, serve_generations
 from sllmd.roles.router import Generation
+from sllmd.roles.turns import Turns
 from sllmd.roles.work import Work
 from tests.roles.conftest import MakeNode, Node, request
 from tests.roles.rpc import Network, Speaker, speaking
@@ -175,7 +176,7 @@ async def test_back_and_forth_and_round(make_trio, make_node) -> None:
 async def test_many_move_at_once_and_no_more_than_may(make_trio, make_node) -> None:
     async with make_trio(fake=STEADY, batch_max=16) as trio, make_node() as alone:
         await trio.warm()
-        trio.near.router.mover._turns = asyncio.Semaphore(3)
+        trio.near.router.mover._turns = Turns(count_max=3, size_max=10**6)
         wanted = [request(sampling=Sampling(seed=seed, max_tokens=200)) for seed in range(12)]
         async with AsyncExitStack() as stack:
             running = [await stack.enter_async_context(trio.near.router.generate(each)) for each in wanted]
