@@ -66,7 +66,7 @@ def convert_gguf(file: Path, staging: Path, *, dtype: str) -> None:
         raise UnsupportedCheckpoint(
             "reading GGUF needs the gguf package", hint="pip install 'sllmd[gguf]'"
         ) from error
-    # Seconds to import, and torch files do not need it.
+    # Seconds to import, and torch files do not need them.
     from transformers import (  # noqa: PLC0415
         AutoConfig,
         AutoModelForCausalLM,
@@ -75,10 +75,19 @@ def convert_gguf(file: Path, staging: Path, *, dtype: str) -> None:
     )
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint  # noqa: PLC0415
 
+    from sllmd.store.gguf_reading import read_gguf_faster  # noqa: PLC0415
+
     torch.set_num_threads(2)
     target_dtype = getattr(torch, dtype)
     size_bytes = file.stat().st_size
-    _say(done=0, total=size_bytes)
+    done_bytes = 0
+
+    def advance(count: int) -> None:
+        nonlocal done_bytes
+        done_bytes += count
+        _say(done=done_bytes, total=size_bytes)
+
+    read_gguf_faster(advance)
     # Alone in a directory, so that nothing beside the file has a say in its config and tokenizer.
     with _parser_errors(file), tempfile.TemporaryDirectory() as alone:
         (Path(alone) / file.name).symlink_to(file.absolute())

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from sllmd.core.errors import CheckpointError, MalformedCheckpoint, UnsupportedCheckpoint
 from sllmd.store.importing import ImportProgress
 from sllmd.store.store import Store
+from tests.store.ggufs import write_gguf
 from tests.store.models import CONFIG, as_bytes, llama_tensors, read_back, run_import, snapshot
 
 pytestmark = pytest.mark.slow
@@ -171,64 +173,11 @@ def test_a_tokenizer_that_cannot_be_converted_is_told(store: Store, tmp_path: Pa
         run_import(store, source)
 
 
-def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """A llama of one layer in GGUF, partly quantised; what its tensors hold, by their transformers name."""
-    import gguf
-    import tokenizers
-
-    random = np.random.default_rng(2)
-    width, heads, vocabulary = 64, 4, 260
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(128)
-    writer.add_embedding_length(width)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_rope_freq_base(50_000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(vocabulary)
-    writer.add_tokenizer_model("gpt2")
-    tokens = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "he", "<s>", "</s>", "<pad>"]
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * 257 + [3] * 3)
-    writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(257)
-    writer.add_eos_token_id(258)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    shapes = {
-        "token_embd": (vocabulary, width),
-        "blk.0.attn_norm": (width,),
-        "blk.0.attn_q": (width, width),
-        "blk.0.attn_k": (width, width),
-        "blk.0.attn_v": (width, width),
-        "blk.0.attn_output": (width, width),
-        "blk.0.ffn_norm": (width,),
-        "blk.0.ffn_gate": (96, width),
-        "blk.0.ffn_up": (96, width),
-        "blk.0.ffn_down": (width, 96),
-        "output_norm": (width,),
-    }
-    arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    for name, array in arrays.items():
-        if name == "blk.0.ffn_up":
-            quantised = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(f"{name}.weight", quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(f"{name}.weight", array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return arrays
-
-
 def test_gguf_becomes_a_model_with_tokenizer_and_chat_template(store: Store, tmp_path: Path) -> None:
     import tokenizers
     import torch
 
-    pytest.importorskip("gguf")
-    arrays = write_gguf(tmp_path / "m.gguf")
+    arrays = write_gguf(tmp_path / "m.gguf", {"blk.0.ffn_up": GGMLQuantizationType.Q8_0})
     checkpoint = run_import(store, tmp_path / "m.gguf", None)
     assert checkpoint.name == "m"
     config = checkpoint.manifest.config
@@ -257,8 +206,7 @@ def test_gguf_becomes_a_model_with_tokenizer_and_chat_template(store: Store, tmp
 
 
 def test_gguf_files_that_are_none(store: Store, tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    write_gguf(tmp_path / "m.gguf")
+    write_gguf(tmp_path / "m.gguf", {})
     content = (tmp_path / "m.gguf").read_bytes()
     for damaged in (b"", b"GGUF", bytes(range(256)) * 16, content[: len(content) // 2]):
         (tmp_path / "m.gguf").write_bytes(damaged)
