@@ -96,7 +96,7 @@ def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> Non
 def verify(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
     """Check a model's bytes against its checksums; a bad copy is taken out of service."""
     verified_bytes = 0
-    with byte_bar(model, shown=session.shows_progress) as update:
+    with byte_bar(model, shown=session.shows_progress, lines=shows_lines(session)) as update:
 
         def on_progress(done: int, total: int) -> None:
             nonlocal verified_bytes
@@ -122,6 +122,11 @@ def alias(
     with _told_of_cluster(session, store, model):
         store_of(session, store).alias(name, model)
     session.show_object({"alias": name, "model": model}, f"{name} -> {model}")
+
+
+def shows_lines(session: Session) -> bool:
+    """Whether progress may be told in lines, where there is no terminal for a bar."""
+    return session.for_people and not session.options.quiet
 
 
 def _asks_daemon(session: Session, directory: Path | None) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from sllmd.core.errors import SourceChanged, SourceUnavailable
 from sllmd.loader.disk import Advance
 from sllmd.store.connections import CONTENT_RANGE, Connections, file_url
+from sllmd.store.credentials import WHO_ASKS, WHO_ASKS_HINT
 from sllmd.store.manifest import DataFile
 
 _PIECE_BYTES = 256 * 1024
@@ -82,7 +83,10 @@ def _check_answer(
             f"the server of {file.path} does not serve ranges", hint="use a server with Range support"
         )
     if response.status != 206:
-        raise SourceUnavailable(f"{file.path}: the server answered {response.status} {response.reason}")
+        raise SourceUnavailable(
+            f"{file.path}: the server answered {response.status} {response.reason}",
+            hint=WHO_ASKS_HINT if response.status in WHO_ASKS else None,
+        )
     found = CONTENT_RANGE.fullmatch(response.getheader("Content-Range", ""))
     if found is None or int(found[1]) != offset:
         raise SourceUnavailable(f"{file.path}: the server answered with another range than it was asked for")
@@ -100,7 +104,8 @@ def _check_version(
 
 def _changed(file: DataFile, how: str) -> SourceChanged:
     return SourceChanged(
-        f"{file.path} changed at its source while it was read: {how}", hint="import the model again"
+        f"{file.path} changed at its source while it was read: {how}",
+        hint="import the model again with --replace",
     )
 
 

@@ -189,7 +189,7 @@ def _missing_when_empty(need: Need, view: NodeView) -> str | None:
     if len(need.device_bytes) > len(view.devices):
         return (
             f"the model is spread over {len(need.device_bytes)} devices and this node has"
-            f" {len(view.devices)}: import it again with --partitions {len(view.devices)}"
+            f" {len(view.devices)}: import it again with --replace --partitions {len(view.devices)}"
         )
     if not _places(need, view, ()):
         most = max(device.memory_bytes or 0 for device in view.devices)

@@ -5,7 +5,6 @@ Through the proxy that the environment names, if any: ``http_proxy``, ``https_pr
 
 from __future__ import annotations
 
-import base64
 import http.client
 import re
 import socket
@@ -15,6 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from sllmd.core.errors import SourceUnavailable
+from sllmd.store.credentials import authorization, basic
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -48,12 +48,13 @@ class Connections:
             server = _split(url)
             proxy = _proxy_for(server)
             connection = self._connection(server, proxy)
+            told = headers | authorization(server)
             if proxy is not None and server.scheme == "http":
                 whole = server._replace(netloc=_host_and_port(server), fragment="").geturl()
-                connection.request("GET", whole, headers={**headers, **_authorization(proxy)})
+                connection.request("GET", whole, headers=told | _proxy_authorization(proxy))
             else:
                 query = f"?{server.query}" if server.query else ""
-                connection.request("GET", f"{server.path or '/'}{query}", headers=headers)
+                connection.request("GET", f"{server.path or '/'}{query}", headers=told)
             if self._closing:
                 # Set before this socket existed; from here on ``interrupt`` finds it.
                 raise ConnectionAbortedError("the load was given up")
@@ -86,7 +87,7 @@ class Connections:
         )
         if proxy is not None:
             assert server.hostname is not None
-            connection.set_tunnel(server.hostname, server.port or 443, headers=_authorization(proxy))
+            connection.set_tunnel(server.hostname, server.port or 443, headers=_proxy_authorization(proxy))
         return connection
 
     def forget(self) -> None:
@@ -144,8 +145,7 @@ def _proxy_for(server: SplitResult) -> SplitResult | None:
     return _split(f"http://{rest}")
 
 
-def _authorization(proxy: SplitResult) -> dict[str, str]:
+def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
     if proxy.username is None:
         return {}
-    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+    return {"Proxy-Authorization": basic(unquote(proxy.username), unquote(proxy.password or ""))}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sllmd.core.errors import SourceChanged, SourceUnavailable
 from sllmd.store.connections import CONTENT_RANGE, Connections, file_url
+from sllmd.store.credentials import WHO_ASKS, WHO_ASKS_HINT
 
 _NOT_FOUND = frozenset({404, 410})
 _REDIRECTS_MAX = 5
@@ -92,7 +93,10 @@ class HttpSource:
             if response.status in _NOT_FOUND:
                 raise FileNotFoundError(file)
             if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
-                raise SourceUnavailable(f"{self.url(file)} answers {response.status} {response.reason}")
+                raise SourceUnavailable(
+                    f"{self.url(file)} answers {response.status} {response.reason}",
+                    hint=WHO_ASKS_HINT if response.status in WHO_ASKS else None,
+                )
             with response:
                 yield response
         finally:

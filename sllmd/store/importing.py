@@ -17,12 +17,13 @@ from threading import Lock
 from typing import Literal
 
 from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, StoreError
-from sllmd.core.ids import ModelName
 from sllmd.core.units import format_bytes
 from sllmd.store import builtin
 from sllmd.store.catalogue import check_name
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.converting import convert
+from sllmd.store.credentials import HUB_PREFIX, hub_url
+from sllmd.store.destination import Destination
 from sllmd.store.digest import UNNAMED, with_digest
 from sllmd.store.directory import small_digests, write_manifest
 from sllmd.store.durable import write_file
@@ -31,6 +32,7 @@ from sllmd.store.local import (
     LocalSource,
     find_local,
     fingerprint,
+    legacy_tokenizer_files,
     needs_tokenizer,
     read_local,
     read_small_file,
@@ -71,16 +73,21 @@ def import_checkpoint(
     name: str | None,
     partitions: int = 1,
     in_place: bool = False,
+    replace: bool = False,
     on_progress: OnProgress,
     settings: ImportSettings | None = None,
 ) -> Checkpoint:
-    """Import ``source`` (directory, file, http(s) URL, ``builtin:tiny``) as ``name``, replacing that name.
+    """Import ``source`` (directory, file, http(s) or hf:// URL, ``builtin:tiny``) as ``name``.
 
-    ``name`` defaults to the source's last part. Raises InvalidRequest for the name, CheckpointError for the
-    source, LoadError for a remote one, StoreError when the store refuses; then the store is as it was.
+    ``name`` defaults to the source's last part. A model that has the name is returned when it is the same,
+    goes with ``replace``, and is a Conflict otherwise. Raises InvalidRequest for the name,
+    CheckpointError for the source, LoadError for a remote one, StoreError when the store refuses; then the
+    store is as it was.
     """
     settings = settings or ImportSettings()
     model = check_name(name if name is not None else default_name(source))
+    if source.startswith(HUB_PREFIX):
+        source = hub_url(source)
     is_url = _URL.match(source) is not None
     if in_place and partitions != 1:
         raise InvalidRequest("a model served in place has one partition", param="partitions")
@@ -89,22 +96,25 @@ def import_checkpoint(
             "a remote model is brought as it is: no partitions, not in place", param="source"
         )
     with store.importing(model) as staging:
+        destination = Destination.of(store, model, replace=replace)
         if is_url:
-            return register_remote(store, source, model, staging, settings, _stage(on_progress, "fetching"))
+            return register_remote(destination, source, staging, settings, _stage(on_progress, "fetching"))
         local = _local_source(source, staging)
         if in_place and (local.kind != "safetensors" or source.startswith(builtin.PREFIX)):
             raise StoreError(
                 f"only safetensors can be served in place, {source} is not", hint="leave out --in-place"
             )
         if in_place:
-            return _register_in_place(store, local, model, staging, settings, on_progress)
-        return _import_copy(store, local, model, staging, partitions, settings, on_progress)
+            return _register_in_place(destination, local, staging, settings, on_progress)
+        return _import_copy(destination, local, staging, partitions, settings, on_progress)
 
 
 def default_name(source: str) -> str:
     """The name a model gets when the user gives none: the source's last part, made a name."""
     if _URL.match(source):
         source = re.sub(r"[?#].*", "", source)  # a token is nobody's name
+    if source.startswith(HUB_PREFIX):
+        source = source.partition("@")[0]
     source = re.sub(r"/resolve/[^/]+/?$", "", source)  # a hub's address of one revision
     last = source.removeprefix(builtin.PREFIX).rstrip("/").rsplit("/", 1)[-1]
     last = re.sub(r"\.(safetensors|gguf|bin|pt|pth)$", "", last if last not in {"", ".", ".."} else "")
@@ -117,7 +127,7 @@ def _local_source(source: str, staging: Path) -> LocalSource:
     if source.startswith(builtin.PREFIX):
         directory = staging / "builtin"
         builtin.make_builtin(source.removeprefix(builtin.PREFIX), directory)
-        return LocalSource("safetensors", directory)
+        return LocalSource("safetensors", directory, named=source)
     path = Path(source).expanduser().absolute()
     if not path.exists():
         raise _not_there(source, path)
@@ -130,16 +140,12 @@ def _local_source(source: str, staging: Path) -> LocalSource:
 def _not_there(source: str, path: Path) -> StoreError:
     if not _HUB_ID.fullmatch(source):
         return StoreError(f"{path} does not exist", hint="give a directory, a file or a URL")
-    return StoreError(
-        f"{path} does not exist, and ids of models on a hub are not supported yet",
-        hint=f"`hf download {source} --local-dir DIR` and import DIR, or import https://huggingface.co/{source}",
-    )
+    return StoreError(f"{path} does not exist", hint=f"a model on the Hugging Face hub is hf://{source}")
 
 
 def _import_copy(
-    store: Store,
+    destination: Destination,
     local: LocalSource,
-    model: ModelName,
     staging: Path,
     partitions: int,
     settings: ImportSettings,
@@ -148,9 +154,19 @@ def _import_copy(
     converted = staging / "converted"
     root, file = local.root, local.file
     if local.kind != "safetensors":
+        origin = _origin(local, _foreign_files(local))
+        if there := destination.there_already(origin, partitions):
+            return there
+        destination.refuse_other_place(origin)
         _convert_weights(local, converted, settings, on_progress)
         root, file = converted, None
-    found = _read_source(root, file)
+        found = _read_source(root, file)
+    else:
+        found = _read_source(root, file)
+        origin = _origin(local, list(found.file_bytes))
+        if there := destination.there_already(origin, partitions):
+            return there
+        destination.refuse_other_tensors(found)
     publishable = staging / "checkpoint"
     publishable.mkdir()
     ties = _ties(found, root)
@@ -168,9 +184,7 @@ def _import_copy(
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         digest=UNNAMED,
-        source=Source(
-            kind=local.kind, location=str(local.file or local.root), fingerprint=_origin(local, found)
-        ),
+        source=origin,
         architecture=found.architecture,
         config=found.config,
         tensors=tuple(placement.tensor for placement in layout.placements),
@@ -179,13 +193,12 @@ def _import_copy(
         chunk_bytes=settings.chunk_bytes,
         small_files=tuple(names),
     )
-    return _publish(store, model, manifest, publishable, kind="stored")
+    return _publish(destination, manifest, publishable, kind="stored")
 
 
 def _register_in_place(
-    store: Store,
+    destination: Destination,
     local: LocalSource,
-    model: ModelName,
     staging: Path,
     settings: ImportSettings,
     on_progress: OnProgress,
@@ -217,12 +230,11 @@ def _register_in_place(
         chunk_bytes=settings.chunk_bytes,
         small_files=tuple(names),
     )
-    return _publish(store, model, manifest, publishable, kind="in-place", data_directory=local.root)
+    return _publish(destination, manifest, publishable, kind="in-place", data_directory=local.root)
 
 
 def _publish(
-    store: Store,
-    model: ModelName,
+    destination: Destination,
     manifest: Manifest,
     directory: Path,
     *,
@@ -231,13 +243,15 @@ def _publish(
 ) -> Checkpoint:
     manifest = with_digest(manifest, small_digests(directory, manifest.small_files))
     write_manifest(directory, manifest)
-    return store.publish(directory, manifest, name=model, kind=kind, data_directory=data_directory)
+    return destination.publish(directory, manifest, kind=kind, data_directory=data_directory)
 
 
 def _convert_weights(
     local: LocalSource, converted: Path, settings: ImportSettings, on_progress: OnProgress
 ) -> None:
     source = local.file or local.root
+    converting = _stage(on_progress, "converting")
+    converting(0, sum((local.root / name).stat().st_size for name in _foreign_files(local)))
     if local.kind == "torch":
         read_small_file(local.root, CONFIG_FILE)  # before minutes are spent on what cannot be used
     convert(
@@ -245,7 +259,7 @@ def _convert_weights(
         source,
         converted,
         dtype=settings.gguf_dtype,
-        on_progress=_stage(on_progress, "converting"),
+        on_progress=converting,
     )
     if local.kind == "torch":
         for name in small_files(local.root):
@@ -311,14 +325,21 @@ def _same_bytes(root: Path, one: SourceTensor, other: SourceTensor) -> bool:
     return True
 
 
-def _origin(local: LocalSource, found: SourceCheckpoint) -> str:
-    """The fingerprint of what the user pointed at, which may not be what was copied in the end."""
-    if local.kind == "safetensors":
-        return found.fingerprint
-    names = (
-        [local.file.name] if local.file else sorted(path.name for path in local.root.glob("pytorch_model*"))
+def _foreign_files(local: LocalSource) -> list[str]:
+    """The files of a torch or GGUF checkpoint."""
+    if local.file:
+        return [local.file.name]
+    return sorted(path.name for path in local.root.glob("pytorch_model*"))
+
+
+def _origin(local: LocalSource, data_files: list[str]) -> Source:
+    """What the user pointed at, not what is copied in the end; changes when one of its files does."""
+    beside = [] if local.kind == "gguf" else [*small_files(local.root), *legacy_tokenizer_files(local.root)]
+    return Source(
+        kind=local.kind,
+        location=local.named or str(local.file or local.root),
+        fingerprint=fingerprint(local.root, [*data_files, *beside]),
     )
-    return fingerprint(local.root, names)
 
 
 def _check_space(directory: Path, needed_bytes: int) -> None:

@@ -41,6 +41,8 @@ class LocalSource:
     kind: Literal["safetensors", "torch", "gguf"]
     root: Path
     file: Path | None = None
+    named: str | None = None
+    """What the user said, where it is no path: a built-in model lies in a directory that goes away."""
 
 
 def find_local(path: Path) -> LocalSource:
@@ -144,9 +146,12 @@ def small_files(root: Path) -> list[str]:
 
 def needs_tokenizer(root: Path) -> bool:
     """Whether there is a tokenizer that is not yet a ``tokenizer.json``."""
-    if (root / TOKENIZER_FILE).exists():
-        return False
-    return any((root / name).exists() for name in LEGACY_TOKENIZER_FILES)
+    return not (root / TOKENIZER_FILE).exists() and bool(legacy_tokenizer_files(root))
+
+
+def legacy_tokenizer_files(root: Path) -> list[str]:
+    """The files that a ``tokenizer.json`` could be made from, in a fixed order."""
+    return [name for name in LEGACY_TOKENIZER_FILES if (root / name).exists()]
 
 
 def read_small_file(root: Path, name: str) -> bytes:

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sllmd.core.errors import MalformedCheckpoint, SourceUnavailable
-from sllmd.core.ids import ModelName
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.connections import file_url
+from sllmd.store.destination import Destination
 from sllmd.store.digest import UNNAMED, manifest_digest, with_digest
 from sllmd.store.directory import MANIFEST_FILE, parse_manifest, small_digests, write_manifest
 from sllmd.store.durable import write_file
@@ -34,7 +34,6 @@ from sllmd.store.source import (
     parse_config,
     parse_index,
 )
-from sllmd.store.store import Store
 
 CONNECTIONS_MAX = 8
 """Headers of shards that are read at once."""
@@ -43,16 +42,15 @@ FIRST_READ_BYTES = 256 * 1024
 
 
 def register_remote(
-    store: Store,
+    destination: Destination,
     url: str,
-    model: ModelName,
     staging: Path,
     settings: ImportSettings,
     on_progress: Callable[[int, int], None],
 ) -> Checkpoint:
     """Register the checkpoint at ``url``.
 
-    Raises SourceUnavailable, SourceChanged, MalformedCheckpoint, UnsupportedCheckpoint, StoreError.
+    Raises SourceUnavailable, SourceChanged, MalformedCheckpoint, UnsupportedCheckpoint, Conflict, StoreError.
     """
     source = _find(url, settings.http_timeout_seconds)
     directory = staging / "checkpoint"
@@ -63,7 +61,7 @@ def register_remote(
     else:
         manifest = _read_hub_layout(source, directory, settings, on_progress)
     write_manifest(directory, manifest)
-    return store.publish(directory, manifest, name=model, kind="remote", remote_url=source.base_url)
+    return destination.publish(directory, manifest, kind="remote", remote_url=source.base_url)
 
 
 def _find(url: str, timeout_seconds: float) -> HttpSource:

@@ -342,6 +342,14 @@ class Store:
             self._sweep()
         return self.resolve(name)
 
+    def confirm(self, name: ModelName, *, remote_url: str | None = None) -> Checkpoint:
+        """Model ``name`` was imported again and is the same: its time and its address are the new ones."""
+        with self._changing(f"confirm `{name}`"):
+            entry = self._entry(name)
+            url = remote_url or entry.remote_url
+            self._catalogue.put(entry.model_copy(update={"imported_at": time.time(), "remote_url": url}))
+        return self.resolve(name)
+
     def _publish_directory(self, entry: Entry, staging: Path) -> None:
         """Rename ``staging`` into place, switch the entry over, remove what it stood for. Lock held."""
         before = self._catalogue.entries().get(entry.name)

@@ -55,7 +55,7 @@ class Tokenizer:
         if not path.is_file():
             raise MalformedCheckpoint(
                 f"{directory.name} has no tokenizer.json",
-                hint="save the model with a fast tokenizer and import it again",
+                hint="save the model with a fast tokenizer and import it again with --replace",
             )
         try:
             inner = tokenizers.Tokenizer.from_file(str(path))

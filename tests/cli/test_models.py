@@ -32,11 +32,46 @@ def test_import_says_what_came_of_it(sllmd: RunCommand, tmp_path: Path) -> None:
     ] == [facts["name"]]
 
 
-def test_import_says_what_it_replaces(sllmd: RunCommand, store: str) -> None:
-    before = json.loads(sllmd("show", "one", "-o", "json", "--store", store).out)["digest"]
+def test_the_same_model_again_is_there_already(sllmd: RunCommand, store: str) -> None:
     again = sllmd("import", "builtin:tiny", "--store", store, "--name", "one")
-    assert f"in place of {before[:8]} of that name" in again.out
+    assert (again.code, again.out) == (0, "one: there already, the same. Try: sllmd run one\n")
+    facts = json.loads(sllmd("import", "builtin:tiny", "--store", store, "--name", "one", "-o", "json").out)
+    assert (facts["there_already"], facts["replaced"]) == (True, None)
+
+
+def test_another_model_of_that_name_is_replaced_only_when_told_to(
+    sllmd: RunCommand, store: str, tmp_path: Path
+) -> None:
+    before = json.loads(sllmd("show", "one", "-o", "json", "--store", store).out)["digest"]
+    other = tmp_path / "other"
+    make_builtin("tiny", other)
+    (other / "generation_config.json").unlink()
+    arguments = ("import", str(other), "--store", store, "--name", "one")
+    refused = sllmd(*arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert "`one` is another model already" in refused.err
+    assert "from builtin:tiny" in refused.err
+    assert "--replace" in refused.err
+    assert f"in place of {before[:8]} of that name" in sllmd(*arguments, "--replace").out
     assert "in place of" not in sllmd("import", "builtin:tiny", "--store", store, "--name", "two").out
+
+
+def test_show_says_what_was_imported(sllmd: RunCommand, store: str, tmp_path: Path) -> None:
+    assert "builtin:tiny" in sllmd("show", "one", "--store", store).out
+    source = tmp_path / "mine"
+    make_builtin("tiny", source)
+    assert sllmd("import", str(source), "--store", store).code == 0
+    facts = json.loads(sllmd("show", "mine", "-o", "json", "--store", store).out)
+    assert facts["source"]["location"] == str(source)
+
+
+def test_without_a_terminal_progress_is_told_in_lines(sllmd: RunCommand, tmp_path: Path) -> None:
+    arguments = ("import", "builtin:tiny", "--store", str(tmp_path / "store"))
+    said = sllmd(*arguments).err.splitlines()
+    assert len(said) == 1, "nothing lasts long enough for a second line"
+    assert said[0].startswith("tiny: copying ")
+    for quiet in (("-q",), ("-o", "json")):
+        assert sllmd(*arguments, *quiet, "--name", f"m{quiet[-1]}").err == ""
 
 
 def test_in_place(sllmd: RunCommand, tmp_path: Path) -> None:
@@ -77,7 +112,7 @@ def test_a_damaged_model_is_found(sllmd: RunCommand, store: str) -> None:
     assert "checksum mismatch" in outcome.err
     assert data.name in outcome.err
     assert outcome.out == ""
-    assert len(outcome.err.splitlines()) == 2, "the error and what to do, nothing from the log"
+    assert len(outcome.err.splitlines()) == 3, "what goes on, the error and what to do, no log"
     directory = Path(store) / "quarantine"
     assert list(directory.iterdir())
     assert "sllmd rm" in outcome.err

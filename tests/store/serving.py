@@ -25,6 +25,12 @@ class Manners:
     silent: str = ""
     requests: list[str] = field(default_factory=list)
     queries: list[str] = field(default_factory=list)
+    wants: str = ""
+    """The Authorization without which it answers 401."""
+    told: set[str] = field(default_factory=set)
+    """Every Authorization it was sent, "" for none."""
+    storage: str = ""
+    """Where it sends those who ask for weights."""
     release: threading.Event = field(default_factory=threading.Event)
 
 
@@ -49,6 +55,16 @@ class _Handler(BaseHTTPRequestHandler):
         manners = self.server.manners
         manners.requests.append(name)
         manners.queries.append(asked.query)
+        manners.told.add(self.headers.get("Authorization", ""))
+        if manners.wants and manners.wants != self.headers.get("Authorization"):
+            self.send_error(401)
+            return
+        if manners.storage and name.endswith(".safetensors"):
+            self.send_response(302)
+            self.send_header("Location", f"{manners.storage}/{name}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         path = self.server.root / name
         if name in manners.status or not path.is_file():
             self.send_error(manners.status.get(name, 404))

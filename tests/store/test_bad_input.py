@@ -236,7 +236,7 @@ def test_weights_without_a_configuration_say_what_is_missing_and_where(store: St
 
 
 def test_an_id_on_a_hub_is_told_what_to_do(store: Store) -> None:
-    with pytest.raises(StoreError, match=r"not supported yet .*https://huggingface\.co/Org/Name-8B"):
+    with pytest.raises(StoreError, match=r"does not exist .*hf://Org/Name-8B"):
         run_import(store, "Org/Name-8B")
     with pytest.raises(StoreError, match=r"does not exist .give a directory"):
         run_import(store, "/nowhere/at/all")

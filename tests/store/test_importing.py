@@ -50,7 +50,7 @@ def test_all_awkward_lengths_together_over_any_number_of_partitions(store: Store
     }
     source = write_model(tmp_path / "m", tensors)
     for partitions in (1, 2, 5, len(AWKWARD_SIZES)):
-        checkpoint = run_import(store, source, partitions=partitions)
+        checkpoint = run_import(store, source, partitions=partitions, replace=True)
         assert len(checkpoint.manifest.partitions) == partitions
         assert read_back(checkpoint) == as_bytes(tensors)
 
@@ -116,7 +116,7 @@ def test_what_the_text_room_needs_comes_along(store: Store, tmp_path: Path) -> N
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "README.md").write_text("not needed")
     for in_place in (False, True):
-        checkpoint = run_import(store, source, in_place=in_place)
+        checkpoint = run_import(store, source, in_place=in_place, replace=True)
         assert checkpoint.manifest.small_files == ("config.json", "tokenizer.json", "chat_template.jinja")
         assert (checkpoint.directory / "chat_template.jinja").read_text() == "{{ messages }}"
         assert not (checkpoint.directory / "README.md").exists()
@@ -142,10 +142,10 @@ def test_importing_again_replaces_weights_small_files_and_keeps_aliases(store: S
     assert run_import(store, source).manifest.digest == first.manifest.digest
 
     (source / "tokenizer.json").write_text('{"changed": 1}')
-    second = run_import(store, source)
+    second = run_import(store, source, replace=True)
     assert second.manifest.digest != first.manifest.digest
     changed = write_model(tmp_path / "n", llama_tensors(seed=2))
-    third = run_import(store, changed)
+    third = run_import(store, changed, replace=True)
     assert len({first.manifest.digest, second.manifest.digest, third.manifest.digest}) == 3
 
     assert store.resolve("other") == third
@@ -162,7 +162,7 @@ def test_progress_counts_every_byte_once(store: Store, tmp_path: Path) -> None:
     assert [step.bytes_done for step in seen] == sorted(step.bytes_done for step in seen)
     assert seen[0] == ImportProgress("copying", 0, total)
     assert seen[-1] == ImportProgress("copying", total, total)
-    run_import(store, source, in_place=True, on_progress=seen.append)
+    run_import(store, source, in_place=True, replace=True, on_progress=seen.append)
     size = (source / "model.safetensors").stat().st_size
     assert seen[-1] == ImportProgress("hashing", size, size)
 

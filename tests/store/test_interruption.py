@@ -141,7 +141,9 @@ def test_a_disk_that_takes_no_more_leaves_the_store_as_it_was(store: Store, tmp_
     code = """
     for limit_bytes in (0, 1, 4096, 10_000, 20_000, 40_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
-        tell(lambda: import_checkpoint(Store(Path(root)), source, name="m", on_progress=lambda p: None))
+        tell(lambda: import_checkpoint(
+            Store(Path(root)), source, name="m", replace=True, on_progress=lambda p: None
+        ))
     """
     lines = output_of(code, store.root, source).splitlines()
     assert len(lines) == 6
@@ -189,7 +191,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_store_as_it_was(small_disk: P
             filler.write_bytes(bytes(free_bytes - 8192))
 
     with pytest.raises(StoreError, match="No space left on device"):
-        run_import(store, source, on_progress=fill)
+        run_import(store, source, replace=True, on_progress=fill)
     assert snapshot(store.root) == before
 
 

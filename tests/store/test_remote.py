@@ -170,7 +170,7 @@ def test_a_model_that_was_removed_or_replaced_meanwhile_is_not_published(
 ) -> None:
     checkpoint = run_import(store, url)
     digests = bring(checkpoint, source)
-    replaced = run_import(store, source)
+    replaced = run_import(store, source, replace=True)
     with pytest.raises(SllmdError):
         store.complete_remote(checkpoint, digests)
     assert store.resolve("m") == replaced

@@ -60,7 +60,7 @@ def test_a_daemon_sees_what_other_processes_do(store: Store, tmp_path: Path) -> 
     for round_number in range(5):
         first = run_import(store, source)
         assert daemon.resolve("m").manifest.digest == first.manifest.digest
-        second = run_import(store, other)
+        second = run_import(store, other, replace=True)
         assert daemon.resolve("m").manifest.digest == second.manifest.digest
         store.alias(f"alias-{round_number}", "m")
         assert daemon.resolve(f"alias-{round_number}") == second

@@ -1,0 +1,80 @@
+"""What a server is told of who asks, and that nobody else is told it.
+
+A server gets, in this order: the user and password of its URL; the Hugging Face token, if it is the hub; what
+the netrc file has for its name. Looked up for each hop of a redirect: a hub's storage never sees the hub's
+token. The environment of the process decides, as it does for proxies: the import reads headers with it, and
+the daemon of each node that loads the model reads the bytes with its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import netrc
+import os
+from pathlib import Path
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from sllmd.core.errors import InvalidRequest, SourceUnavailable
+
+HUB_PREFIX = "hf://"
+WHO_ASKS = frozenset({401, 403})
+"""What a server answers that wants to know who asks, or does not like it."""
+WHO_ASKS_HINT = "for a private model, each node needs HF_TOKEN for the hub, or a netrc file for other servers"
+_DEFAULT_HUB = "https://huggingface.co"
+
+
+def hub_url(source: str) -> str:
+    """Where ``hf://ORG/NAME[@REVISION]`` lies on the environment's hub. Raises InvalidRequest."""
+    path, _, revision = source.removeprefix(HUB_PREFIX).strip("/").partition("@")
+    if len([part for part in path.split("/") if part]) != 2:
+        raise InvalidRequest(
+            f"`{source}` names no model", param="source", hint="write hf://ORG/NAME or hf://ORG/NAME@REVISION"
+        )
+    return f"{_hub()}/{quote(path)}/resolve/{quote(revision or 'main', safe='')}"
+
+
+def authorization(server: SplitResult) -> dict[str, str]:
+    """The headers that tell ``server`` who asks, mostly none. SourceUnavailable: the netrc file is none."""
+    if server.username is not None:
+        return {"Authorization": basic(unquote(server.username), unquote(server.password or ""))}
+    token = _hub_token() if _origin(server) == _origin(urlsplit(_hub())) else None
+    if token:
+        return {"Authorization": f"Bearer {token}"}
+    login = _netrc_login(server.hostname or "")
+    return {"Authorization": basic(*login)} if login else {}
+
+
+def _hub() -> str:
+    return os.environ.get("HF_ENDPOINT", _DEFAULT_HUB).rstrip("/")
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _hub_token() -> str | None:
+    """HF_TOKEN, else what `hf auth login` left."""
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        return token
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    file = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").expanduser()
+    try:
+        return file.read_text().strip() or None
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        return None  # another user's, or none: the hub says so where it matters
+
+
+def _netrc_login(host: str) -> tuple[str, str] | None:
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        found = netrc.netrc(str(file)).authenticators(host)
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        return None
+    except netrc.NetrcParseError as error:
+        raise SourceUnavailable(f"{file} cannot be used: {error}", hint="correct it, or set NETRC") from error
+    return (found[0], found[2] or "") if found else None
+
+
+def basic(user: str, password: str) -> str:
+    """The value of a header that tells user and password."""
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
