@@ -14,34 +14,26 @@ from typing import Literal
 
 import structlog
 
-from sllmd.core.errors import InsufficientCapacity, LoadError, NodeDraining, SourceUnavailable
+from sllmd.core.errors import InsufficientCapacity, LoadError, NodeDraining
 from sllmd.core.ids import Digest
 from sllmd.core.memory import PartitionMemory
 from sllmd.core.units import format_bytes
-from sllmd.loader.arriving import ArrivingSource, CompleteRemote
-from sllmd.loader.disk import DISK_PREFIX, DiskSource, disk_of
+from sllmd.loader.arriving import CompleteRemote
 from sllmd.loader.load import Load
-from sllmd.loader.partial import Partial
-from sllmd.loader.peer import PEERS_ONLY_URL, PeerAccess, PeerFetch
+from sllmd.loader.peer import PeerAccess
 from sllmd.loader.pipeline import Cancelled, Lane, Source
 from sllmd.loader.plan import Plan, extents, plan_load
 from sllmd.loader.pool import Pool
-from sllmd.loader.remote import HttpFetch, server_of
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport
 from sllmd.loader.tiers import Copy, Shortage, make_room
+from sllmd.loader.ways import Quarantine, Ways
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.manifest import Manifest
 from sllmd.telemetry.memory import total_memory_bytes
 
 _log = structlog.get_logger(__name__)
-
-_PEERS_LANE = "peers"
-"""All other nodes share a lane: what limits them is this node's network."""
-
-Way = Literal["ssd", "peer", "remote"]
-Quarantine = Callable[[Checkpoint, str, int], str]
 
 
 class _Copy:
@@ -103,9 +95,7 @@ class DramTier:
         peers: PeerAccess | None = None,
     ) -> None:
         self._settings = settings
-        self._peers = peers
-        self._quarantine = quarantine
-        self._complete_remote = complete_remote
+        self._ways = Ways(settings, quarantine=quarantine, complete_remote=complete_remote, peers=peers)
         self._pool = Pool(
             budget_bytes=settings.budget_bytes(total_memory_bytes()),
             slab_bytes=settings.slab_bytes,
@@ -116,7 +106,6 @@ class DramTier:
         self._copies: dict[Digest, _Copy] = {}
         self._leaving: list[_Copy] = []
         """Copies that failed or were given up, and still have leases or reads in flight."""
-        self._lanes: dict[str, Lane] = {}
         self._closed = False
 
     @property
@@ -147,7 +136,7 @@ class DramTier:
     def _begin(self, checkpoint: Checkpoint) -> _Copy:
         plan = plan_load(checkpoint.manifest, self._pool.slab_bytes)
         source = self._source(checkpoint)
-        lane = self._lane(checkpoint)
+        lane = self._ways.lane(checkpoint)
         # Whatever raises does so above: slabs without a copy that owns them would be lost.
         slabs, donors = self._allocate(checkpoint, sum(plan.slabs))
         copy = _Copy(checkpoint, plan, lane, slabs, self._pool.slab_bytes)
@@ -168,51 +157,8 @@ class DramTier:
         self._start_if_free(copy)
         return copy
 
-    def _way(self, checkpoint: Checkpoint) -> Way:
-        """1. the disk, if the bytes are there  2. another node  3. the checkpoint's own server."""
-        if checkpoint.remote_url is None:
-            return "ssd"
-        if self._peers is not None and self._peers.holders(checkpoint.manifest.digest):
-            return "peer"
-        return "remote"
-
     def _source(self, checkpoint: Checkpoint) -> Source:
-        way = self._way(checkpoint)
-        if way == "ssd":
-            return DiskSource(
-                checkpoint, verify=self._settings.verify == "always", quarantine=self._quarantine
-            )
-        partial, settings = Partial(checkpoint), self._settings
-        own_server = checkpoint.remote_url != PEERS_ONLY_URL
-        http = HttpFetch(checkpoint, settings, partial) if own_server else None
-        if http is not None and way == "remote":
-            return ArrivingSource(checkpoint, partial, http, "remote→dram", self._complete_remote)
-        if self._peers is None:
-            raise SourceUnavailable(f"{checkpoint.name} is on other nodes only, and this node knows none")
-        peer = PeerFetch(checkpoint, self._peers, http)
-        return ArrivingSource(checkpoint, partial, peer, "peer→dram", self._complete_remote)
-
-    def _lane_name(self, checkpoint: Checkpoint) -> str:
-        match self._way(checkpoint):
-            case "ssd":
-                return disk_of(checkpoint.data_directory)
-            case "peer":
-                return _PEERS_LANE
-        assert checkpoint.remote_url is not None
-        return _PEERS_LANE if checkpoint.remote_url == PEERS_ONLY_URL else server_of(checkpoint.remote_url)
-
-    def _lane(self, checkpoint: Checkpoint) -> Lane:
-        settings = self._settings
-        name = self._lane_name(checkpoint)
-        if name not in self._lanes:
-            if name == _PEERS_LANE:
-                threads, bandwidth_max = settings.peer_connections, settings.peer_bandwidth_max_bytes
-            elif checkpoint.remote_url is None:
-                threads, bandwidth_max = settings.disk_threads, settings.disk_bandwidth_max_bytes
-            else:
-                threads, bandwidth_max = settings.http_connections, settings.remote_bandwidth_max_bytes
-            self._lanes[name] = Lane(name, threads=threads, bandwidth_max_bytes=bandwidth_max)
-        return self._lanes[name]
+        return self._ways.source(checkpoint)
 
     # --- room ---
 
@@ -251,7 +197,7 @@ class DramTier:
                 leased=bool(copy.leases) or not copy.quiet,
                 idle_seconds=copy.idle_seconds(now),
                 reload_seconds=copy.checkpoint.manifest.size_bytes
-                / self._bandwidth(copy.checkpoint, copy.lane),
+                / self._ways.bandwidth(copy.checkpoint, copy.lane),
             )
             for copy in self._copies.values()
         ]
@@ -339,7 +285,7 @@ class DramTier:
         copy = self._copies.get(checkpoint.manifest.digest)
         if copy is not None and copy.loaded:
             return "dram"
-        return self._way(checkpoint)
+        return self._ways.way(checkpoint)
 
     def lend(self, digest: Digest) -> Lease | None:
         """A lease on a copy that is in DRAM whole; None: it is not."""
@@ -351,7 +297,7 @@ class DramTier:
         copy = self._copies.get(checkpoint.manifest.digest)
         if copy is not None and copy.loaded:
             return 0.0
-        lane = self._lanes.get(self._lane_name(checkpoint))
+        lane = self._ways.known_lane(checkpoint)
         queued = lane.queued_bytes() if lane else 0
         if copy is None:
             waiting = queued + checkpoint.manifest.size_bytes
@@ -359,32 +305,11 @@ class DramTier:
             waiting = queued
         else:
             waiting = copy.load.transfer.bytes_total - copy.load.transfer.bytes_done
-        return waiting / self._bandwidth(checkpoint, lane)
-
-    def _bandwidth(self, checkpoint: Checkpoint, lane: Lane | None) -> float:
-        measured = lane.gauge.bytes_per_second if lane else None
-        if measured is not None:
-            return measured
-        match self._way(checkpoint):
-            case "ssd":
-                return self._settings.disk_bandwidth_guess_bytes
-            case "peer":
-                return self._settings.peer_bandwidth_guess_bytes
-        return self._settings.remote_bandwidth_guess_bytes
+        return waiting / self._ways.bandwidth(checkpoint, lane)
 
     def rates(self) -> dict[str, float]:
         """Bytes per second of each way into memory: measured, or as assumed until then; within its cap."""
-        settings = self._settings
-        found = {
-            "ssd": _capped(settings.disk_bandwidth_guess_bytes, settings.disk_bandwidth_max_bytes),
-            "peer": _capped(settings.peer_bandwidth_guess_bytes, settings.peer_bandwidth_max_bytes),
-            "remote": _capped(settings.remote_bandwidth_guess_bytes, settings.remote_bandwidth_max_bytes),
-        }
-        for lane in self._lanes.values():
-            measured = lane.gauge.bytes_per_second
-            if measured is not None:
-                found[_way_of_lane(lane.name)] = measured
-        return found
+        return self._ways.rates()
 
     def evict(self, digest: Digest) -> int:
         """Drop an unleased copy; how many bytes that freed. 0: leased or not there."""
@@ -411,9 +336,7 @@ class DramTier:
             pin_state=self._pool.pin_state,
             page_state=self._pool.page_state,
             copies=tuple(self._copy_stats(copy, now) for copy in copies),
-            bytes_per_second={
-                lane.name: rate for lane in self._lanes.values() if (rate := lane.gauge.bytes_per_second)
-            },
+            bytes_per_second=self._ways.measured(),
         )
 
     def _copy_stats(self, copy: _Copy, now: float) -> CopyStats:
@@ -433,7 +356,7 @@ class DramTier:
         self._closed = True
         for copy in list(self._copies.values()):
             copy.load.abort(LoadError("the loader is stopping"))
-        stuck = not await asyncio.to_thread(self._close_lanes)
+        stuck = not await asyncio.to_thread(self._ways.close)
         if stuck:
             # Their slabs stay until the process ends: the kernel may still write into them.
             _log.warning("reads are stuck, leaving them behind")
@@ -443,23 +366,6 @@ class DramTier:
         self._copies.clear()
         self._leaving.clear()
         await asyncio.to_thread(self._pool.close)
-
-    def _close_lanes(self) -> bool:
-        for lane in self._lanes.values():
-            lane.stop()
-        deadline = time.monotonic() + self._settings.close_timeout_seconds
-        left = [lane.join(deadline) for lane in self._lanes.values()]
-        return all(left)
-
-
-def _capped(bytes_per_second: int, most: int) -> float:
-    return float(min(bytes_per_second, most) if most else bytes_per_second)
-
-
-def _way_of_lane(name: str) -> Way:
-    if name == _PEERS_LANE:
-        return "peer"
-    return "ssd" if name.startswith(DISK_PREFIX) else "remote"
 
 
 def _same_and_busy(copy: _Copy, checkpoint: Checkpoint) -> bool:
