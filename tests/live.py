@@ -15,9 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +29,11 @@ from sllmd.store.builtin import make_builtin
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.manifest import Manifest
 from sllmd.store.store import Store
+from tests.waiting import until
 
 START_SECONDS = 90.0
 """The zygote imports torch; on a busy machine that takes a while."""
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 FAKE = {"workers.engine": "fake"}
 """Settings of a daemon whose workers are real processes with made-up tokens: it starts at once."""
 NO_LAPTOP = {
@@ -243,14 +243,6 @@ def events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         if text.startswith("data: "):
             yield json.loads(text.removeprefix("data: "))
     raise AssertionError("the stream ended without [DONE]")
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    """Wait for what only another process can bring about; the bound is for one that is broken."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.01)
 
 
 def put_model(directory: Path, name: str, fake: Mapping[str, object] = {}) -> Manifest:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live import END_SECONDS, FAKE, LiveDaemon, announced, start, until
+from tests.live import END_SECONDS, FAKE, LiveDaemon, announced, start
+from tests.waiting import until
 
 _MEET = re.compile(r"^  cluster \w+ · .* · nodes meet at (\S+)$")
 NODE = {**FAKE, "workers.in_process": "true"}

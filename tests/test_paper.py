@@ -63,11 +63,12 @@ from sllmd.store.importing import import_checkpoint
 from sllmd.store.manifest import ALIGNMENT_BYTES, CHUNK_BYTES, Manifest
 from sllmd.store.store import Store
 from sllmd.wire.codec import pack_payload
-from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, put_model, smaps_bytes, until
+from tests.live import FAKE, LiveDaemon, asking, events, live_daemon, put_model, smaps_bytes
 from tests.loader.servers import Answer, RangeServer, Request, range_server
 from tests.scheduler.cluster import NOW, decide, inventory, keeper, model, replica, told
 from tests.simulation.migration.world import WHATS, WHENS, World
 from tests.test_two_nodes import running, served, settings_to_join
+from tests.waiting import until
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 512, 1408, 8, 259
 """A llama of some 100 MB in float32: several chunks, and large beside what a process needs anyway."""

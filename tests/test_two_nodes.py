@@ -13,7 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.live import FAKE, LiveDaemon, announced, live_daemon, put_model, smaps_bytes, start, until
+from tests.live import FAKE, LiveDaemon, announced, live_daemon, put_model, smaps_bytes, start
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ MIB = 1 << 20
 def near(tmp_path: Path) -> Iterator[LiveDaemon]:
     """The first node of a cluster, with no model but the built-in one."""
     with live_daemon(
-        tmp_path / "near", {**FAKE, "node.name": "near", "migration.resume_timeout": "2s"}
+        tmp_path / "near", {**FAKE, "node.name": "near", "migration.resume_timeout": "20s"}
     ) as daemon:
         yield daemon
 
@@ -122,7 +123,7 @@ def card(daemon: LiveDaemon, model: str) -> dict[str, object]:
 def test_an_operator_moves_what_runs(near: LiveDaemon, tmp_path: Path) -> None:
     for name in ("near", "far"):
         put_model(tmp_path / name, "m", STEADY)
-    asked = {"max_tokens": 400, "seed": 5}
+    asked = {"max_tokens": 800, "seed": 5}
     with joined(near, tmp_path / "far", "m") as far:
         text = far.complete("m", **asked).body["choices"][0]["text"]
         with far.streaming("m", **asked) as pieces:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.live import LiveDaemon, announced, live_daemon, put_model, start, until
+from tests.live import LiveDaemon, announced, live_daemon, put_model, start
 from tests.test_two_nodes import card, running, served, settings_to_join
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import RunCommand
-from tests.live import FAKE, live_daemon, put_model, until
+from tests.live import FAKE, live_daemon, put_model
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 

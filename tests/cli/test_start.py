@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ def test_a_life_under_systemd(tmp_path: Path) -> None:
             daemon.send_signal(signal.SIGTERM)
             while b"STOPPING=1" not in manager.recv(4096):
                 pass
-            _, said = daemon.communicate(timeout=30)
+            _, said = daemon.communicate(timeout=60)
         finally:
             daemon.kill()
             daemon.wait()
@@ -67,7 +67,7 @@ def test_ctrl_c_twice_ends_what_runs_with_a_word(tmp_path: Path) -> None:
         daemon.send_signal(signal.SIGINT)
         with pytest.raises(SllmdError, match="is gone"):
             list(stream)
-        _, said = daemon.communicate(timeout=30)
+        _, said = daemon.communicate(timeout=60)
     finally:
         daemon.kill()
         daemon.wait()
@@ -152,11 +152,12 @@ def test_a_malformed_assignment(assignment: str) -> None:
         flag_values({}, [assignment])
 
 
-def test_the_version_is_quick() -> None:
-    """Best of five: the machine may be busy, the program may not."""
-    seconds = []
-    for _ in range(5):
-        began_seconds = time.perf_counter()
-        subprocess.run(command("--version"), env=environment(), check=True, capture_output=True, timeout=30)
-        seconds.append(time.perf_counter() - began_seconds)
-    assert min(seconds) < 0.3
+def test_the_version_is_told_without_what_only_a_daemon_needs() -> None:
+    """Or it would take seconds."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command("--version")[1:]],
+        env=environment(), check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "sllmd" in imported
+    assert not imported & {"torch", "transformers", "numpy", "aiohttp", "pydantic", "typer", "uvloop"}

@@ -18,6 +18,7 @@ ACTING = {
     "letters": LETTERS,
     "steady": LETTERS | {"token_seconds": 0.05},
     "slow": LETTERS | {"token_seconds": 1.0},
+    "endless": LETTERS | {"token_seconds": 3600.0},
     "breaks": LETTERS | {"fail_at_token": 3},
     "unbuildable": {"build_error": "the weights make no sense"},
 }

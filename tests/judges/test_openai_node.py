@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.judges.conftest import run
-from tests.live import LiveDaemon, missing, program, until
+from tests.live import LiveDaemon, missing, program
+from tests.waiting import until
 
 SOURCES = Path(__file__).parent / "node"
 

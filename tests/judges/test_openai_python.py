@@ -16,7 +16,8 @@ import openai
 import pytest
 
 from tests.judges.conftest import ACTING
-from tests.live import FAKE, LiveDaemon, live_daemon, put_model, until
+from tests.live import FAKE, LiveDaemon, live_daemon, put_model
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 HI = [{"role": "user", "content": "hi"}]
@@ -86,7 +87,7 @@ def test_a_client_that_gives_up_waiting_frees_its_row(acting: LiveDaemon) -> Non
 
 def test_a_full_queue_is_met_with_patience(busy: LiveDaemon) -> None:
     """The blocking client obeys Retry-After by itself; without retries it raises what it was told."""
-    with busy.streaming("steady", max_tokens=30) as stream:
+    with busy.streaming("steady", max_tokens=200) as stream:
         next(stream)
         with openai.OpenAI(base_url=f"{busy.url}/v1", api_key="none", max_retries=0) as client:
             with pytest.raises(openai.InternalServerError) as caught:
@@ -95,7 +96,7 @@ def test_a_full_queue_is_met_with_patience(busy: LiveDaemon) -> None:
             assert 1 <= int(caught.value.response.headers["Retry-After"]) <= 60
             reading = threading.Thread(target=lambda: list(stream))
             reading.start()
-            patient = client.with_options(max_retries=5)
+            patient = client.with_options(max_retries=20)
             assert patient.completions.create(model="steady", prompt="x", max_tokens=1).usage
             reading.join()
 

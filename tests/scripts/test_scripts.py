@@ -19,12 +19,12 @@ def test_scripts_stop_at_the_first_error(script: Path) -> None:
     assert text.startswith("#!/usr/bin/env bash\n# ")
     assert "\nset -euo pipefail\n" in text
     assert os.access(script, os.X_OK)
-    subprocess.run(["bash", "-n", str(script)], check=True, timeout=30)
+    subprocess.run(["bash", "-n", str(script)], check=True, timeout=60)
 
 
 def test_an_unknown_argument_is_a_usage_error() -> None:
     result = subprocess.run(
-        ["scripts/quickstart", "--twice"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        ["scripts/quickstart", "--twice"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert result.returncode == 2
     assert "--once" in result.stderr
@@ -52,7 +52,7 @@ def test_a_run_of_all_tests_makes_the_demo_model(
     clean = {name: value for name, value in os.environ.items() if name != "SLLMD_DEMO_MODEL"}
     result = subprocess.run(
         [tmp_path / "scripts" / "test", *arguments],
-        env=clean, capture_output=True, text=True, timeout=30, check=True,
+        env=clean, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert result.stdout == f"model={model}\n"
 

@@ -31,7 +31,7 @@ REQUESTS_PER_SECOND = 20.0
 TOKEN_SECONDS = 0.02
 """Of the fake engine: a request lasts long enough to meet a misfortune."""
 ANSWERED_MIN = 0.99
-CALM_SECONDS = 30.0
+CALM_SECONDS = 60.0
 """After the storm, within which all must agree again."""
 
 

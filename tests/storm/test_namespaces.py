@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from tests.live import missing, until
+from tests.live import missing
 from tests.storm.namespaces import Namespaces, namespaces, sweep, why_no_namespaces
+from tests.waiting import until
 
-PING = "import socket,sys; socket.create_connection((sys.argv[1], 7), timeout=0.5)"
+PING = "import socket,sys; socket.create_connection((sys.argv[1], 7), timeout=2)"
 OWNER = """
 import sys, time
 from tests.storm.namespaces import namespaces

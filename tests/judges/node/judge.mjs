@@ -63,8 +63,8 @@ async function drain(stream) {
 }
 
 async function busy() {
-  const client = clientOf(busyURL, 5);
-  const running = await client.completions.create({ model: "steady", prompt: "x", stream: true, max_tokens: 30 });
+  const client = clientOf(busyURL, 20);
+  const running = await client.completions.create({ model: "steady", prompt: "x", stream: true, max_tokens: 200 });
   const reading = drain(running);
   const refused = await failure(() =>
     clientOf(busyURL, 0).completions.create({ model: "steady", prompt: "x", max_tokens: 1 }));
