@@ -105,7 +105,7 @@ def test_an_unknown_variable_is_an_error(name: str) -> None:
 
 
 def test_a_variable_without_its_section_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="SLLMD_DATA_DIR.*SLLMD_NODE__DATA_DIR"):
+    with pytest.raises(ConfigError, match=r"SLLMD_DATA_DIR.*SLLMD_NODE__DATA_DIR"):
         load(environ={"SLLMD_DATA_DIR": "/tmp"})
 
 
