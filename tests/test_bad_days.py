@@ -13,13 +13,18 @@ import signal
 import socket
 import struct
 import threading
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from sllmd.store.builtin import make_builtin
+from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
 from tests.live import END_SECONDS, FAKE, Answer, LiveDaemon, announced, live_daemon, put_model, start
+from tests.store.serving import Manners, serve
 from tests.waiting import until
 
 LETTERS = {"token_ids": [64, 64 + 26]}
@@ -143,6 +148,35 @@ def test_a_killed_daemon_leaves_no_process_and_a_sound_store(tmp_path: Path) -> 
         store.verify(name, lambda *_: None)
     with live_daemon(tmp_path, FAKE) as daemon:  # the socket that the dead one left is no obstacle
         assert daemon.complete("endless", max_tokens=1).status == 200
+
+
+def test_a_daemon_killed_while_bytes_arrive_loads_them_after_its_next_start(tmp_path: Path) -> None:
+    weights = "model.safetensors"
+    make_builtin("tiny", tmp_path / "source")
+    with serve(tmp_path / "source", manners := Manners()) as url:
+        store = Store(tmp_path / "data" / "store")
+        import_checkpoint(store, url, name="far", on_progress=lambda _: None)
+        manners.silent, headers_read = weights, manners.requests.count(weights)
+        killed = start(tmp_path, FAKE)
+        announced(killed)
+
+        def ask_in_vain() -> None:
+            with suppress(OSError, HTTPException):
+                killed.complete("far", max_tokens=1)
+
+        asking = threading.Thread(target=ask_in_vain)
+        asking.start()
+        until(lambda: manners.requests.count(weights) > headers_read, "the load asks for bytes")
+        killed.process.kill()
+        killed.process.wait()
+        asking.join(60)
+        until(lambda: not killed.family(), "its workers and its zygote end")
+        assert store.resolve("far").remote_url == url
+        manners.silent = ""
+        with live_daemon(tmp_path, FAKE) as daemon:
+            assert daemon.complete("far", max_tokens=1).status == 200
+            until(lambda: store.model("far").kind == "stored", "the bytes are published")
+        store.verify("far", lambda *_: None)
 
 
 def test_sigterm_lets_streams_finish_and_takes_no_new_ones(tmp_path: Path) -> None:

@@ -202,11 +202,11 @@ async def test_a_deleted_deployment_is_gone_everywhere_and_its_bytes_stay(make_m
         assert (await a.complete("m"))[0]
 
 
-def import_again(member: Member) -> None:
+def import_again(member: Member, *, replace: bool = False) -> None:
 
     store = Store(member.directory / "data" / "store")
     source = member.directory / "sources" / "m"
-    import_checkpoint(store, str(source), name="m", on_progress=lambda _: None)
+    import_checkpoint(store, str(source), name="m", replace=replace, on_progress=lambda _: None)
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ async def test_a_model_imported_anew_or_removed_is_so_on_every_node(make_member:
         config = source / "config.json"
         fake = {"fake": {"token_ids": [64, 65]}}
         config.write_text(json.dumps(json.loads(config.read_text()) | fake))
-        await asyncio.to_thread(import_again, b)
+        await asyncio.to_thread(import_again, b, replace=True)
         digest = b.daemon.router.model("m").digest
         await eventually(lambda: a.daemon.router.model("m").digest == digest)
         assert (await a.complete("m"))[0] == "aaaaaaaa" == (await b.complete("m"))[0]
