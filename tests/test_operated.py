@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -71,11 +71,13 @@ def leader(daemon: LiveDaemon) -> str | None:
     return daemon.ask("/sllmd/v1/members").body["leader"]
 
 
-def order(daemon: LiveDaemon, method: str, path: str) -> tuple[int, dict[str, Any]]:
+def order(
+    daemon: LiveDaemon, method: str, path: str, headers: Mapping[str, str] = {}
+) -> tuple[int, dict[str, Any]]:
     url = urlsplit(daemon.url)
     connection = HTTPConnection(url.hostname or "", url.port, timeout=60)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=headers)
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
@@ -130,13 +132,16 @@ def _monitor_across_nodes(daemons: dict[str, LiveDaemon]) -> None:
 
 
 def _key_made_on_one_opens_another(daemons: dict[str, LiveDaemon]) -> None:
-    made = daemons["b"].ask("/sllmd/v1/keys", {"id": "team"})
+    """And from then on none lets anybody in without one, until the last is revoked."""
+    made = daemons["b"].ask("/sllmd/v1/keys", {"id": "team", "scopes": ["admin"]})
     assert made.status == 200
-
-    def known() -> bool:
-        return [key["id"] for key in daemons["c"].ask("/sllmd/v1/keys").body["keys"]] == ["team"]
-
-    until(known, "c knows the key that was made through b")
+    key, other = {"Authorization": f"Bearer {made.body['secret']}"}, daemons["c"]
+    until(lambda: other.ask("/sllmd/v1/keys").status == 401, "c asks for a key")
+    status, listed = order(other, "GET", "/sllmd/v1/keys", key)
+    assert (status, [one["id"] for one in listed["keys"]]) == (200, ["team"])
+    assert order(other, "DELETE", "/sllmd/v1/keys/team", key)[0] == 200
+    for daemon in daemons.values():
+        until(lambda daemon=daemon: daemon.ask("/sllmd/v1/keys").status == 200, "no key is left to ask for")  # type: ignore[misc]
 
 
 def _leader_killed_and_removed(daemons: dict[str, LiveDaemon]) -> None:
@@ -180,5 +185,5 @@ def _one_leaves(daemons: dict[str, LiveDaemon]) -> None:
     until(lambda: events.saw(kind="member.left", node=leaving), "its leaving is told")
     until(lambda: events.saw(kind="node.removed", node=leaving), "it is no member any more")
     until(lambda: voters(staying) == [name for name in daemons if name != leaving], "its vote is gone")
-    assert staying.ask("/sllmd/v1/keys", {"id": "alone"}).status == 200
     until(lambda: staying.status()["cluster"]["degraded"] == [], "all is well")
+    assert staying.ask("/sllmd/v1/keys", {"id": "alone"}).status == 200

@@ -2,9 +2,9 @@
 
 1. A Unix socket: its file permissions are the authentication.
 2. A key is needed (see ``key_needed``): it must be known, and have scope ``admin`` under /sllmd/.
-3. No key is needed (loopback): a web page of another origin is refused, since any page that somebody visits
-   can reach their loopback; and so is a name that could be a rebound one: only loopback names, IP addresses
-   and ``[api] hosts`` are answered to, by /sllmd/ only loopback names.
+3. No key is needed (loopback, and no key exists): a web page of another origin is refused, since any page
+   that somebody visits can reach their loopback; and so is a name that could be a rebound one: only loopback
+   names, IP addresses and ``[api] hosts`` are answered to, by /sllmd/ only loopback names.
 4. Pages of ``[api] cors_origins`` may use the models; /sllmd/ is never for pages of others.
 """
 
@@ -21,8 +21,14 @@ from sllmd.api.exposure import key_needed
 from sllmd.api.keys import ApiKey, host_name, is_ip_address, is_loopback, presented_secret
 from sllmd.api.rooms import ROOMS, Rooms
 from sllmd.api.settings import ApiSettings
-from sllmd.core.errors import InvalidApiKey
+from sllmd.core.errors import ControlUnavailable, InvalidApiKey
 
+RETRY_SECONDS = 1.0
+"""Told to a client of a node that does not know its cluster's keys yet."""
+_NO_KEY_HINT = (
+    "send `Authorization: Bearer KEY` or `x-api-key: KEY`; `sllmd keys create`, on the server over its Unix "
+    "socket, makes a key"
+)
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/version"})
 """Probes have no keys, and these tell nothing."""
 ADMIN_PREFIX = "/sllmd/"
@@ -35,7 +41,7 @@ def authorize(request: web.Request) -> ApiKey | None:
     rooms = request.app[ROOMS]
     if _over_unix_socket(request):
         return None
-    if not key_needed(rooms.settings):
+    if not key_needed(rooms.settings, rooms.keys):
         _check_origin(request, rooms.settings)
         _check_host(request, rooms.settings)
         return None
@@ -53,23 +59,30 @@ def allowed_origin(request: web.Request, settings: ApiSettings) -> str | None:
 
 
 def _checked_key(request: web.Request, rooms: Rooms) -> ApiKey:
-    secret = presented_secret(request.headers)
-    if not len(rooms.keys):
+    secret, keys = presented_secret(request.headers), rooms.keys
+    key = keys.find(secret) if secret is not None else None
+    if key is None and not keys.complete:
+        raise ControlUnavailable(
+            "This node has not heard yet which API keys its cluster has.",
+            retry_after_seconds=RETRY_SECONDS,
+            hint="wait for it to meet the other nodes; its Unix socket needs no key",
+        )
+    if key is None and not len(keys):
         raise InvalidApiKey(
             "No API key exists yet.", hint="on the server, `sllmd keys create` makes one over its Unix socket"
         )
     if secret is None:
-        raise InvalidApiKey(
-            "You didn't provide an API key.", hint="send `Authorization: Bearer KEY` or `x-api-key: KEY`"
-        )
-    key = rooms.keys.find(secret)
+        raise InvalidApiKey("You didn't provide an API key.", hint=_NO_KEY_HINT)
     if key is None:
         raise InvalidApiKey("Incorrect API key provided.")
     is_own = request.path.startswith(GENERATIONS_PREFIX)
     scope = "admin" if request.path.startswith(ADMIN_PREFIX) and not is_own else "inference"
     if scope not in key.scopes:
         raise HttpRefusal(
-            HTTPStatus.FORBIDDEN, "insufficient_scope", f"This API key does not have scope `{scope}`."
+            HTTPStatus.FORBIDDEN,
+            "insufficient_scope",
+            f"This API key does not have scope `{scope}`; `sllmd keys create --scope {scope}`, on a node, "
+            "makes one that does.",
         )
     return key
 

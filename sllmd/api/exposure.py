@@ -12,10 +12,14 @@ def exposed_addresses(settings: ApiSettings) -> list[str]:
     return [address for address in settings.listen if not is_loopback(address)]
 
 
-def key_needed(settings: ApiSettings) -> bool:
-    """``auto``: as soon as any address is not loopback, on all of them: proxies come in through loopback."""
+def key_needed(settings: ApiSettings, keys: KeyRing) -> bool:
+    """``auto``: as soon as there is a key, or any address is not loopback; then on every address.
+
+    Loopback is no exception: other people on this machine, and proxies, come in through it. The Unix socket
+    is one, because its file says who may open it. Whether keys exist may not be known yet: then they might.
+    """
     if settings.require_key == "auto":
-        return bool(exposed_addresses(settings))
+        return bool(exposed_addresses(settings)) or not keys.complete or len(keys) > 0
     return settings.require_key
 
 
@@ -28,7 +32,7 @@ def check_exposure(settings: ApiSettings) -> None:
     """
     exposed = exposed_addresses(settings)
     keyless = settings.uds is None and not len(KeyRing(settings.keys_file))
-    if exposed and key_needed(settings) and keyless:
+    if exposed and settings.require_key is not False and keyless:
         raise ConfigError(
             f"`[api] listen` has {exposed[0]}, which other machines can reach, and no API key exists",
             hint=f"put a key into {settings.keys_file}, or set [api] uds for `sllmd keys create`",

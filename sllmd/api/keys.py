@@ -60,6 +60,7 @@ class _KeysFile(BaseModel):
 
 
 Source = Literal["file", "cluster"]
+_NO_KEYS: Table[records.ApiKey] = Table()
 
 
 class KeyRing:
@@ -68,8 +69,10 @@ class KeyRing:
     A file that breaks later keeps the old keys, loudly.
     """
 
-    def __init__(self, path: Path, agreed: Callable[[], Table[records.ApiKey] | None] = lambda: None) -> None:
-        """``agreed``: the catalogue's keys; None while this node knows of none."""
+    def __init__(
+        self, path: Path, agreed: Callable[[], Table[records.ApiKey] | None] = lambda: _NO_KEYS
+    ) -> None:
+        """``agreed``: the catalogue's keys; None while this node has no catalogue."""
         self._path = path
         self._stamp = self._read_stamp()
         self._keys = _read_keys(path)
@@ -78,7 +81,13 @@ class KeyRing:
         self._agreed_keys: tuple[ApiKey, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.all())
+        self._refresh()
+        return len(self._keys) + len(self._agreed_keys)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the cluster's keys are known here: not yet where a node began without its cluster."""
+        return self._agreed() is not None
 
     def all(self) -> list[tuple[Source, ApiKey]]:
         """Every key and where it is from."""

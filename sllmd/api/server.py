@@ -108,11 +108,11 @@ class ApiServer:
         """
         check_exposure(self._settings)
         exposed = exposed_addresses(self._settings)
-        if exposed and not key_needed(self._settings):
+        if exposed and not key_needed(self._settings, self._keys):
             _log.warning(
                 "anybody who reaches this machine may use the API: require_key is off", listen=exposed
             )
-        if key_needed(self._settings) and not len(self._keys):
+        if key_needed(self._settings, self._keys) and self._keys.complete and not len(self._keys):
             _log.warning("no API key exists yet: all but probes are refused", hint="`sllmd keys create`")
         sockets = _bound_all(self._settings)
         await self._runner.setup()

@@ -25,7 +25,8 @@ class ApiSettings(Frozen):
     keys_file: Path = Path("/etc/sllmd/keys.toml")
     """API keys; read again whenever it changes."""
     require_key: Literal["auto"] | bool = "auto"
-    """``auto``: a key is needed wherever other machines can reach; true: on loopback too; false: never."""
+    """``auto``: on every TCP address, loopback too, as soon as any key exists or other machines can reach one
+    of them; true: always; false: never. The Unix socket never asks: its file says who may open it."""
     metrics_require_key: bool = False
     """Whether ``/metrics`` needs a key where the API does."""
     cors_origins: tuple[str, ...] = ()

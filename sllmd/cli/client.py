@@ -212,7 +212,8 @@ def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
     message = str(told.get("message") or f"the daemon answered with HTTP status {status}")
     code = told.get("code")
     if status == 401:
-        return InvalidApiKey(message, hint="give a key with --api-key or SLLMD_API_KEY")
+        hint = "give a key with --api-key or SLLMD_API_KEY; on the node itself --addr unix:PATH needs none"
+        return InvalidApiKey(message, hint=hint)
     if code == Conflict.code:
         return SllmdError(message)
     if status == 404 or code == ModelNotFound.code:

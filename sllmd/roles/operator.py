@@ -85,22 +85,21 @@ class Operator:
         return self._node
 
     def agreed_keys(self) -> Table[records.ApiKey] | None:
-        """The cluster's API keys, as this node knows them; None while it has not joined."""
-        if self.cluster is None:
-            return None
-        return self.cluster.fleet.cluster.control.view().catalogue.api_keys
+        """The cluster's API keys, as this node knows them; None while it knows nothing of its cluster."""
+        view = self.cluster.fleet.cluster.control.view() if self.cluster is not None else None
+        return view.catalogue.api_keys if view is not None and view.position else None
 
     @property
     def draining(self) -> bool:
         """Whether the node takes no new work."""
         return self._agent.draining
+
     @property
     def state(self) -> Literal["ready", "draining", "drained"]:
         """Whether it takes work, and if not, whether something still runs."""
         if not self._agent.draining:
             return "ready"
         return "draining" if self._agent.drained_since_seconds is None else "drained"
-
 
     async def load(
         self, name: str, tier: Literal["dram", "device"] = "device"

@@ -4,6 +4,8 @@ import aiohttp
 import pytest
 
 from sllmd.api.keys import KeyRing, is_loopback
+from sllmd.cluster.catalogue import EMPTY
+from sllmd.cluster.control import View
 from sllmd.core.errors import ConfigError
 
 KEYS = f"""
@@ -83,6 +85,49 @@ async def test_the_unix_socket_needs_no_key(serve, keys_file, tmp_path):
         async with aiohttp.ClientSession(connector=connector) as client:
             assert (await client.get("http://sllmd/sllmd/v1/status")).status == 200
     assert not (tmp_path / "sllmd.sock").exists()
+
+
+async def test_from_the_first_key_on_loopback_asks_for_one_too(serve, tmp_path):
+    """The Unix socket does not: whoever may open it makes keys, and gets in when all are lost."""
+    connector = aiohttp.UnixConnector(str(tmp_path / "sllmd.sock"))
+    async with serve() as live, aiohttp.ClientSession(connector=connector) as owner:
+        assert (await live.get("/sllmd/v1/status")).status == 200
+        keys = "http://sllmd/sllmd/v1/keys"
+        made = await (await owner.post(keys, json={"id": "boss", "scopes": ["admin"]})).json()
+        for request in (live.get("/sllmd/v1/status"), live.post("/v1/completions", BODY)):
+            refused = await request
+            assert refused.status == 401
+            assert "sllmd keys create" in (await refused.json())["error"]["message"]
+        assert (await live.get("/sllmd/v1/status", headers=bearer(made["secret"]))).status == 200
+        narrow = await live.get("/v1/models", headers=bearer(made["secret"]))
+        assert (narrow.status, "--scope inference" in await narrow.text()) == (403, True)
+        assert (await owner.delete(f"{keys}/boss")).status == 200
+        assert (await live.get("/sllmd/v1/status")).status == 200
+
+
+async def test_a_key_of_the_nodes_file_is_asked_for_on_loopback(serve, keys_file):
+    async with serve() as live:
+        assert (await live.get("/v1/models")).status == 401
+        assert (await live.get("/v1/models", headers=bearer("sk-team"))).status == 200
+        keys_file.unlink()
+        assert (await live.get("/v1/models")).status == 200
+    keys_file.write_text(KEYS)
+    async with serve(api={"require_key": False}) as live:
+        assert (await live.get("/sllmd/v1/status")).status == 200
+
+
+async def test_a_node_that_does_not_know_its_clusters_keys_lets_nobody_in(live, monkeypatch):
+    """A restarted follower, before it has met anybody: there may be keys."""
+    control = live.daemon.node.control
+    empty = View(EMPTY, 0, float("inf"))
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "view", lambda: empty)
+        for headers in ({}, bearer("sk-any")):
+            refused = await live.get("/v1/models", headers=headers)
+            assert refused.status == 503
+            assert "which API keys its cluster has" in (await refused.json())["error"]["message"]
+        assert (await live.get("/healthz")).status == 200
+    assert (await live.get("/v1/models")).status == 200
 
 
 async def test_a_public_address_without_keys_and_a_way_to_make_one_does_not_start(serve):
