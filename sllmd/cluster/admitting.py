@@ -7,6 +7,7 @@ method                 from        does
 ``cluster.join``       members     lets in on behalf of the member that was asked; only where the CA is
 ``cluster.renew``      members     signs a new certificate for the caller
 ``cluster.authority``  members     tells the CA's key to a node that shall keep it, and to no other
+``cluster.keeping``    members     whether this node has the CA's key, and is to keep it
 =====================  ==========  =====================================================================
 
 Order: the token is consumed first, in the name of the key and the id that ask, so that the same node may ask
@@ -38,6 +39,7 @@ from sllmd.wire.token import REMEDY, TokenRecord, check_token, hash_secret
 ADMIT_METHOD = "cluster.join"
 RENEW_METHOD = "cluster.renew"
 AUTHORITY_METHOD = "cluster.authority"
+KEEPING_METHOD = "cluster.keeping"
 NOBODY_YET = 0
 """The revision that a record has which is not there."""
 RETRY_SECONDS = 1.0
@@ -57,6 +59,7 @@ class Admitting:
         self,
         *,
         cluster_id: str,
+        me: NodeId,
         plain: bool,
         store: str,
         control: ControlStore,
@@ -70,6 +73,7 @@ class Admitting:
     ) -> None:
         """``keepers``: other living nodes that have the CA; ``may_keep``: whether a node shall have it."""
         self._cluster_id = cluster_id
+        self._me = me
         self._plain = plain
         self._store = store
         self._control = control
@@ -87,6 +91,7 @@ class Admitting:
         methods.unary(ADMIT_METHOD, self._admit_for)
         methods.unary(RENEW_METHOD, self._renew)
         methods.unary(AUTHORITY_METHOD, self._tell_authority)
+        methods.unary(KEEPING_METHOD, self._tell_keeping)
 
     async def _join(self, body: Any, caller: Caller) -> dict[str, Any]:
         application = parse_application(body)
@@ -169,6 +174,8 @@ class Admitting:
         if application.token_id not in catalogue.tokens:  # perhaps it was made a moment ago
             catalogue = await self._control.read()
         found = catalogue.tokens.get(application.token_id)
+        if found is not None and found.is_revoked:
+            found = None
         record = None
         if found is not None:  # how often it may still be used is for the command to say
             record = TokenRecord(found.token_id, found.sha256, found.expires_at_seconds, uses_left=1)
@@ -205,6 +212,9 @@ class Admitting:
             raise PeerRefused(f"node {caller.node} is not to keep the cluster's CA")
         _log.info("the CA goes to another node", node=caller.node)
         return authority.to_pem()
+
+    async def _tell_keeping(self, _body: Any, _caller: Caller) -> bool:
+        return self._authority() is not None and self._may_keep(self._me)
 
 
 def sign(authority: Authority, request_pem: str, node: NodeId) -> tuple[str, str]:

@@ -61,7 +61,14 @@ def agreement_role(control: ControlStore, node: NodeId) -> str | None:
 
 
 def keeps_authority(control: ControlStore, node: NodeId) -> bool:
-    """Whether a node is to have the CA's key: who keeps the log, or else the members admitted first."""
+    """Whether a node is to have the CA's key: who keeps the log, or else the members admitted first.
+
+    Few have it, because whoever does can let anybody in. A node that no longer keeps the log deletes it, once
+    another that does has said that it has it (``duties``); so does one that hears of its own removal. That
+    keeps a key from lying about, and does not take it from who copied it: the CA itself is never replaced,
+    which would mean to visit every node. If a machine that had the key falls into wrong hands, found the
+    cluster anew.
+    """
     if isinstance(control, RaftControl):
         return node in control.membership.everyone
     nodes = sorted(control.view().catalogue.nodes.values(), key=lambda one: one.revision)

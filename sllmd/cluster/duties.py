@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from sllmd.cluster import keyrings
-from sllmd.cluster.admitting import AUTHORITY_METHOD, RENEW_METHOD
+from sllmd.cluster.admitting import AUTHORITY_METHOD, KEEPING_METHOD, RENEW_METHOD
 from sllmd.cluster.agreeing import keeps_authority
 from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.commands import NodeAdmit, NodeRemove
@@ -22,13 +23,14 @@ from sllmd.cluster.catalogue.results import Denied, Reason, Result
 from sllmd.cluster.home import Belonging
 from sllmd.cluster.membership import JOIN_RETRY_SECONDS_MAX, JOIN_RETRY_SECONDS_MIN
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerRefused, SllmdError
+from sllmd.core.ids import NodeId
 from sllmd.wire.identity import make_identity, make_request, new_key, parse_authority
 
 if TYPE_CHECKING:
     from sllmd.cluster.node import ClusterNode
 
 MEET_SECONDS = 3.0
-"""A node that was just let in waits so long for gossip to know the others; later it goes on without."""
+"""A node that starts waits so long for others and for what is agreed; later it goes on without."""
 RETRY_SECONDS = 1.0
 """Before something that the cluster could not do is asked for again, or a crashed duty begins anew."""
 RECORD_TRIES = 3
@@ -36,7 +38,7 @@ RECORD_TRIES = 3
 CERTIFICATE_SECONDS = 3600.0
 """How often the certificate's age is looked at; it is renewed months before its end."""
 AUTHORITY_SECONDS = 2.0
-"""How often a node looks whether it is to keep the CA: who just began to vote asks soon."""
+"""How often a node looks whether it is to keep the CA: who just began to vote asks soon, who ends lets go."""
 PEERS_SECONDS = 5.0
 """Peers are written down at most so often."""
 PEERS_MAX = 64
@@ -54,7 +56,10 @@ class Duties:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, fresh: bool) -> None:
-        """Begin. ``fresh``: this node was let in just now, and waits until gossip knows somebody."""
+        """Begin. ``fresh``: this node was let in just now, and waits until gossip knows somebody.
+
+        Any node waits for its first catalogue: who serves knows which keys there are.
+        """
         meeting = asyncio.create_task(self._keep_up("meet", self._meet))
         self._tasks.append(meeting)
         for name, duty in (
@@ -69,6 +74,8 @@ class Duties:
             self._tasks.append(asyncio.create_task(self._keep_up(name, duty)))
         if fresh:
             await asyncio.wait([meeting], timeout=MEET_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._catalogue_known(), MEET_SECONDS)
 
     async def close(self) -> None:
         """Stop."""
@@ -137,6 +144,12 @@ class Duties:
         )
 
     # --- what was agreed ---
+
+    async def _catalogue_known(self) -> None:
+        control = self._node.control
+        views = control.views()
+        if not control.view().position:
+            await anext(views)
 
     async def _follow_catalogue(self) -> None:
         views = self._node.control.views()
@@ -255,18 +268,40 @@ class Duties:
         await self._register()
 
     async def _keep_authority(self) -> None:
+        """For ever: have the CA's key while this node is to keep it, and only then."""
         node = self._node
-        while node.authority is None and not node.dev:
-            if keeps_authority(node.control, node.identity.node) and node.keepers():
-                authority = parse_authority(await self._ask_keepers(AUTHORITY_METHOD, None))
-                identity = node.home.identity()
-                if identity is None or authority.certificate_pem != identity.ca_pem:
-                    raise PeerRefused("a node sent the CA of another cluster")
-                await asyncio.to_thread(node.home.save_authority, authority)
-                node.authority = authority
+        while not node.dev:
+            if self._is_to_keep(node.identity.node):
+                if node.authority is None and node.keepers():
+                    await self._fetch_authority()
+            elif node.authority is not None and await self._another_keeps_it():
+                node.forget_authority()
                 self.tell()
-                return
             await asyncio.sleep(AUTHORITY_SECONDS)
+
+    def _is_to_keep(self, node: NodeId) -> bool:
+        return keeps_authority(self._node.control, node)
+
+    async def _fetch_authority(self) -> None:
+        node = self._node
+        authority = parse_authority(await self._ask_keepers(AUTHORITY_METHOD, None))
+        identity = node.home.identity()
+        if identity is None or authority.certificate_pem != identity.ca_pem:
+            raise PeerRefused("a node sent the CA of another cluster")
+        await asyncio.to_thread(node.home.save_authority, authority)
+        node.authority = authority
+        self.tell()
+
+    async def _another_keeps_it(self) -> bool:
+        """By its own word, now, and this node is still not to: the last one must not let go."""
+        node = self._node
+        for keeper in filter(self._is_to_keep, node.keepers()):
+            try:
+                if await node.call(keeper, KEEPING_METHOD, None) is True:
+                    return not self._is_to_keep(node.identity.node)
+            except SllmdError as error:
+                _log.debug("cannot ask for the CA", node=keeper, reason=error.message)
+        return False
 
     async def _ask_keepers(self, method: str, body: str | None) -> str:
         lost: SllmdError | None = None

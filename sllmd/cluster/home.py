@@ -35,9 +35,9 @@ from sllmd.core.errors import ConfigError, StoreError
 from sllmd.core.ids import NodeId
 from sllmd.store.durable import replace_file, store_errors
 from sllmd.wire.identity import (
-    AUTHORITY_FILE,
     Authority,
     Identity,
+    forget_authority,
     load_authority,
     load_identity,
     save_authority,
@@ -179,7 +179,8 @@ class Home:
     def forget(self, cluster_id: str) -> None:
         """This node is of no cluster any more. What it had lies beside, for whoever wants to look, except for
         what would let it in as anybody."""
-        for name in (AUTHORITY_FILE, _KEYRING, _CATALOGUE):
+        self.forget_authority()
+        for name in (_KEYRING, _CATALOGUE):
             (self.directory / name).unlink(missing_ok=True)
         beside = self.directory.with_name(f"{self.directory.name}-left-{cluster_id}")
         again = (beside.with_name(f"{beside.name}-{number}") for number in count(2))
@@ -203,6 +204,10 @@ class Home:
     def save_authority(self, authority: Authority) -> None:
         """Keep the CA."""
         save_authority(self.directory, authority)
+
+    def forget_authority(self) -> None:
+        """Keep it no longer."""
+        forget_authority(self.directory)
 
     def joining_key(self) -> str | None:
         """PEM of the key that this node asked to join with."""

@@ -65,7 +65,8 @@ def follow(keyring: Keyring, keys: Sequence[bytes]) -> bool:
     for name in keyring.ids():
         if name not in wanted:
             keyring.remove(name)
-    _log.info("gossip keys changed", keys=keyring.ids())
+    if len(keys) == 1:  # the last of three steps: one line for one change
+        _log.info("the gossip key was replaced", key=wanted[0])
     return True
 
 

@@ -43,7 +43,6 @@ from sllmd.cluster.gossip.events import (
 )
 from sllmd.cluster.gossip.members import Member
 from sllmd.cluster.gossip.messages import Status, pack_packet, pack_stream, unpack_packet, unpack_stream
-from sllmd.cluster.gossip.meta import is_urgent
 from sllmd.cluster.roster import GOSSIP_PORT, Change, Identity, JoinAttempt, Listen, MemberView
 from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
@@ -229,9 +228,8 @@ class Membership:
     def tell(self, meta: Meta) -> None:
         """Tell this of the node from now on; ConfigError if it is too much."""
         packed = pack_meta(meta)
-        urgent = is_urgent(self._meta, meta)
         self._meta = meta
-        self._handle(ChangeMeta(self._loop.time(), packed, urgent))
+        self._handle(ChangeMeta(self._loop.time(), packed))
 
     async def leave(self) -> None:
         """Say goodbye, and return when it has been told; ``close`` afterwards."""

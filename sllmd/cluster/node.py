@@ -114,6 +114,7 @@ class ClusterNode:
         self._peers: Peers
         self._listener: Listener
         self.duties: Duties
+        self._bulk: BulkServer | None = None
         self._gossip: Membership | None = None
         self._ca_pin = ""
         self._joined = False
@@ -316,6 +317,7 @@ class ClusterNode:
         offer_status(self.methods, lambda: self.keyring)
         Admitting(
             cluster_id=self.identity.cluster_id,
+            me=self.identity.node,
             plain=self.dev,
             store=self.settings.store,
             control=self.control,
@@ -343,7 +345,7 @@ class ClusterNode:
 
         chunk_port = 0
         if self.share is not None:
-            bulk = BulkServer(self.share, self.settings.bulk, self.tls, self.doorkeeper)
+            self._bulk = bulk = BulkServer(self.share, self.settings.bulk, self.tls, self.doorkeeper)
             self._rooms.push_async_callback(asyncio.to_thread, bulk.close)
 
             async def listen_for_chunks(port: int) -> int:
@@ -436,6 +438,8 @@ class ClusterNode:
         for connection in self._listener.connections:
             if connection.peer.node in nodes:
                 connection.abort()
+        if self._bulk is not None:
+            self._bulk.hang_up(nodes)
 
     def fail(self, error: SllmdError) -> None:
         """This node must stop, because of ``error``."""
@@ -444,13 +448,21 @@ class ClusterNode:
             self.failed.set_result(error)
 
     def fail_as_removed(self) -> None:
-        """This node is no member any more."""
+        """This node is no member any more, and has no use for the CA."""
+        self.forget_authority()
         self.fail(
             PeerRefused(
                 f"node {self.identity.name} was removed from the cluster",
                 hint=f"to join again, as a new node, move {self.home.directory} away",
             )
         )
+
+    def forget_authority(self) -> None:
+        """This node keeps the CA no longer, neither in memory nor on its disk."""
+        if self.authority is not None:
+            self.authority = None
+            self.home.forget_authority()
+            _log.info("this node keeps the cluster's CA no longer")
 
     def _alive(self) -> list[NodeId]:
         """Whom agreement may count on; until gossip knows somebody, those who were there last time."""

@@ -6,6 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 
+import structlog
+
 from sllmd.cluster.catalogue.commands import TokenCreate, TokenRevoke
 from sllmd.cluster.catalogue.results import Denied
 from sllmd.cluster.control import ControlStore
@@ -18,6 +20,8 @@ LIFETIME_SECONDS = 24 * 3600.0
 USES_MAX = 1 << 31
 FOR_EVER_SECONDS = 1e11
 """Unix time in the year 5138: until when the cluster key opens."""
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,16 @@ class Tokens:
         return token, expires_at_seconds
 
     async def register(self, key: ClusterKey) -> None:
-        """Let the cluster key open, if it does not yet. Raises as ``create``."""
+        """Let the cluster key open, unless somebody revoked it: that is for ever. Raises as ``create``."""
         token = key.token_for(self._ca_pin)
-        if token.token_id not in self._control.view().catalogue.tokens:
+        known = self._control.view().catalogue.tokens.get(token.token_id)
+        if known is None:
             await self._put(token, FOR_EVER_SECONDS, USES_MAX)
+        elif known.is_revoked:
+            _log.warning(
+                "the cluster key was revoked: nobody joins with it any more",
+                hint="`sllmd token keyfile PATH` makes another; name it in [cluster] secret_file",
+            )
 
     def list(self) -> list[TokenStatus]:
         """Those that may still be used, as far as this node knows."""

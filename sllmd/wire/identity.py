@@ -1,8 +1,8 @@
 """Who a node is: the cluster's certificate authority, node certificates, and where they are kept.
 
-The CA's private key is on voters only. A node makes its own key, which never leaves it, and has a request
-signed. A certificate's one subject alternative name is the node's id; its chain says which cluster it is of.
-Time comes as a value (Unix seconds).
+The CA's private key is only on nodes that keep the log. A node makes its own key, which never leaves it, and
+has a request signed. A certificate's one subject alternative name is the node's id; its chain says which
+cluster it is of. Time comes as a value (Unix seconds).
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def load_identity(directory: Path) -> Identity | None:
 
 
 def save_authority(directory: Path, authority: Authority) -> Path:
-    """Keep the CA on a voter. Raises OSError."""
+    """Keep the CA. Raises OSError."""
     return _save_secret(directory / AUTHORITY_FILE, authority.to_pem())
 
 
@@ -229,6 +229,11 @@ def load_authority(directory: Path) -> Authority | None:
     """What ``save_authority`` kept; None: this node has no CA key. Raises ConfigError."""
     text = _read_secret(directory / AUTHORITY_FILE)
     return None if text is None else parse_authority(text)
+
+
+def forget_authority(directory: Path) -> None:
+    """Undo ``save_authority``: this node is not to keep the CA any more. Raises OSError."""
+    (directory / AUTHORITY_FILE).unlink(missing_ok=True)
 
 
 def _save_secret(path: Path, text: str) -> Path:

@@ -112,7 +112,8 @@ def check_peer(peer: Peer, admission: Admission, expected: NodeId | None) -> Non
 def explain_tls(error: ssl.SSLError) -> str:
     """Why a handshake failed, for a person."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message}"
+        clocks = "; compare both machines' clocks" if error.verify_code in _ABOUT_TIME else ""
+        return f"its certificate is not accepted: {error.verify_message}{clocks}"
     reason = (error.reason or "").replace("_", " ").lower()
     for alert, words in _ALERTS.items():
         if alert in reason:
@@ -120,6 +121,8 @@ def explain_tls(error: ssl.SSLError) -> str:
     return f"TLS failed: {reason or error}"
 
 
+_ABOUT_TIME = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED."""
 _ALERTS = {
     "certificate expired": "it says that our certificate has expired",
     "certificate revoked": "it says that our certificate was revoked",

@@ -12,7 +12,7 @@ from sllmd.wire.addresses import split_address
 from sllmd.wire.inquiry import inquire
 from sllmd.wire.seal import Keyring, Sealer
 
-META = pack_meta(Meta("10.0.0.1:8344", "0.1.0", ("server", "voter"), 7, NodeId("leader"), 12345))
+META = pack_meta(Meta("10.0.0.1:8344", "0.1.0", ("server", "voter"), 7, NodeId("leader")))
 AT_ONCE = 50
 """The system keeps no thousand packets for a process."""
 

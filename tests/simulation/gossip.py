@@ -188,7 +188,7 @@ class GossipHost:
         self.handle(Leave(self.clock()))
 
     def tell(self, meta: bytes) -> None:
-        self.handle(ChangeMeta(self.clock(), meta, urgent=True))
+        self.handle(ChangeMeta(self.clock(), meta))
 
     def kill(self) -> None:
         self.up = False

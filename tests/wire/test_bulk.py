@@ -251,6 +251,22 @@ def test_a_node_that_is_removed_while_it_holds_a_ticket(rig: Rig) -> None:
         fetch(client)
 
 
+@pytest.mark.parametrize("mode", ["tls", "ticket"])
+def test_what_a_removed_node_has_open_ends(rig: Rig, mode: str) -> None:
+    removed: list[str] = []
+    port = rig.server(mode, admission=lambda node, _: removed[0] if removed and node == "target" else None)
+    client, stays = rig.client(port, mode), rig.client(port, mode, tls=rig.tls("stays"))
+    for one in (client, stays):
+        assert fetch(one, 0, 5) == CONTENT[:5]
+    kept = [pipe for pipe, _ in stays._idle]
+    removed.append("it was removed")
+    rig.last_server.hang_up({NodeId("target")})
+    with pytest.raises(PeerRefused, match="it was removed"):
+        fetch(client)
+    assert fetch(stays) == CONTENT
+    assert [pipe for pipe, _ in stays._idle] == kept, "over the connection that it had"
+
+
 def test_a_ticket_that_expired(rig: Rig) -> None:
     port = rig.server("ticket", ticket_lifetime_seconds=1e-9)
     with pytest.raises(PeerRefused, match="ticket for chunks is not known, or has expired"):

@@ -155,8 +155,10 @@ async def test_errors_come_out_as_they_went_in(connected: Connection, name: str)
 
 
 async def test_a_crash_is_told(connected: Connection):
-    with pytest.raises(SllmdError, match="`fail` crashed: ZeroDivisionError: by nought"):
+    """And not of what: that may be nobody else's to know."""
+    with pytest.raises(SllmdError, match="`fail` crashed") as caught:
         await connected.call("fail", "crash")
+    assert "nought" not in f"{caught.value} {caught.value.hint}"
     assert (await connected.call("echo", 1))[1] == 1
 
 

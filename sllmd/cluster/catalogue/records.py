@@ -101,6 +101,12 @@ class JoinToken:
     claims: tuple[str, ...] = ()
     """Who used it last. A spent token is kept until it expires, so that each of them may ask again."""
 
+    @property
+    def is_revoked(self) -> bool:
+        """A revoked token is kept, too, so that nobody can make it good again: the cluster key is registered
+        by every node that has it, at every start."""
+        return self.uses_left <= 0 and not self.claims
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

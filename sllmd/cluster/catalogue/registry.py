@@ -108,7 +108,7 @@ def _token_create(state: Catalogue, body: TokenCreate) -> Outcome:
 
 def _token_consume(state: Catalogue, body: TokenConsume) -> Outcome:
     token = state.tokens.get(body.token_id)
-    if token is None or token.sha256 != body.sha256:
+    if token is None or token.is_revoked or token.sha256 != body.sha256:
         return state, missing(f"token {body.token_id}, or it is spent")
     if body.now_seconds >= token.expires_at_seconds:
         return state, Denied(Reason.EXPIRED, f"token {body.token_id} has expired", token.revision)
@@ -126,9 +126,11 @@ def _token_consume(state: Catalogue, body: TokenConsume) -> Outcome:
 
 
 def _token_revoke(state: Catalogue, body: TokenRevoke) -> Outcome:
-    if body.token_id not in state.tokens:
+    token = state.tokens.get(body.token_id)
+    if token is None or token.is_revoked:
         return state, missing(f"token {body.token_id}")
-    return replace(state, tokens=state.tokens.without(body.token_id)), Done(state.revision)
+    revoked = replace(token, uses_left=0, claims=(), revision=state.revision)
+    return replace(state, tokens=state.tokens.put(body.token_id, revoked)), Done(state.revision)
 
 
 def _setting_put(state: Catalogue, body: SettingPut) -> Outcome:

@@ -75,11 +75,10 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class ChangeMeta:
-    """Tell this about this node from now on; ``urgent``: without waiting for a pause."""
+    """Tell this about this node from now on."""
 
     now_seconds: float
     meta: bytes
-    urgent: bool
 
 
 Event = Tick | Receive | Asked | Answered | AskFailed | Join | Leave | ChangeMeta

@@ -34,8 +34,6 @@ class Gossip(Probing):
         super().__init__(start)
         self._gone = False
         self._meta = start.meta
-        self._meta_told_at = -math.inf
-        self._meta_armed = False
         self._events: dict[type, Callable[[Any], None]] = {
             Tick: self._on_tick,
             Receive: self._on_receive,
@@ -112,19 +110,5 @@ class Gossip(Probing):
             self.act(Gone())
 
     def _on_change_meta(self, event: ChangeMeta) -> None:
-        self._meta = event.meta
-        if event.urgent:
-            self._tell_meta()
-        elif not self._meta_armed:
-            self._meta_armed = True
-            pause_ends = self._meta_told_at + self.settings.meta_pause_seconds
-            self.timers.at(max(self.now, pause_ends), self._meta_due)
-
-    def _meta_due(self, _: None) -> None:
-        self._meta_armed = False
-        self._tell_meta()
-
-    def _tell_meta(self) -> None:
-        if self._meta != self.me.meta and not self.leaving:
-            self._meta_told_at = self.now
-            self.announce(replace(self.me, meta=self._meta, incarnation=self.me.incarnation + 1))
+        if event.meta != self.me.meta and not self.leaving:
+            self.announce(replace(self.me, meta=event.meta, incarnation=self.me.incarnation + 1))

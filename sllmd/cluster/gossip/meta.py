@@ -21,7 +21,6 @@ class Meta:
     """``address`` is where other nodes reach this one's control and data plane.
 
     ``epoch`` and ``leader`` are a hint for those who look for the leader, the highest epoch wins.
-    ``table_version`` says how new the node's routing table is.
     """
 
     address: str
@@ -29,7 +28,6 @@ class Meta:
     roles: tuple[str, ...] = ()
     epoch: int = 0
     leader: NodeId | None = None
-    table_version: int = 0
 
 
 _CODEC = Codec({1: Meta})
@@ -51,14 +49,3 @@ def unpack_meta(data: bytes) -> Meta:
     if len(data) > META_BYTES_MAX:
         raise ProtocolError(f"a meta of {len(data)} bytes is over the limit of {META_BYTES_MAX}")
     return cast("Meta", _CODEC.unpack(data))
-
-
-def is_urgent(before: Meta, after: Meta) -> bool:
-    """Whether a change should be told at once: anything but a newer table."""
-    return (before.address, before.version, before.roles, before.epoch, before.leader) != (
-        after.address,
-        after.version,
-        after.roles,
-        after.epoch,
-        after.leader,
-    )

@@ -53,8 +53,6 @@ class GossipSettings(Frozen):
     """A dead member is forgotten after this, and only then no longer pinged."""
     left_kept_seconds: PositiveSeconds = 3600.0
     """A member that left is forgotten after this: long enough for old claims about it to die out."""
-    meta_pause_seconds: PositiveSeconds = 5.0
-    """Changes of a node's meta are told at most this often; urgent ones (a new leader) at once."""
     settle_seconds: PositiveSeconds = 30.0
     """A node younger than this gives way when another with its id is alive; an older one only to a lower
     address. The clone of a running node's directory thus never displaces the original."""

@@ -30,9 +30,16 @@ class Taken:
     meta: SnapshotMeta
 
 
-Record = Entries | HardState | Installed | Taken
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """Everything up to this entry is agreed."""
 
-_CODEC = Codec({1: Entries, 2: HardState, 3: Installed, 4: Taken})
+    index: int
+
+
+Record = Entries | HardState | Installed | Taken | Agreed
+
+_CODEC = Codec({1: Entries, 2: HardState, 3: Installed, 4: Taken, 5: Agreed})
 
 
 def pack_records(records: list[Record]) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sllmd.cluster.journal.records import Entries, Installed, Record, Taken
+from sllmd.cluster.journal.records import Agreed, Entries, Installed, Record, Taken
 from sllmd.cluster.raft.entries import Entry, HardState, Restored, SnapshotMeta
 from sllmd.core.errors import JournalCorrupt
 
@@ -14,6 +14,7 @@ class Replay:
         self._hard_state = HardState(0, None)
         self._snapshot: SnapshotMeta | None = None
         self._entries: list[Entry] = []
+        self._agreed = 0
 
     def take(self, record: Record) -> None:
         """One record."""
@@ -22,6 +23,8 @@ class Replay:
                 self._hard_state = record
             case Entries(entries):
                 self._replace(entries)
+            case Agreed(index):
+                self._agreed = index
             case Installed(meta):
                 self._snapshot, self._entries = meta, []
             case Taken(meta):
@@ -49,4 +52,4 @@ class Replay:
                 f"the journal has a gap: entry {self._entries[0].index} follows {base}",
                 hint="move this node's cluster data away and let it join again",
             )
-        return Restored(self._hard_state, self._snapshot, tuple(self._entries))
+        return Restored(self._hard_state, self._snapshot, tuple(self._entries), self._agreed)

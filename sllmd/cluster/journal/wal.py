@@ -19,7 +19,15 @@ from sllmd.cluster.journal.frames import (
     read_segment_header,
     segment_header,
 )
-from sllmd.cluster.journal.records import Entries, Installed, Record, Taken, pack_records, unpack_records
+from sllmd.cluster.journal.records import (
+    Agreed,
+    Entries,
+    Installed,
+    Record,
+    Taken,
+    pack_records,
+    unpack_records,
+)
 from sllmd.cluster.journal.replay import Replay
 from sllmd.cluster.journal.settings import JournalSettings
 from sllmd.cluster.journal.snapshots import SnapshotFiles
@@ -58,6 +66,7 @@ class Wal:
         self._sequence = 1
         self._offset = 0
         self._hard_state = HardState(0, None)
+        self._agreed = Agreed(0)
         self._taken: list[SnapshotMeta] = []  # newest last; the one before it may still be on its way out
         self._failure: JournalFailed | None = None
         self.recovered = self._recover()
@@ -74,6 +83,9 @@ class Wal:
                 records.append(Entries(persist.entries))
             if persist.hard_state is not None:
                 records.append(persist.hard_state)
+        agreed = max((persist.commit for persist in group), default=0)
+        if agreed > self._agreed.index:
+            records.append(Agreed(agreed))
         self._write(records)
         for persist in group:
             if persist.snapshot is not None:
@@ -121,16 +133,18 @@ class Wal:
         match record:
             case HardState():
                 self._hard_state = record
+            case Agreed():
+                self._agreed = record
             case Entries(entries):
                 segment.last_entry = max(segment.last_entry, entries[-1].index)
             case Installed(meta) | Taken(meta):
                 self._taken = [*self._taken[-1:], meta]
 
     def _begin_segment(self) -> None:
-        """A segment repeats what older ones say about votes and snapshots, so that they may go."""
+        """A segment repeats what older ones say besides entries, so that they may go."""
         name = f"wal-{self._sequence:016x}"
         carried: list[Record] = [Taken(meta) for meta in self._taken[-1:]]
-        body = pack_records([*carried, self._hard_state])
+        body = pack_records([*carried, self._hard_state, self._agreed])
         data = segment_header(self._sequence) + frame(self._sequence, body)
         self._files.write(name, 0, data)
         self._files.sync(name)

@@ -6,7 +6,7 @@ method                 kind       body, answer
 ``raft.message``       note       one message's bytes
 ``control.removed``    note       (index, voters, learners): a membership without the node that gets it
 ``control.propose``    unary      commands as bytes; for each None, or why it was not begun
-``control.read``       unary      nil; a position that a read which began at the call must have seen
+``control.read``       unary      nil; (term, position) that a read which began at the call must have seen
 ``control.membership`` unary      nil; (index, voters, learners) if committed and led, else nil
 ``control.retire``     unary      nil; the caller wants to be a member no more; answered at once
 ``control.follow``     stream     see ``feeding``
@@ -83,7 +83,7 @@ class Answering:
         refusal = Refusal.NOT_LEADER if shell is None else await shell.read()
         if shell is None or refusal is not None:
             raise self._unavailable(f"this node cannot say what is newest: {refusal}")
-        return shell.position
+        return shell.term, shell.position
 
     async def _on_membership(self, _body: Any, _caller: Caller) -> Any:
         shell = self._seat.shell

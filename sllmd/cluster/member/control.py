@@ -22,7 +22,7 @@ from sllmd.cluster.control import Latest, Leadership, View
 from sllmd.cluster.journal import DirectoryFiles, JournalSettings
 from sllmd.cluster.member.answering import Answering
 from sllmd.cluster.member.disk import OpenDirectory
-from sllmd.cluster.member.known import Known
+from sllmd.cluster.member.known import Known, Point
 from sllmd.cluster.member.links import Connect, Links
 from sllmd.cluster.member.proposing import Proposer
 from sllmd.cluster.member.seat import Alive, Place, Seat, Sitter
@@ -140,7 +140,7 @@ class RaftControl:
         """See ``ControlStore.read``."""
         try:
             async with asyncio.timeout(self._settings.read_seconds):
-                await self._known.reach(await self._position_to_read())
+                await self._known.reach(await self._point_to_read())
         except TimeoutError:
             raise ControlUnavailable(
                 self._lost_words() or "nobody leads who could say what is newest",
@@ -206,8 +206,8 @@ class RaftControl:
         except ValueError as error:
             raise ProtocolError(f"the leader refuses for a reason of another release: {error}") from error
 
-    async def _position_to_read(self) -> int:
-        """A position that a read which begins now must have seen."""
+    async def _point_to_read(self) -> Point:
+        """What a read that begins now must have seen."""
         while True:
             seat = self._seat
             if seat.shell is not None and seat.following is None:
@@ -215,26 +215,27 @@ class RaftControl:
                     raise TimeoutError
                 shell = seat.shell
                 if await shell.read() is None:
-                    return shell.position
+                    return shell.term, shell.position
             else:
-                position = await self._ask_for_position()
-                if position is not None:
-                    return position
+                point = await self._ask_for_point()
+                if point is not None:
+                    return point
             await asyncio.sleep(self._settings.retry_seconds)
 
-    async def _ask_for_position(self) -> int | None:
+    async def _ask_for_point(self) -> Point | None:
         leader = self._leadership.leader
         if leader is None or leader == self._node:
             return None
         deadline_seconds = self._settings.beat_seconds
         try:
-            position = await self._links.call(leader, "control.read", None, deadline_seconds=deadline_seconds)
+            point = await self._links.call(leader, "control.read", None, deadline_seconds=deadline_seconds)
         except SllmdError as error:
             _log.debug("read refused", leader=leader, reason=str(error))
             return None
-        if not isinstance(position, int):
-            raise ProtocolError(f"no position: {position!r:.80}")
-        return position
+        match point:
+            case (int(term), int(position)):
+                return term, position
+        raise ProtocolError(f"no point of the log: {point!r:.80}")
 
     async def _ask_to_retire(self) -> None:
         leader = self._leadership.leader

@@ -56,10 +56,10 @@ class Feed:
                 position, term, commands = _entries(shell, position)
                 yield ("entries", position, term, commands)
                 continue
-            if position > shell.position or term == shell.term:
+            if (term, position) >= (shell.term, shell.position):
                 await shell.changed.wait(max(0.0, beat_at - loop.time()))
                 continue
-            position = 0  # this place holds another entry: begin with a snapshot
+            position = 0  # of a log that was given up, and perhaps longer: begin with a snapshot
 
     async def _snapshot(self, shell: Shell) -> tuple[int, int, bytes]:
         """The state as bytes, not older than what the log still reaches."""

@@ -1,6 +1,8 @@
 """What this node knows of the catalogue, wherever it comes from: its own log, or a member that it follows.
 
-Never goes back: of two sources the one that is further counts.
+Never goes back: of two sources the one that is further counts. Points are compared by term first: along one
+log both grow together, and after ``sllmd recover`` the cluster that goes on is ahead of what was lost with
+the others, however long that log was.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from sllmd.cluster.catalogue import EMPTY, Catalogue
 from sllmd.cluster.control import Latest, View
 from sllmd.cluster.member.bell import Bell
 
+Point = tuple[int, int]
+"""Term and position of an entry that is agreed."""
+
 
 class Known:
     """The newest state, who watches it, and who waits for it to get somewhere."""
@@ -27,7 +32,7 @@ class Known:
         self.moved = Bell()
         self._age_seconds = age_seconds
         self._watching: WeakSet[Latest[View]] = WeakSet()
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Point, int, asyncio.Future[None]]] = []
         self._order = count()
 
     def view(self) -> View:
@@ -45,7 +50,7 @@ class Known:
         if (term, position) <= (self.term, self.position):
             return
         self.catalogue, self.position, self.term = catalogue, position, term
-        while self._waiting and self._waiting[0][0] <= position:
+        while self._waiting and self._waiting[0][0] <= (term, position):
             _, _, reached = heapq.heappop(self._waiting)
             if not reached.done():
                 reached.set_result(None)
@@ -55,10 +60,10 @@ class Known:
                 latest.put(view)
         self.moved.ring()
 
-    async def reach(self, position: int) -> None:
+    async def reach(self, point: Point) -> None:
         """Wait until this much is known here."""
-        if position <= self.position:
+        if point <= (self.term, self.position):
             return
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (position, next(self._order), reached))
+        heapq.heappush(self._waiting, (point, next(self._order), reached))
         await reached

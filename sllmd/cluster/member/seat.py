@@ -2,7 +2,9 @@
 
 A leader that sends entries makes a node a member; a committed membership without it makes it a follower. A
 former member leaves its journal where it is: what it promised still holds when it becomes a member again.
-While a new member catches up it goes on following, so that what this node shows never goes back.
+While a new member catches up it goes on following, so that what this node shows never goes back. A restart
+is no exception to that where there is a journal: what is known to be agreed is in it. A node that only
+follows has nothing to begin with, and is without a catalogue until it meets any member.
 """
 
 from __future__ import annotations
@@ -186,6 +188,7 @@ class Seat:
         )
         self.shell = Shell(place.node, disk, place.raft, place.control, owner)
         self._advanced()
+        self.shell.begin()
 
     def _follow(self) -> None:
         sitter = self._sitter

@@ -72,6 +72,8 @@ Answers = list[Refusal | None]
 
 TIMER_SECONDS = 0.001
 """The loop's timers are so coarse; one that goes off early goes off twice."""
+NOTE_SECONDS = 1.0
+"""What was agreed is written down along with the next entries, or after so long if none come."""
 EPOCH, CHANGE = -1, -2
 """Names of proposals that are the shell's own; those of others are counted from 0."""
 
@@ -117,6 +119,7 @@ class Shell:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._late = False
+        self._noting: asyncio.TimerHandle | None = None
         self._answers: dict[int, Refusal | None] = {}
         self._proposals: list[tuple[Sequence[bytes], asyncio.Future[Answers]]] = []
         self._reads: dict[int, asyncio.Future[Refusal | None]] = {}
@@ -165,6 +168,10 @@ class Shell:
             return 0.0
         return self._loop.time() - max(self.raft.leader_contact, self._led_at)
 
+    def begin(self) -> None:
+        """Carry out what was agreed when this node last ran: nobody needs to be asked about that."""
+        self._handle(Tick(self._loop.time(), self._random.random()))
+
     def status(self) -> RaftStatus:
         """What there is to see of raft."""
         return self.raft.status()
@@ -203,6 +210,9 @@ class Shell:
         self._state.stop()
         if self._timer is not None:
             self._timer.cancel()
+        if self._noting is not None:
+            self._noting.cancel()
+            self._note()
         for _, answers in self._proposals:
             if not answers.done():
                 answers.set_result([Refusal.NO_LEADER])
@@ -251,6 +261,7 @@ class Shell:
                 self._persist(action)
             case Apply() | Restore() | ReadReady():
                 self._state.take(action)
+                self._note_soon()
             case Appended(proposal_id):
                 self._answers[proposal_id] = None
             case Refused(proposal_id, reason) if proposal_id == EPOCH:
@@ -380,6 +391,20 @@ class Shell:
         for message in persist.messages:
             self._owner.send(message, pack_message(message))
         self._handle(Persisted(self._loop.time(), persist.ticket))
+
+    def _note_soon(self) -> None:
+        if self._noting is None:
+            self._noting = self._loop.call_later(NOTE_SECONDS, self._note)
+
+    def _note(self) -> None:
+        """Have the disk know what is agreed; the journal writes nothing that it knows already."""
+        self._noting = None
+        noted = self._journal.persist(Persist(0, None, None, (), (), self.raft.commit))
+        noted.add_done_callback(self._noted)
+
+    def _noted(self, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._lose(error)
 
     def _lose(self, error: BaseException) -> None:
         self._handle(JournalLost(self._loop.time(), str(error) or type(error).__name__))

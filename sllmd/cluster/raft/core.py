@@ -45,7 +45,7 @@ class Core:
         self.role = Role.FOLLOWER
         self.leader: NodeId | None = None
         self.log = RaftLog(restored)
-        self.commit = self.log.base_index
+        self.commit = max(self.log.base_index, min(restored.commit, self.log.last_index))
         self.applied = self.log.base_index
         self.nonce = start.nonce
         self.progress: dict[NodeId, Progress] = {}

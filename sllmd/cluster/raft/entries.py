@@ -100,6 +100,9 @@ class Restored:
     hard_state: HardState
     snapshot: SnapshotMeta | None
     entries: tuple[Entry, ...]
+    commit: int = 0
+    """So far it is known that entries are agreed. Raft does not need it (its figure 2 lets it be forgotten);
+    with it a member that finds no majority after a restart knows what it knew before."""
 
 
 NOTHING = Restored(HardState(0, None), None, ())

@@ -188,6 +188,7 @@ class Persist:
     The ordering law of raft is this type: a message that promises something travels inside the action
     that makes the promise true. Order on disk: ``snapshot`` (a received one: the log begins anew after
     it), then ``entries`` (they replace everything from the first one's index on), then ``hard_state``.
+    ``commit`` goes along and is no reason to write; see ``Restored``.
     """
 
     ticket: int
@@ -195,6 +196,7 @@ class Persist:
     snapshot: SnapshotMeta | None
     entries: tuple[Entry, ...]
     messages: tuple[Message, ...]
+    commit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

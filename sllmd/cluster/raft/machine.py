@@ -88,7 +88,7 @@ class Raft(Election):
         self.deliver()
         self.answer_reads()
         self.announce()
-        return self.out.flush(self.hard_state())
+        return self.out.flush(self.hard_state(), self.commit)
 
     def deadline_seconds(self) -> float:
         """When the next ``Tick`` is due; infinity if only an event can change anything."""

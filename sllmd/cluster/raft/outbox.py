@@ -68,7 +68,7 @@ class Outbox:
         while self._pending and self._pending[0][0] <= ticket:
             self.durable_index = max(self.durable_index, self._pending.popleft()[1])
 
-    def flush(self, hard_state: HardState) -> list[Action]:
+    def flush(self, hard_state: HardState, commit: int) -> list[Action]:
         """The actions of this event, promises paired; the outbox is empty afterwards."""
         actions: list[Action] = []
         entries = self._log.take_unsaved()
@@ -76,7 +76,8 @@ class Outbox:
         if entries or changed or self._snapshot or (self._after and self._pending):
             self._ticket += 1
             self._pending.append([self._ticket, self._log.last_index])
-            actions.append(Persist(self._ticket, changed, self._snapshot, entries, tuple(self._after)))
+            messages = tuple(self._after)
+            actions.append(Persist(self._ticket, changed, self._snapshot, entries, messages, commit))
         else:
             actions.extend(Send(message) for message in self._after)
         actions.extend(Send(message) for message in self._now)

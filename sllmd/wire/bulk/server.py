@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -18,6 +18,7 @@ from typing import Protocol, cast
 import structlog
 
 from sllmd.core.errors import ConfigError, PeerRefused, ProtocolError, SllmdError
+from sllmd.core.ids import NodeId
 from sllmd.wire.bulk.messages import (
     NONCE_BYTES,
     Kind,
@@ -76,7 +77,8 @@ class BulkServer:
         self._tickets: OrderedDict[str, _Granted] = OrderedDict()
         self._listening: list[socket.socket] = []
         self._threads: set[threading.Thread] = set()
-        self._pipes: set[Pipe] = set()
+        self._pipes: dict[Pipe, NodeId | None] = {}
+        """Whose each open connection is; None: nobody's yet, or there is no TLS."""
         self._strangers = 0
         self._plain_port = 0
         self._closing = False
@@ -163,7 +165,7 @@ class BulkServer:
             _log.info("chunk connection ended", address=address, reason=str(error))
         finally:
             with self._lock:
-                self._pipes.discard(pipe)
+                del self._pipes[pipe]
             pipe.close()
 
     def _shake_hands(self, accepted: socket.socket, encrypted: bool) -> Pipe:
@@ -180,7 +182,7 @@ class BulkServer:
             with self._lock:
                 if self._closing:
                     raise EOFError("stopping")
-                self._pipes.add(pipe)
+                self._pipes[pipe] = None
         except BaseException:
             connection.close()
             raise
@@ -194,7 +196,7 @@ class BulkServer:
             peer = peer_of(cast("ssl.SSLSocket", pipe.connection))
             if peer is None:
                 raise PeerRefused("it showed no certificate")
-            check_peer(peer, self._admission, None)
+            self._admit(pipe, peer)
         except PeerRefused as error:
             pipe.send(Kind.FAULT, encode_fault(error))
             raise
@@ -211,21 +213,27 @@ class BulkServer:
             case _:
                 raise ProtocolError("it does not show a ticket")
         try:
-            key = self._check_ticket(ticket_id, nonce, theirs, proof)
+            key = self._check_ticket(pipe, ticket_id, nonce, theirs, proof)
         except PeerRefused as error:
             pipe.send(Kind.FAULT, encode_fault(error))
             raise
         pipe.send(Kind.OPENED, None)
         return Tagger(connection_key(key, nonce, theirs))
 
-    def _check_ticket(self, ticket_id: str, nonce: bytes, theirs: bytes, proof: bytes) -> bytes:
+    def _admit(self, pipe: Pipe, peer: Peer) -> None:
+        """Noted before it is judged, so that ``hang_up`` misses nobody. Raises PeerRefused."""
+        with self._lock:
+            self._pipes[pipe] = peer.node
+        check_peer(peer, self._admission, None)
+
+    def _check_ticket(self, pipe: Pipe, ticket_id: str, nonce: bytes, theirs: bytes, proof: bytes) -> bytes:
         with self._lock:
             granted = self._tickets.get(ticket_id)
         key = granted.key if granted else bytes(32)
         right = hmac.compare_digest(opening_proof(key, nonce, theirs), proof)
         if granted is None or not right or time.monotonic() >= granted.expires_at:
             raise PeerRefused("the ticket for chunks is not known, or has expired")
-        check_peer(granted.peer, self._admission, None)
+        self._admit(pipe, granted.peer)
         return granted.key
 
     def grant(self, peer: Peer | None) -> tuple[str, bytes, int]:
@@ -248,6 +256,13 @@ class BulkServer:
     def hold(self, checkpoint: str) -> Holding:
         """What the provider says."""
         return self._provider(checkpoint)
+
+    def hang_up(self, nodes: Collection[NodeId]) -> None:
+        """End what these have open, whatever is under way; the admission says no to them by now."""
+        with self._lock:
+            pipes = [pipe for pipe, node in self._pipes.items() if node in nodes]
+        for pipe in pipes:
+            pipe.interrupt()
 
     def close(self) -> None:
         """Hang up on everybody; returns when the threads have ended. Blocks."""

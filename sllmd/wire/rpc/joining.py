@@ -2,19 +2,25 @@
 
 1. It connects without a certificate, believing nobody, and asks for the CA's certificate.
 2. It compares that with the pin in its token; or, if it has the cluster key, asks for proof that the other
-   side has it, too.
+   side has it, too. It compares clocks: certificates are good from then to then, and TLS does not say by
+   how much a clock is wrong.
 3. It connects again; now TLS proves that the server's certificate is of that CA. Only here goes the secret.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
-from sllmd.core.errors import ProtocolError
+import structlog
+
+from sllmd.core.errors import PeerRefused, ProtocolError
 from sllmd.core.ids import NodeId
+from sllmd.core.units import format_seconds
+from sllmd.wire.addresses import format_address
 from sllmd.wire.cluster_key import NONCE_BYTES, ClusterKey
-from sllmd.wire.identity import pin_of
+from sllmd.wire.identity import BACKDATED_SECONDS, pin_of
 from sllmd.wire.rpc.connection import Connection, Local
 from sllmd.wire.rpc.dialing import dial_with
 from sllmd.wire.rpc.hello import Hello
@@ -25,6 +31,13 @@ from sllmd.wire.token import JoinToken, check_pin
 
 AUTHORITY_METHOD = "join.authority"
 JOIN_METHOD = "join"
+CLOCK_SECONDS_WARN = 60.0
+"""A clock that nobody sets is off by a minute within weeks."""
+CLOCK_SECONDS_MAX = BACKDATED_SECONDS / 2
+"""To a node that is so far behind, a certificate that was just signed is good, and there is as much to spare
+for a third node's clock."""
+
+_log = structlog.get_logger(__name__)
 
 
 def offer_authority(methods: Methods, ca_pem: str, key: ClusterKey | None = None) -> None:
@@ -36,7 +49,7 @@ def offer_authority(methods: Methods, ca_pem: str, key: ClusterKey | None = None
                 proof = key.vouch(nonce, ca_pem)
             case _:
                 proof = b""
-        return {"ca": ca_pem, "proof": proof}
+        return {"ca": ca_pem, "proof": proof, "now": time.time()}
 
     methods.unary(AUTHORITY_METHOD, authority, strangers=True)
 
@@ -47,7 +60,7 @@ async def fetch_authority(
     """The CA's certificate, made sure of by ``secret``, and the token to join with. Nothing secret leaves
     this node.
 
-    Raises PeerRefused when pin or proof does not match, or as ``dial``.
+    Raises PeerRefused when pin or proof does not match, when the clocks differ by much, or as ``dial``.
     """
     nonce = os.urandom(NONCE_BYTES)
     connection = await dial_stranger(host, port, settings)
@@ -58,15 +71,32 @@ async def fetch_authority(
     finally:
         await connection.close()
     match answer:
-        case {"ca": str(ca_pem), "proof": bytes(proof)}:
+        case {"ca": str(ca_pem), "proof": bytes(proof), "now": float(now_seconds)}:
             pass
         case _:
             raise ProtocolError("the CA's certificate that came is none")
     if isinstance(secret, ClusterKey):
         secret.check_vouched(nonce, ca_pem, proof)
-        return ca_pem, secret.token_for(pin_of(ca_pem))
-    check_pin(secret, pin_of(ca_pem))
-    return ca_pem, secret
+        token = secret.token_for(pin_of(ca_pem))
+    else:
+        check_pin(secret, pin_of(ca_pem))
+        token = secret
+    check_clock(time.time() - now_seconds, format_address(host, port))
+    return ca_pem, token
+
+
+def check_clock(ahead_seconds: float, other: str) -> None:
+    """Raises PeerRefused when this machine's clock is too far from another's; warns when it is off."""
+    off_seconds, way = abs(ahead_seconds), "ahead of" if ahead_seconds > 0 else "behind"
+    said = f"this machine's clock is {format_seconds(off_seconds)} {way} that of {other}"
+    if off_seconds > CLOCK_SECONDS_MAX:
+        raise PeerRefused(
+            said, hint=f"set both clocks (NTP): at most {format_seconds(CLOCK_SECONDS_MAX)} are allowed"
+        )
+    if off_seconds > CLOCK_SECONDS_WARN:
+        _log.warning(
+            said, hint="set both clocks (NTP): ends of tokens and times in logs are off by that much"
+        )
 
 
 async def dial_stranger(host: str, port: int, settings: RpcSettings) -> Connection:

@@ -146,7 +146,8 @@ class Serving:
     def _fault(self, answer: _Answer, error: Exception) -> None:
         if not isinstance(error, SllmdError):
             _log.error("call crashed", method=answer.method, exc_info=error)
-            error = SllmdError(f"`{answer.method}` crashed: {type(error).__name__}: {error}")
+            # What it crashed of may be nobody else's to know, and a caller may be a stranger.
+            error = SllmdError(f"`{answer.method}` crashed", hint="that node's log tells more")
         self._outlet.put(Kind.FAULT, (answer.number, encode_fault(error)))
 
     async def _answer(self, answer: _Answer, caller: Caller) -> None:

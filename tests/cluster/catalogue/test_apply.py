@@ -238,9 +238,19 @@ def test_who_used_a_token_long_ago_is_forgotten(play: Play) -> None:
 
 def test_a_revoked_token_is_not_known(play: Play) -> None:
     play(TokenCreate("t", "hash", 100.0, 1))
+    play(TokenConsume("t", "hash", 1.0, "one"))
     play(TokenRevoke("t"))
-    assert play.reason(TokenConsume("t", "hash", 1.0)) is Reason.UNKNOWN
+    assert play.reason(TokenConsume("t", "hash", 1.0, "one")) is Reason.UNKNOWN
     assert play.reason(TokenRevoke("t")) is Reason.UNKNOWN
+
+
+def test_a_revoked_token_is_never_made_good_again(play: Play) -> None:
+    play(TokenCreate("t", "hash", 100.0, 1))
+    play(TokenRevoke("t"))
+    assert play.reason(TokenCreate("t", "hash", 100.0, 1)) is Reason.CONFLICT
+    play(TokenCreate("other", "hash", 300.0, 1))
+    play(TokenConsume("other", "hash", 200.0, "two"))
+    assert "t" not in play.state.tokens, "until it would have expired"
 
 
 def test_a_removed_node_is_remembered_and_its_id_never_comes_back(play: Play) -> None:

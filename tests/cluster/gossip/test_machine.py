@@ -43,33 +43,23 @@ def test_leaving_is_not_held_up_by_silence() -> None:
     assert only(seat.run(3.1), Gone) == [Gone()]
 
 
-def test_an_urgent_change_of_meta_is_told_at_once() -> None:
+def test_a_change_of_meta_is_told_at_once() -> None:
     seat = Seat("abc")
     for number in (1, 2):
-        seat.handle(ChangeMeta(0.0, bytes([number]), urgent=True))
+        seat.handle(ChangeMeta(0.0, bytes([number])))
     assert seat.machine.me == alive("me", 2, meta=b"\x02")
     assert seat.news == [alive("me", 2, meta=b"\x02")]
 
 
-def test_other_changes_wait_for_a_pause() -> None:
-    seat = Seat("abc")
-    for tenth in range(150):
-        seat.run(tenth / 10)
-        seat.handle(ChangeMeta(seat.now, bytes([tenth]), urgent=False))
-    assert 3 <= seat.machine.me.incarnation <= 4
-    seat.run(25)
-    assert seat.machine.me.meta == bytes([149])
-
-
 def test_the_same_meta_is_no_change() -> None:
     seat = Seat("abc")
-    seat.handle(ChangeMeta(0.0, b"", urgent=True))
+    seat.handle(ChangeMeta(0.0, b""))
     assert seat.machine.me.incarnation == 0
 
 
 def test_a_refutation_keeps_the_newest_meta() -> None:
     seat = Seat("abc")
-    seat.handle(ChangeMeta(0.0, b"new", urgent=True))
+    seat.handle(ChangeMeta(0.0, b"new"))
     seat.hear(Suspect(ME, 1, A))
     assert seat.machine.me == alive("me", 2, meta=b"new")
 

@@ -29,7 +29,7 @@ from sllmd.cluster.gossip.messages import (
     unpack_packet,
     unpack_stream,
 )
-from sllmd.cluster.gossip.meta import META_BYTES_MAX, Meta, is_urgent, pack_meta, unpack_meta
+from sllmd.cluster.gossip.meta import META_BYTES_MAX, Meta, pack_meta, unpack_meta
 from sllmd.core.errors import ConfigError, ProtocolError
 from sllmd.core.ids import NodeId
 from tests.cluster.gossip.seat import alive
@@ -100,7 +100,7 @@ def test_a_fact_cannot_be_older_than_its_claim() -> None:
 
 
 def test_meta_there_and_back() -> None:
-    meta = Meta("10.0.0.1:8344", "0.1.0", ("voter", "server"), 7, A, 99)
+    meta = Meta("10.0.0.1:8344", "0.1.0", ("voter", "server"), 7, A)
     assert unpack_meta(pack_meta(meta)) == meta
     with pytest.raises(ConfigError, match="512 are allowed"):
         pack_meta(Meta("x" * 600, "1"))
@@ -108,9 +108,3 @@ def test_meta_there_and_back() -> None:
         unpack_meta(bytes(META_BYTES_MAX + 1))
     with pytest.raises(ProtocolError):
         unpack_meta(b"nonsense")
-
-
-def test_only_a_newer_table_can_wait() -> None:
-    meta = Meta("a", "1", ("server",), 7, A, 99)
-    assert not is_urgent(meta, Meta("a", "1", ("server",), 7, A, 100))
-    assert is_urgent(meta, Meta("a", "1", ("server",), 8, B, 99))

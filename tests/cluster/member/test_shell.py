@@ -5,15 +5,20 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
+from sllmd.cluster.catalogue import pack_command
+from sllmd.cluster.catalogue.commands import Command, SettingPut
 from sllmd.cluster.journal import JournalSettings
 from sllmd.cluster.journal.snapshots import describe
+from sllmd.cluster.member import shell as shell_module
 from sllmd.cluster.member import state
 from sllmd.cluster.member.disk import open_disk
 from sllmd.cluster.member.shell import Owner, Shell
+from sllmd.cluster.raft.entries import Entry, EntryKind
 from sllmd.cluster.raft.events import Restore
 from sllmd.cluster.raft.messages import Append, Message, PreVoteRequest
 from sllmd.core.ids import NodeId
@@ -31,16 +36,15 @@ def event_loop_policy():
     return uvloop.EventLoopPolicy()
 
 
+def quiet_owner(**told: Any) -> Owner:
+    deaf = dict.fromkeys(("send", "carried_out", "restored", "advanced", "changed"), lambda *_: None)
+    return Owner(**{**deaf, **told})
+
+
 @pytest.fixture
 async def shell(tmp_path: Path) -> AsyncIterator[tuple[Shell, list[Message]]]:
     sent: list[Message] = []
-    owner = Owner(
-        send=lambda message, _: sent.append(message),
-        carried_out=lambda *_: None,
-        restored=lambda: None,
-        advanced=lambda: None,
-        changed=lambda: None,
-    )
+    owner = quiet_owner(send=lambda message, _: sent.append(message))
     disk = await open_disk(tmp_path, JournalSettings(), members("abc"))
     shell = Shell(NodeId("a"), disk, NARROW, CONTROL.model_copy(update={"late_seconds_max": 0.05}), owner)
     yield shell, sent
@@ -106,3 +110,34 @@ async def test_who_stood_still_and_hears_nobody_stands_all_the_same(shell) -> No
     await asyncio.sleep(0.05)
     time.sleep(STALL_SECONDS)  # noqa: ASYNC251
     assert await asked_for_votes(sent, 60)
+
+
+async def test_what_was_agreed_is_known_again_after_a_restart_without_a_majority(tmp_path: Path) -> None:
+    """Also what no later entry told the disk of."""
+    disk = await open_disk(tmp_path, JournalSettings(), members("abc"))
+    first = Shell(NodeId("a"), disk, RAFT, CONTROL, quiet_owner())
+    setting = pack_command(Command(SettingPut("key", b"value", None)))
+    entry = Entry(2, 2, EntryKind.COMMAND, setting)
+    first.receive(Append(NodeId("b"), NodeId("a"), 2, 1, 1, (entry,), 1, 0))
+    first.receive(Append(NodeId("b"), NodeId("a"), 2, 2, 2, (), 2, 0))
+    await eventually(lambda: first.position == 2, "it is agreed")
+    before = first.catalogue
+    await first.close()
+    disk = await open_disk(tmp_path, JournalSettings(), None)
+    again = Shell(NodeId("a"), disk, RAFT, CONTROL, quiet_owner())
+    again.begin()
+    await eventually(lambda: again.position == 2, "nobody else is there")
+    assert again.catalogue == before
+    await again.close()
+
+
+async def test_what_is_agreed_reaches_the_disk_though_nothing_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed closes nothing."""
+    monkeypatch.setattr(shell_module, "NOTE_SECONDS", 0.0)
+    disk = await open_disk(tmp_path, JournalSettings(), members("abc"))
+    one = Shell(NodeId("a"), disk, RAFT, CONTROL, quiet_owner())
+    one.receive(Append(NodeId("b"), NodeId("a"), 2, 1, 1, (), 1, 0))
+    await eventually(lambda: disk.journal._wal._agreed.index == 1, "the journal has it")
+    await one.close()

@@ -82,7 +82,7 @@ def test_5_2_a_majority_of_all_elects(voters: str, granted: str, role: Role) -> 
     raft = table[A]
     raft.start_election(transfer=False)
     table.wire.clear()
-    for action in raft.out.flush(raft.hard_state()):
+    for action in raft.out.flush(raft.hard_state(), raft.commit):
         table._carry_out(A, action)
     for voter in granted:
         table.give(A, Receive(table.now, VoteReply(type(A)(voter), A, raft.term, True)))

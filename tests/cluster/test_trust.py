@@ -1,0 +1,195 @@
+"""Who has which secret, what ends with a membership, whose clock is believed: whole nodes, real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sllmd.cluster.catalogue.commands import NodeRemove, SettingPut
+from sllmd.cluster.recovering import go_on_alone
+from sllmd.core.errors import PeerRefused, RecordNotFound
+from sllmd.core.ids import NodeId
+from sllmd.wire.bulk.client import BulkClient
+from sllmd.wire.bulk.pipe import Piece
+from sllmd.wire.cluster_key import ClusterKey
+from sllmd.wire.rpc.joining import AUTHORITY_METHOD
+from tests.cluster.nodes import Nodes, names, nodes, why_not
+from tests.waiting import PATIENCE_SECONDS, eventually
+
+FOLLOWERS = {"voters": {"standbys": 0}}
+"""A second node neither votes nor keeps the log."""
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Nodes]:
+    async with nodes(tmp_path) as made:
+        yield made
+
+
+# --- the CA ---
+
+
+async def test_who_is_not_to_keep_the_ca_lets_it_go_once_another_has_it(fleet: Nodes) -> None:
+    """As after a demotion. Until somebody who is to keep it has it, it stays: it must not be lost."""
+    one = await fleet.found("one", **FOLLOWERS)
+    two = await fleet.join("two", one, **FOLLOWERS)
+    await eventually(lambda: two.keepers() == [one.identity.node], "it knows who has the CA")
+    authority = one.authority
+    assert authority is not None
+    two.home.save_authority(authority)
+    two.authority = authority
+    one.forget_authority()
+    one.duties.tell()
+    two.duties.tell()
+    await eventually(lambda: one.home.authority() is not None, "who keeps the log has it")
+    await eventually(lambda: two.authority is None, "who does not lets it go")
+    assert two.home.authority() is None
+    assert one.authority is not None
+    assert one.authority.pin == authority.pin
+
+
+async def test_a_removed_node_keeps_no_ca(fleet: Nodes) -> None:
+    one = await fleet.found("one")
+    two = await fleet.join("two", one)
+    await eventually(lambda: two.authority is not None, "a standby has the CA")
+    await one.control.propose(NodeRemove(two.identity.node, None))
+    await asyncio.wait_for(asyncio.shield(two.failed), PATIENCE_SECONDS)
+    assert two.authority is None
+    assert two.home.authority() is None
+
+
+# --- what a removal ends ---
+
+
+class Zeros:
+    """A checkpoint."""
+
+    def pieces(self, _path: str, _offset_bytes: int, size_bytes: int) -> Sequence[Piece]:
+        return [memoryview(bytes(size_bytes))]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def refused(fetch: Callable[[], None]) -> PeerRefused:
+    """What is open ends a moment after the removal, so that the node hears why."""
+    while True:
+        try:
+            await asyncio.to_thread(fetch)
+        except PeerRefused as error:
+            return error
+
+
+@pytest.mark.parametrize("encryption", ["on", "off"])
+async def test_a_removed_nodes_open_chunk_connection_ends(fleet: Nodes, encryption: str) -> None:
+    one = fleet.make("one", chunk_encryption=encryption)
+    one.share = lambda _checkpoint: Zeros()
+    await fleet.start(one)
+    two = await fleet.join("two", one, chunk_encryption=encryption)
+    await two.connection(one.identity.node)
+    address = two.bulk_address(one.identity.node)
+    assert address is not None
+    client = BulkClient(address, two.settings.bulk, two.tls)
+
+    def fetch() -> None:
+        client.fetch("digest", "weights", 0, [memoryview(bytearray(10))], lambda _count: None)
+
+    try:
+        await asyncio.to_thread(fetch)
+        await one.control.propose(NodeRemove(two.identity.node, None))
+        await asyncio.wait_for(asyncio.shield(two.failed), PATIENCE_SECONDS)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            refusal = await refused(fetch)
+        assert "was removed" in str(refusal)
+    finally:
+        await asyncio.to_thread(client.close)
+
+
+# --- the cluster key ---
+
+
+async def test_a_revoked_cluster_key_stays_revoked_whoever_restarts_with_it(fleet: Nodes) -> None:
+    key = ClusterKey(bytes(range(32)))
+    one = fleet.make("one")
+    one.key = key
+    await fleet.start(one)
+    assert one.tokens is not None
+    [shown] = one.tokens.list()
+    await one.tokens.revoke(shown.token_id)
+    await one.close()
+    again = fleet.make("one")
+    again.key = key
+    await fleet.start(again)
+    assert again.tokens is not None
+    await eventually(lambda: again.control.leadership().is_me, "it leads")
+    await again.duties.register_key()
+    assert again.tokens.list() == []
+    two = fleet.make("two", join=[again])
+    two.key = key
+    assert "not known here" in str(await why_not(two))
+    with pytest.raises(RecordNotFound):
+        await again.tokens.revoke(shown.token_id)
+
+
+# --- clocks ---
+
+
+@pytest.mark.parametrize(
+    ("ahead_seconds", "said"),
+    [(3 * 3600.0, "3h00m ahead of that of"), (-3 * 3600.0, "3h00m behind that of"), (-600.0, None)],
+)
+async def test_a_joiner_whose_clock_is_wrong_hears_by_how_much(
+    fleet: Nodes, ahead_seconds: float, said: str | None
+) -> None:
+    one = await fleet.found("one")
+    identity = one.home.identity()
+    assert identity is not None
+
+    async def tell(_body: Any, _caller: Any) -> dict[str, Any]:
+        return {"ca": identity.ca_pem, "proof": b"", "now": time.time() - ahead_seconds}
+
+    one.methods.unary(AUTHORITY_METHOD, tell, strangers=True)
+    two = fleet.make("two", join=[one])
+    two.token, _ = await one.tokens.create()  # type: ignore[union-attr]
+    if said is None:
+        await fleet.start(two)
+        return
+    refusal = await why_not(two)
+    assert f"{said} {one.address}" in str(refusal)
+    assert "NTP" in str(refusal.hint)
+
+
+# --- after a recovery ---
+
+
+async def test_a_follower_that_knew_more_than_what_was_saved_reads_what_is_agreed_now(fleet: Nodes) -> None:
+    """The only voter comes back with an old disk and goes on alone; its log is shorter than what was seen."""
+    one = await fleet.found("one", **FOLLOWERS)
+    two = await fleet.join("two", one, **FOLLOWERS)
+    await eventually(lambda: names(two) == names(one) == {"one", "two"}, "it follows")
+    saved = fleet.directory / "saved"
+    await asyncio.to_thread(
+        shutil.copytree, one.home.directory, saved, ignore=shutil.ignore_patterns("*.tmp")
+    )
+    for number in range(30):
+        await one.control.propose(SettingPut("lost", bytes([number]), None))
+    await eventually(lambda: "lost" in two.control.view().catalogue.settings, "it saw what will be lost")
+    known = two.control.view().position
+    where = one.address
+    await one.close()
+    await asyncio.to_thread(shutil.rmtree, one.home.directory)
+    await asyncio.to_thread(shutil.move, saved, one.home.directory)
+    go_on_alone(one.home, one.settings.journal)
+    again = await fleet.start(fleet.make("one", listen=where, **FOLLOWERS))
+    await eventually(lambda: two.control.leadership().leader == NodeId(one.identity.node), "it is found")
+    await again.control.propose(SettingPut("after", b"", None))
+    assert again.control.view().position < known
+    settings = (await two.control.read()).settings
+    assert "after" in settings
+    assert "lost" not in settings
