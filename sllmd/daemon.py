@@ -45,7 +45,7 @@ from sllmd.roles.passage import Passage
 from sllmd.roles.provision import is_built_in, provision
 from sllmd.roles.router import Router
 from sllmd.roles.status import ClusterSummary
-from sllmd.roles.watching import Watcher, record, watch_door, watch_moves, watch_replicas
+from sllmd.roles.watching import Watcher, record, watch_door, watch_mirror, watch_moves, watch_replicas
 from sllmd.store.store import Store
 from sllmd.telemetry.feed import Feed
 from sllmd.telemetry.logs import configure_logs
@@ -211,6 +211,8 @@ class Daemon:
         node.share = Sharing(tier, library.find).hold
         operator.moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
         _count_moves(metrics, router)
+        plane.resumption.mirror.observers.append(lambda each: metrics.mirror_total.labels(each).inc())
+        watch_mirror(following.feed, plane.resumption.mirror, config.node.name)
         # Whoever answers other nodes registers with node.methods before this.
         rooms.push_async_callback(node.close)
         await node.start()

@@ -81,6 +81,9 @@ def _note_status(metrics: Metrics, status: NodeStatus) -> None:
     metrics.tier_used_bytes.labels("dram").set(status.cache.used_bytes)
     for hop, bandwidth in status.cache.bandwidth_bytes_per_second.items():
         metrics.load_bandwidth.labels(hop).set(bandwidth)
+    metrics.migrations_under_way.set(status.moves.under_way)
+    metrics.mirror_copies.set(status.mirror.copies)
+    metrics.mirror_copies_bytes.set(status.mirror.copies_bytes)
     metrics.worker_memory_bytes.clear()
     for process in status.processes:
         metrics.worker_memory_bytes.labels(process_label(process.role)).inc(process.rss_bytes)

@@ -213,6 +213,7 @@ def _status_text(node: Mapping[str, Any]) -> str:
         ("listens on", "  ".join(node["listen"])),
         ("store", f"{node['store_directory']}, {counted(node['models'], 'model')}"),
         ("requests", f"{node['requests_running']} running, {node['requests_waiting']} waiting"),
+        *moves_pairs(node["moves"], node["mirror"]),
         ("dram", _dram_text(cache_books)),
         ("", f"memory {cache_books['pinned']}"),
         ("", f"pages {cache_books['pages']}"),
@@ -223,6 +224,17 @@ def _status_text(node: Mapping[str, Any]) -> str:
         pairs.append(("device", f"{device['name']}, {device['description']}, {memory}, {replicas}"))
     pairs += [("process", _process_text(process)) for process in node["processes"]]
     return fields(pairs)
+
+
+def moves_pairs(moves: Mapping[str, Any], mirror: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Changes of place and copies of streams, where there have been any."""
+    words = ("under_way", "moved", "resumed", "called_off", "failed")
+    told = [f"{moves[word]} {word.replace('_', ' ')}" for word in words if moves[word]]
+    if moves["pause_ms_max"]:
+        told.append(f"longest pause {format_seconds(moves['pause_ms_max'] / 1000)}")
+    kept = [f"{mirror['copies']} kept for other nodes"] if mirror["copies"] else []
+    kept += [f"{mirror[word]} {word}" for word in ("late", "alone", "refused", "resumed") if mirror[word]]
+    return [(name, ", ".join(parts)) for name, parts in (("moves", told), ("streams", kept)) if parts]
 
 
 def _dram_text(books: Mapping[str, Any]) -> str:

@@ -241,3 +241,18 @@ def of_move(request: str, model: str, move: MoveStatus, name_of: NameOf) -> Happ
         return Happening(f"generation.{what}", text, facts)
     text = f"a generation of {model} was not {what} from {source}: {move.outcome} ({move.reason})"
     return Happening(f"generation.not_{what}", text, facts)
+
+
+# --- streams of this node --------------------------------------------------------------------------
+
+
+def of_stream(node: str, outcome: str) -> Happening | None:
+    """What became of a stream that can be resumed; None: nothing to tell."""
+    match outcome:
+        case "resumed":
+            text = f"a stream that another node told goes on through {node}"
+            return Happening("stream.resumed", text, {"node": node})
+        case "refused":
+            text = f"a stream of {node} has no copy: its keeper has no room ([mirror] bytes_max, copies_max)"
+            return Happening("stream.unmirrored", text, {"node": node})
+    return None

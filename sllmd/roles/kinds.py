@@ -53,6 +53,8 @@ KINDS: Mapping[str, str] = {
     "generation.resumed": "it goes on elsewhere: where it ran was lost",
     "generation.not_moved": "it stays where it is",
     "generation.not_resumed": "it could not go on",
+    "stream.resumed": "a client came back for its stream here, which another node had told",
+    "stream.unmirrored": "the node that would keep a stream's copy has no room: it ends with this node",
     "gap": "`lost` entries were missed (null: nobody knows)",
 }
 """Kind -> when it is told."""

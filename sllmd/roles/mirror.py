@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import structlog
 
@@ -21,6 +21,7 @@ from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.migration.mirror import ITEM_BYTES, Item, News, Shelf, Told, keepers
 from sllmd.roles.settings import MirrorSettings
+from sllmd.roles.status import MirrorStatus
 from sllmd.wire.rpc.methods import Caller, Methods
 
 PUT = "mirror.put"
@@ -108,6 +109,11 @@ class Mirror:
         self.counts[outcome] += 1
         for observer in self.observers:
             observer(outcome)
+
+    def status(self) -> MirrorStatus:
+        """Copies kept here, and what became of this node's own streams."""
+        counts = {outcome: self.counts[outcome] for outcome in get_args(Outcome)}
+        return MirrorStatus(copies=len(self.shelf), copies_bytes=self.shelf.size_bytes, **counts)
 
     def follow(self, stream: Stream) -> Mirrored:
         """Begin to tell of ``stream``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 
 import structlog
@@ -31,8 +32,9 @@ from sllmd.migration.settings import MigrationSettings
 from sllmd.roles.berth import Berth
 from sllmd.roles.carriage import Carriage
 from sllmd.roles.dispatch import Places
-from sllmd.roles.passage import Passage
+from sllmd.roles.passage import Kind, Passage, Result
 from sllmd.roles.place import Place
+from sllmd.roles.status import MovesStatus
 from sllmd.roles.turns import Turns
 
 _log = structlog.get_logger(__name__)
@@ -149,11 +151,28 @@ class Mover:
         self._turns = Turns(count_max=settings.moves_max, size_max=settings.moves_tokens_max)
         self._moving: dict[Carriage, Moving] = {}
         self._background: set[asyncio.Task[Passage]] = set()
+        self._results: Counter[tuple[Kind, Result]] = Counter()
+        self._rounds = self._tokens = 0
+        self._pause_ms_max = 0.0
 
     @property
     def count(self) -> int:
         """Moves under way or waiting for their turn."""
         return len(self._moving)
+
+    def status(self) -> MovesStatus:
+        """What has come of all of them."""
+        results = self._results
+        return MovesStatus(
+            under_way=self.count,
+            moved=results["move", "done"],
+            resumed=results["failover", "done"],
+            called_off=results["move", "called_off"] + results["failover", "called_off"],
+            failed=results["move", "failed"] + results["failover", "failed"],
+            rounds=self._rounds,
+            tokens=self._tokens,
+            pause_ms_max=self._pause_ms_max,
+        )
 
     async def move(self, carriage: Carriage, target: Place | None, reason: str) -> Passage:
         """Move a generation; returns when it runs there, or when that did not come about.
@@ -209,5 +228,10 @@ class Mover:
 
     def observe(self, carriage: Carriage, passage: Passage) -> None:
         """A change of place is over, or did not come about."""
+        self._results[passage.kind, passage.result] += 1
+        self._rounds += passage.rounds
+        if passage.result == "done":
+            self._tokens += passage.tokens
+            self._pause_ms_max = max(self._pause_ms_max, passage.pause_ms or 0.0)
         for observer in self.observers:
             observer(carriage, passage)

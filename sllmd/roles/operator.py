@@ -207,6 +207,8 @@ class Operator:
             store_directory=self._store_directory,
             processes=tuple(process_statuses(workers.processes, replicas)),
             worker_error=workers.last_error,
+            moves=self._router.mover.status(),
+            mirror=self.resumption.mirror.status(),
             cluster=self.cluster.fleet.summary() if self.cluster is not None else None,
         )
 

@@ -282,6 +282,40 @@ class LeaveReport(_Status):
     """Generations that outlasted the drain."""
 
 
+class MovesStatus(_Status):
+    """Changes of place of the generations that this node routes, since it was started."""
+
+    under_way: int
+    moved: int
+    """As planned."""
+    resumed: int
+    """After their source was lost."""
+    called_off: int
+    failed: int
+    rounds: int
+    """Times that targets of planned moves computed what was known."""
+    tokens: int
+    """Prompt and output that new places went on from."""
+    pause_ms_max: float
+    """The longest between the last token of an old place and the first of the new one."""
+
+
+class MirrorStatus(_Status):
+    """Streams that outlive the node that they lead to: its own here, and the copies that it keeps."""
+
+    copies: int
+    """Streams of other nodes that it has a copy of."""
+    copies_bytes: int
+    alone: int
+    """Times that there was nobody to keep a copy of new tokens; this and the next since it was started."""
+    late: int
+    """Times that tokens went on before the keeper of their copy had answered."""
+    refused: int
+    """Streams that a keeper had no room for."""
+    resumed: int
+    """Streams that this node took over from another."""
+
+
 class NodeStatus(_Status):
     """The whole node at a glance."""
 
@@ -303,6 +337,8 @@ class NodeStatus(_Status):
     processes: tuple[ProcessStatus, ...]
     worker_error: str | None
     """Why the last start of a worker failed; None after one that succeeded."""
+    moves: MovesStatus
+    mirror: MirrorStatus
     cluster: ClusterSummary | None = None
     """None while this node has not joined yet."""
 

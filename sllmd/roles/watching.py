@@ -25,9 +25,11 @@ from sllmd.roles.happenings import (
     of_move,
     of_refusal,
     of_replica,
+    of_stream,
 )
 from sllmd.roles.lasting import lasting
 from sllmd.roles.members import name_table
+from sllmd.roles.mirror import Mirror, Outcome
 from sllmd.roles.mover import Mover
 from sllmd.roles.passage import Passage
 from sllmd.roles.residence import Residence
@@ -57,6 +59,18 @@ def watch_moves(feed: Feed, mover: Mover, name_of: NameOf) -> None:
         record(feed, of_move(work.request_id, work.model, passage.status(), name_of))
 
     mover.observers.append(observe)
+
+
+def watch_mirror(feed: Feed, mirror: Mirror, node: str) -> None:
+    """From now on, what becomes of the streams of this node, called ``node``; what comes by the token is
+    only counted."""
+
+    def observe(outcome: Outcome) -> None:
+        happening = of_stream(node, outcome)
+        if happening is not None:
+            record(feed, happening)
+
+    mirror.observers.append(observe)
 
 
 def watch_door(feed: Feed, cluster: ClusterNode) -> None:

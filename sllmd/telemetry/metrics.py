@@ -155,6 +155,17 @@ class Metrics:
         self.migration_tokens_total = self._counter(
             "sllmd_migration_tokens_total", "Tokens that new places went on from.", "kind"
         )
+        self.migrations_under_way = self._gauge(
+            "sllmd_migrations_under_way", "Planned moves under way, or waiting for their turn."
+        )
+        self.mirror_total = self._counter(
+            "sllmd_mirror_total",
+            "Of streams that can be resumed: times that nobody was there to keep a copy (alone), that the"
+            " keeper was late, that it had no room (refused), and streams taken over here (resumed).",
+            "outcome",
+        )
+        self.mirror_copies = self._gauge("sllmd_mirror_copies", "Copies of other nodes' streams.")
+        self.mirror_copies_bytes = self._gauge("sllmd_mirror_copies_bytes", "Bytes that they take.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

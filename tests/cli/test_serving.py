@@ -14,7 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from sllmd.cli.serving import moves_pairs
 from tests.cli.conftest import RunCommand, RunningDaemon, command, environment
+
+
+def test_status_tells_of_moves_and_streams_once_there_are_any() -> None:
+    quiet = {"under_way": 0, "moved": 0, "resumed": 0, "called_off": 0, "failed": 0, "pause_ms_max": 0.0}
+    alone = {"copies": 0, "late": 0, "alone": 0, "refused": 0, "resumed": 0}
+    assert moves_pairs(quiet, alone) == []
+    busy = {**quiet, "moved": 3, "called_off": 1, "pause_ms_max": 1200.0}
+    assert moves_pairs(busy, {**alone, "copies": 2, "late": 7}) == [
+        ("moves", "3 moved, 1 called off, longest pause 1.20 s"),
+        ("streams", "2 kept for other nodes, 7 late"),
+    ]
 
 
 def test_load_ps_explain_unload(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:

@@ -30,6 +30,7 @@ from sllmd.roles.happenings import (
     of_member,
     of_move,
     of_replica,
+    of_stream,
 )
 from sllmd.roles.status import MoveStatus
 from tests.roles.test_members import A, B, C, admit, agreed, view
@@ -154,6 +155,16 @@ def test_a_change_of_place(move: MoveStatus, kind: str, node: str, text: str) ->
     told = of_move("req", "m", move, str.upper)
     assert (told.kind, told.facts["node"], told.text) == (kind, node, text)
     assert (told.facts["request"], told.facts["target"], told.facts["tokens"]) == ("req", "N2", 90)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [("resumed", "stream.resumed"), ("refused", "stream.unmirrored"), ("late", None), ("alone", None)],
+)
+def test_streams_are_told_of_and_tokens_only_counted(outcome: str, kind: str | None) -> None:
+    told = of_stream("n1", outcome)
+    assert (told.kind if told else None) == kind
+    assert told is None or told.facts["node"] == "n1"
 
 
 def test_what_nobody_documented_cannot_happen() -> None:

@@ -170,6 +170,11 @@ async def test_back_and_forth_and_round(make_trio, make_node) -> None:
                 assert (await trio.move(generation, target)).result == "done"
             assert await finish(generation, deltas) == await unmoved(alone, wanted)
         assert generation.status().hops == 4
+        told, moves = trio.near.router.mover.status(), generation.status().moves
+        assert (told.moved, told.resumed, told.failed, told.called_off, told.under_way) == (4, 0, 0, 0, 0)
+        assert told.rounds == sum(move.rounds for move in moves) >= 4
+        assert told.tokens == sum(move.tokens for move in moves)
+        assert told.pause_ms_max == max(move.pause_ms or 0 for move in moves)
         await trio.still()
 
 

@@ -161,7 +161,9 @@ async def test_a_dead_router_costs_a_reconnect_only(make_member: MakeMember) -> 
         await eventually(lambda: not running(b))
         await hear(c, broken)
         assert (broken.done, broken.texts()) == (True, whole.texts())
-        assert c.daemon.plane.resumption.mirror.counts["resumed"] == 1
+        mirror = c.daemon.operator.status().mirror
+        assert (mirror.resumed, mirror.refused) == (1, 0)
+        assert b'sllmd_mirror_total{outcome="resumed"} 1.0' in c.daemon.metrics.exposition()
 
 
 async def test_who_lost_the_stream_is_shut_out_by_its_keeper(make_member: MakeMember) -> None:
