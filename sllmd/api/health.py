@@ -32,8 +32,7 @@ async def readyz(request: web.Request) -> web.Response:
         reason = _drain_text(operator.status())
     elif operator.cluster is None:
         reason = "this node has not joined its cluster yet"
-    status = "ready" if reason is None else "not ready"
-    body = Readiness(status=status, state=operator.state, reason=reason)
+    body = Readiness(status="ready" if reason is None else "not ready", state=operator.state, reason=reason)
     return web.json_response(text=body.model_dump_json(), status=200 if reason is None else 503)
 
 
@@ -43,9 +42,7 @@ def _drain_text(node: NodeStatus) -> str:
         state = f"draining: {node.requests_running} still run here"
     else:
         state = f"drained for {format_age(time.time() - node.drained_since)}: nothing runs here"
-    return (
-        f"this node is {state}; no new work: requests that come run on other nodes, if there are any"
-    )
+    return f"this node is {state}; no new work: requests that come run on other nodes, if there are any"
 
 
 async def version(_request: web.Request) -> web.Response:

@@ -1,8 +1,10 @@
-"""/openapi.json, made from the models that requests are read with and answers fit."""
+"""/openapi.json, made from ``operations`` and the models that requests are read with and answers fit."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,26 +13,23 @@ from pydantic.json_schema import models_json_schema
 
 import sllmd
 from sllmd.api import openai
-from sllmd.roles import status
+from sllmd.api.operations import OPERATIONS, Operation
 
-_Ref = dict[str, str]
+_Refs = Mapping[tuple[Any, Any], dict[str, Any]]
 
-_POSTS: tuple[tuple[str, str, type[BaseModel], type[BaseModel]], ...] = (
-    ("/v1/completions", "createCompletion", openai.CompletionRequest, openai.Completion),
-    ("/v1/chat/completions", "createChatCompletion", openai.ChatRequest, openai.ChatCompletion),
-    ("/tokenize", "tokenize", openai.TokenizeRequest, openai.TokenizeResponse),
-    ("/detokenize", "detokenize", openai.DetokenizeRequest, openai.DetokenizeResponse),
-)
-_GETS: tuple[tuple[str, str, type[BaseModel]], ...] = (
-    ("/v1/models", "listModels", openai.ModelList),
-    ("/v1/models/{model}", "retrieveModel", openai.ModelObject),
-    ("/sllmd/v1/status", "nodeStatus", status.NodeStatus),
-    ("/sllmd/v1/cache", "cacheStatus", status.CacheStatus),
-    ("/sllmd/v1/members", "clusterMembers", status.ClusterStatus),
-    ("/sllmd/v1/nodes", "listNodes", status.NodeRecords),
-    ("/sllmd/v1/deployments", "listDeployments", status.DeploymentRecords),
-    ("/sllmd/v1/keys", "listKeys", status.KeyRecords),
-)
+_ABOUT = """OpenAI's API as far as sllmd serves it, and `/sllmd/v1` for operators, on every node.
+
+OpenAI's paths work without `/v1`, too. Errors have OpenAI's envelope."""
+_HEADERS = {
+    "x-request-id": "Of this request; yours, if you sent a harmless one",
+    "X-Sllmd-Node": "Name of the node that answers: where the client is connected",
+}
+_RUN_HEADERS = {
+    "X-Sllmd-Ran-On": "Names of the nodes that generated, in order; of a stream, those until its first event",
+    "X-Sllmd-Cold": "1: the model had to be loaded for this request",
+    "X-Sllmd-Tier": "Where the model was when the request came: device, dram, ssd, peer, remote",
+    "Server-Timing": "Milliseconds of queue, load and prefill",
+}
 
 
 @cache
@@ -40,26 +39,21 @@ def openapi_json() -> str:
 
 
 def openapi_document() -> dict[str, Any]:
-    """OpenAPI 3.1 for the public endpoints."""
+    """OpenAPI 3.1 of all routes."""
     wanted: list[tuple[type[BaseModel], Any]] = [(openai.ErrorEnvelope, "serialization")]
-    for _, _, asks, answers in _POSTS:
-        wanted += [(asks, "validation"), (answers, "serialization")]
-    wanted += [(answers, "serialization") for _, _, answers in _GETS]
+    for each in OPERATIONS:
+        wanted += [(kind, "serialization") for kind in (each.answers, each.streams) if kind is not None]
+        wanted += [(each.asks, "validation")] if each.asks is not None else []
     refs, schemas = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
-    error = refs[openai.ErrorEnvelope, "serialization"]
-    paths = {
-        path: {"post": _post(path, name, refs[asks, "validation"], refs[answers, "serialization"], error)}
-        for path, name, asks, answers in _POSTS
-    }
-    paths |= {
-        path: {"get": _get(path, name, refs[answers, "serialization"], error)}
-        for path, name, answers in _GETS
-    }
+    paths: dict[str, dict[str, Any]] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method] = _operation(each, refs)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "sllmd",
             "version": sllmd.__version__,
+            "description": _ABOUT,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -71,28 +65,47 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _post(path: str, name: str, asks: _Ref, answers: _Ref, error: _Ref) -> dict[str, Any]:
-    body = {"required": True, "content": {"application/json": {"schema": asks}}}
-    return {
-        "operationId": name,
-        "requestBody": body,
-        "responses": _responses(answers, error, streams=path.startswith("/v1/")),
+def _operation(about: Operation, refs: _Refs) -> dict[str, Any]:
+    operation: dict[str, Any] = {"operationId": about.name, "summary": about.summary}
+    if about.description:
+        operation["description"] = about.description
+    text = {"type": "string"}
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {**text, "minLength": 1}}
+        for name in re.findall(r"{(\w+)}", about.path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "description": told, "schema": text}
+        for name, told in about.query.items()
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    if about.asks is not None:
+        content = {"application/json": {"schema": refs[about.asks, "validation"]}}
+        operation["requestBody"] = {"required": about.asks_always, "content": content}
+    return operation | {"responses": _responses(about, refs)}
+
+
+def _responses(about: Operation, refs: _Refs) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    if about.answers is not None:
+        content["application/json"] = {"schema": refs[about.answers, "serialization"]}
+    if about.streams is not None:
+        content["text/event-stream"] = {"schema": refs[about.streams, "serialization"]}
+    if not content:
+        content["application/json" if about.path.endswith(".json") else "text/plain"] = {}
+    headers = _HEADERS | (_RUN_HEADERS if about.answers in _GENERATED else {})
+    good = {
+        "description": "The answer, or a stream of server-sent events" if about.streams else "The answer",
+        "headers": {
+            name: {"description": told, "schema": {"type": "string"}} for name, told in headers.items()
+        },
+        "content": content,
     }
-
-
-def _get(path: str, name: str, answers: _Ref, error: _Ref) -> dict[str, Any]:
-    operation: dict[str, Any] = {"operationId": name, "responses": _responses(answers, error)}
-    if "{model}" in path:
-        operation["parameters"] = [
-            {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        ]
-    return operation
-
-
-def _responses(answers: _Ref, error: _Ref, *, streams: bool = False) -> dict[str, Any]:
-    """``streams``: events whose data are the same objects, on request."""
-    good: dict[str, Any] = {"application/json": {"schema": answers}}
-    if streams:
-        good["text/event-stream"] = {}
+    error = refs[openai.ErrorEnvelope, "serialization"]
     bad = {"description": "An error", "content": {"application/json": {"schema": error}}}
-    return {"200": {"description": "The answer", "content": good}, "4XX": bad, "5XX": bad}
+    others = {status: {"description": told, "content": content} for status, told in about.more.items()}
+    return {"200": good, **others, "4XX": bad, "5XX": bad}
+
+
+_GENERATED = (openai.Completion, openai.ChatCompletion)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from sllmd.cli.agreement import agreement_text, cluster_pairs
-from sllmd.cli.cluster import member_note
+from sllmd.cli.cluster import is_member, member_note, member_state
 from sllmd.cli.follow import event_line, log_line
 from sllmd.cli.tables import Column, table
 from tests.cli.conftest import RunCommand, RunningDaemon, command, environment
@@ -82,6 +82,8 @@ def test_events_and_log_lines_that_are_remembered(sllmd: RunCommand, leading: Ru
     sllmd("load", "tiny")
     events = [json.loads(line) for line in sllmd("events", "--no-follow", "-o", "json").out.splitlines()]
     assert {"leader.elected", "node.started", "replica.serving"} <= {event["kind"] for event in events}
+    [name] = {event["told_by"] for event in events}
+    assert {event["node"] for event in events} == {name}
     assert "replica.serving" in sllmd("events", "--no-follow").out
     lines = sllmd("monitor", "--no-follow", "--model", "tiny", "-n", "1000").out
     assert "replica serves" in lines
@@ -165,11 +167,59 @@ def test_a_degraded_cluster_in_words() -> None:
     assert list(cluster_pairs(None)) == []
 
 
+WELL = {
+    "name": "n",
+    "state": "alive",
+    "since": 1.0,
+    "suspected_by": [],
+    "name_conflict": False,
+    "admitted": True,
+    "cordoned": False,
+    "draining": False,
+    "drained_since": None,
+}
+"""What matters here of a member."""
+
+
 def test_notes_on_a_member() -> None:
-    row = {"suspected_by": ["a", "b"], "name_conflict": True, "draining": True, "cordoned": True}
-    assert member_note({**row, "state": "suspect", "since": 1.0}) == (
-        "no answer to a, b; another node has this name; draining; cordoned"
-    )
+    assert member_note(WELL) == ""
+    unwell = {"state": "suspect", "suspected_by": ["a", "b"], "name_conflict": True}
+    assert member_note({**WELL, **unwell}) == "no answer to a, b; another node has this name"
+    drained = {**WELL, "cordoned": True, "drained_since": 5.0}
+    assert member_note(drained) == "nothing runs there; no new work until `sllmd undrain n`"
+    assert "not heard of" in member_note({**WELL, "state": "dead", "since": None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "listed"),
+    [
+        ({}, "alive", True),
+        ({"draining": True, "cordoned": True}, "draining", True),
+        ({"drained_since": 5.0, "cordoned": True}, "drained", True),
+        ({"state": "suspect", "draining": True}, "suspect", True),
+        ({"state": "dead"}, "dead", True),
+        ({"state": "left"}, "stopped", True),
+        ({"state": "left", "admitted": False}, "left", False),
+    ],
+)
+def test_who_is_listed_and_as_what(changes: dict, state: str, listed: bool) -> None:
+    row = {**WELL, **changes}
+    assert (member_state(row), is_member(row)) == (state, listed)
+
+
+def test_a_drained_node_says_so_everywhere(sllmd: RunCommand, leading: RunningDaemon) -> None:
+    try:
+        drained = sllmd("drain")
+        assert "drained in" in drained.out
+        until(lambda: "drained" in sllmd("members").out, "members show it")
+        assert "sllmd undrain" in sllmd("members").out
+        assert "drained for" in sllmd("status").out
+        status = json.loads(sllmd("status", "-o", "json").out)
+        assert (status["state"], status["drained_since"] <= time.time()) == ("drained", True)
+    finally:
+        assert sllmd("undrain").code == 0
+    until(lambda: "drained" not in sllmd("members").out, "it takes work again")
+    assert ", ready" in sllmd("status").out
 
 
 @pytest.fixture
