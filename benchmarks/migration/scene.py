@@ -32,7 +32,7 @@ WEIGHTS = "random-1g"
 LINK_SHARE = 0.2
 SETTINGS: dict[str, object] = {
     "devices.replicas_max": 1,
-    "engine.cache_tokens": 8192,
+    "engine.cache_tokens": 16384,
     "loader.dram_budget": "2GiB",
     "loader.reserve_bytes": "1536MiB",
     "serving.residency_min": "0s",
@@ -59,14 +59,20 @@ class Scene:
         """A serves at near; far has only A's bytes, and B is nowhere but on near's disk."""
         self.far.live.ask(f"/sllmd/v1/models/{MODEL}/unload", {"keep_dram": True})
         self.near.load()
-        until(self._is_prepared, "A serves at near alone, and workers wait on both")
+        wanted = [([MODEL], True, {MODEL}), ([], True, {MODEL})]
+        try:
+            until(lambda: self._state() == wanted, "near and far are as they were")
+        except AssertionError:
+            raise AssertionError(f"near and far are {self._state()}, not {wanted}") from None
 
-    def _is_prepared(self) -> bool:
-        statuses = [server.live.status() for server in (self.near, self.far)]
-        replicas = [[each["model"] for each in status["replicas"]] for status in statuses]
-        waits = [any(each["role"] == "waiting" for each in status["processes"]) for status in statuses]
-        copies = [set(server.live.copies()) for server in (self.near, self.far)]
-        return replicas == [[MODEL], []] and all(waits) and copies == [{MODEL}, {MODEL}]
+    def _state(self) -> list[tuple[list[str], bool, set[str]]]:
+        """Of near and far: replicas, whether a worker waits, what is in DRAM."""
+        found = []
+        for live in (self.near.live, self.far.live):
+            status = live.status()
+            waits = any(each["role"] == "waiting" for each in status["processes"])
+            found.append(([each["model"] for each in status["replicas"]], waits, set(live.copies())))
+        return found
 
     def forget_b(self) -> None:
         """Out of both servers' memory, and off far's disk."""
@@ -123,11 +129,12 @@ def _put_b(directory: Path) -> None:
 
 def _disk_bytes_per_second(near: Server) -> float:
     """Near loads B twice, the second time into memory that it has: what its disk gave then."""
+    rate = 0.0
     for _ in range(2):
-        near.live.ask(f"/sllmd/v1/models/{B}/load", {"tier": "dram", "stream": False})
+        loaded = near.live.ask(f"/sllmd/v1/models/{B}/load", {"tier": "dram", "stream": False}).body
+        rate = loaded["current_bytes"] / loaded["seconds"]
         near.live.ask("/sllmd/v1/cache/evict", {"model": B})
-    rates = near.live.ask("/sllmd/v1/cache").body["bandwidth_bytes_per_second"]
-    return float(rates["ssd"])
+    return rate
 
 
 @contextmanager

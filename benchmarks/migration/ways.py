@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 
+from benchmarks.environments import log
 from benchmarks.migration.scene import B, Scene
 from benchmarks.migration.stage import MODEL, Server, move
 from tests.live import until
@@ -39,6 +40,7 @@ async def migration(here: Scene, request_id: str) -> tuple[float, float]:
     )
     if moved is None or moved["result"] != "done":
         raise RuntimeError(f"A did not move: {moved}")
+    log(f"paper: A moved in {moved['seconds']:.3f} s, {moved['rounds']} rounds")
     return ordered_seconds, first_seconds
 
 
