@@ -147,17 +147,18 @@ def test_it_is_too_late_to_give_up_when_all_bytes_are_there(plan, slabs, make_la
 
 
 def test_the_gauge_sees_busy_time_only(plan, slabs, make_lane):
-    lane = make_lane(2)
+    lane, busy_seconds = make_lane(2), 0.0
     for _ in range(2):
+        began_at = time.monotonic()
         source = GateSource()
         _, ended = submit(lane, plan, slabs, source)
         source.gate.release(8)
         assert ended.wait(60)
-        ended.clear()
-        ended.wait(0.2)
+        busy_seconds += time.monotonic() - began_at
+        time.sleep(0.5)
     assert lane.queued_bytes() == 0
-    # With the idle 0.2 s counted it would be below 2 MB/s.
-    assert lane.gauge.bytes_per_second > 10_000_000
+    # Two loads of a millisecond each, and half a second between them.
+    assert lane.gauge.bytes_per_second > 8 * CHUNK_BYTES / busy_seconds
 
 
 # --- the event loop's side ---
