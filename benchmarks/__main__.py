@@ -13,6 +13,8 @@ from benchmarks.cluster.options import Options
 from benchmarks.pages import huge_pages
 from benchmarks.report import Report
 
+_WITH_OPTIONS = ("cluster", "scheduler", "migration")
+"""Benches of sections that can be chosen."""
 ROUNDS_MIN = 5
 """Fewer are for trying the harness; no claim rests on them."""
 
@@ -42,12 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bench", choices=["load", "coldstart", "serve", "cluster", "scheduler", "migration"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write targets and rows there")
     parser.add_argument("--rounds", type=int, default=ROUNDS_MIN)
-    cluster = parser.add_argument_group("cluster, migration")
+    cluster = parser.add_argument_group("cluster, scheduler, migration")
     defaults = Options(ROUNDS_MIN)
     cluster.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="the others are misses")
     cluster.add_argument("--seeds", type=int, default=defaults.seeds, help="of the simulator")
     cluster.add_argument("--storm", action="store_true", help="the storm alone; the others are misses")
     cluster.add_argument("--storm-seed", type=int, default=defaults.storm_seed, help="another storm")
+    cluster.add_argument("--minutes", type=float, default=defaults.minutes, help="of bursts (scheduler)")
     cluster.add_argument("--kills", type=int, default=defaults.kills, help="of what runs streams (migration)")
     return parser
 
@@ -55,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace) -> Report:
     bench = importlib.import_module(f"benchmarks.{given.bench}")
     only = ("storm",) if given.storm else tuple(given.only)
-    options = Options(given.rounds, only, given.seeds, given.storm_seed, given.kills)
-    report: Report = bench.run(options if given.bench in ("cluster", "migration") else given.rounds)
+    options = Options(given.rounds, only, given.seeds, given.storm_seed, given.minutes, given.kills)
+    report: Report = bench.run(options if given.bench in _WITH_OPTIONS else given.rounds)
     return report
 
 

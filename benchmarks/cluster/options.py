@@ -16,5 +16,7 @@ class Options:
     """Of the raft simulator: two cores take four minutes for these."""
     storm_seed: int = 1
     """Another one is another storm."""
+    minutes: float = 5.0
+    """Of bursts, in the scheduler bench; with fewer a target stays missed."""
     kills: int = 200
     """Of what runs streams, in the migration bench; with fewer its targets stay missed."""

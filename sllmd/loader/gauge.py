@@ -31,16 +31,16 @@ class Gauge:
 
 @dataclass(slots=True)
 class Throttle:
-    """A cap on a hop: each transfer is told how long to wait so that the average stays below it."""
+    """A cap on a hop: transfers are given turns, one after the other, as long as the cap asks for."""
 
     bytes_per_second: int
     """0: no cap."""
     _free_at: float = 0.0
 
-    def delay_seconds(self, count: int, now: float) -> float:
-        """Book ``count`` bytes; how long to wait before moving them."""
+    def book(self, count: int, now: float) -> tuple[float, float]:
+        """A turn for ``count`` bytes: when it begins, and when the last of them may have passed."""
         if not self.bytes_per_second:
-            return 0.0
-        start = max(now, self._free_at)
-        self._free_at = start + count / self.bytes_per_second
-        return start - now
+            return now, now
+        begin = max(now, self._free_at)
+        self._free_at = begin + count / self.bytes_per_second
+        return begin, self._free_at

@@ -174,8 +174,13 @@ class Load:
             bytes_total=transfer.bytes_total,
             bytes_per_second=rate,
             eta_seconds=0.0 if not left else left / rate if rate else None,
-            seconds=time.monotonic() - transfer.began_at if transfer.began_at is not None else 0.0,
+            seconds=self._seconds(),
         )
+
+    def _seconds(self) -> float:
+        """Since its turn began; a lane whose bandwidth is capped plans turns ahead."""
+        began_at = self.transfer.began_at
+        return max(0.0, time.monotonic() - began_at) if began_at is not None else 0.0
 
     def _state(self) -> LoadState:
         if self._over.is_set():

@@ -118,10 +118,13 @@ class Transfer:
             if chunk is None:
                 self._exhausted = True
                 return None
-            if self.began_at is None:
-                self.began_at = self.moved_at = time.monotonic()
             self._in_flight += 1
             return chunk
+
+    def begin(self, at: float) -> None:
+        """The turn of a chunk begins then (monotonic); that of the first one is the load's beginning."""
+        if self.began_at is None:
+            self.began_at = self.moved_at = at
 
     def carry(self, chunk: Chunk, delay_seconds: float) -> bool:
         """Bring one taken chunk into memory, ``delay_seconds`` from now; whether it did. Never raises."""
@@ -274,7 +277,10 @@ class Lane:
             if not self._carrying:
                 self._marked_at = now
             self._carrying += 1
-            return transfer, chunk, self._throttle.delay_seconds(chunk.size_bytes, now)
+            begin, end = self._throttle.book(chunk.size_bytes, now)
+            transfer.begin(begin)
+            # Reading at the end of the turn, not at its beginning: bytes are there when they may be.
+            return transfer, chunk, end - now
 
     def _measure(self, chunk: Chunk, carried: bool) -> None:
         with self._wake:

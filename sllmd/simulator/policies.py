@@ -6,6 +6,8 @@ which no row is on its way for asks for one more replica. They differ in where t
 * ``startup``: where it starts soonest (``scheduler.placement``), moving generations where that helps; on idle
   SSDs models are lifted into DRAM ahead of need (``scheduler.prefetch``), which none of the others does;
 * ``reactive``: the same without lifting ahead, to tell the two apart;
+* ``waiting``: as ``reactive``, but busy replicas are waited for instead of moved, and a node has one replica
+  of a model at most, as it is among daemons: for predictions;
 * ``random``: on any node with free devices or idle replicas;
 * ``least-loaded``: on that of these nodes where the fewest generations run;
 * ``locality``: on the node that has the model nearest to its devices, waiting for that node when it is busy;
@@ -61,6 +63,7 @@ def make_policy(name: str, setting: Setting) -> Policy:
     makers: dict[str, Callable[[Setting], Policy]] = {
         "startup": _startup,
         "reactive": _startup,
+        "waiting": _waiting,
         "random": lambda setting: _spread(setting, setting.chance.choice),
         "least-loaded": lambda setting: _spread(setting, _least_loaded),
         "locality": _locality,
@@ -74,6 +77,25 @@ def make_policy(name: str, setting: Setting) -> Policy:
 def _startup(setting: Setting) -> Policy:
     view = setting.keeper.view
     return lambda request, now, ahead: place(view, request, now, ahead=ahead).decision
+
+
+class _Patient(Search):
+    """Busy replicas are waited for."""
+
+    def busy(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:  # noqa: ARG002
+        return None if known.waiting else self.ends(known, replica)
+
+
+def _waiting(setting: Setting) -> Policy:
+    view = setting.keeper.view
+
+    def decide(request: Request, now: float, ahead: int) -> Decision:
+        holders = {replica.node for replica in view.models[request.model].replicas.values()}
+        others = [node for node in view.nodes if node not in holders]
+        only = others if holders else None
+        return place(view, request, now, ahead=ahead, only=only, searching=_Patient).decision
+
+    return decide
 
 
 # --- no estimate decides where ---

@@ -24,6 +24,8 @@ class Result:
     """Per request: from its arrival to its first row, and every later standstill (preempted, moved)."""
     cold: int = 0
     """Requests for which a load was begun, or that waited for one."""
+    cold_startup_seconds: list[float] = field(default_factory=list)
+    """Of those, as above."""
     failed: int = 0
     loads: dict[str, int] = field(default_factory=dict)
     """By the tier the bytes came from."""

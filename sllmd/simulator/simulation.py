@@ -269,7 +269,9 @@ class Simulation:
             return
         replica = self._leave(job, job.arrival.tokens_out)
         self.result.startup_seconds.append(job.startup_seconds)
-        self.result.cold += job.cold
+        if job.cold:
+            self.result.cold += 1
+            self.result.cold_startup_seconds.append(job.startup_seconds)
         del self._jobs[job.generation]
         self._row_freed(replica)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import scheduler
-from benchmarks.scheduler import GB, busy_cluster, decision_seconds, update_seconds
+from benchmarks.scheduler import decisions as timed
+from benchmarks.scheduler.decisions import GB, busy_cluster, decision_seconds, update_seconds
 from sllmd.scheduler.decisions import Load
 from sllmd.scheduler.facts import Request
 from sllmd.scheduler.learning import quantile
@@ -13,7 +13,7 @@ from sllmd.scheduler.placement import place
 
 
 def test_the_view_is_full_so_that_decisions_need_victims(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "MODELS", 500)
+    monkeypatch.setattr(timed, "MODELS", 500)
     keeper, names = busy_cluster(8, 0)
     room = [node.free[0] >= 30 * GB for node in keeper.view.nodes.values()]
     assert sum(room) <= len(room) / 2
@@ -24,8 +24,8 @@ def test_the_view_is_full_so_that_decisions_need_victims(monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_eight_times_the_nodes_take_no_more_than_eight_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a margin for a machine that does other things; the bench holds the real bounds."""
-    monkeypatch.setattr(scheduler, "MODELS", 2000)
-    monkeypatch.setattr(scheduler, "DECISIONS", 150)
+    monkeypatch.setattr(timed, "MODELS", 2000)
+    monkeypatch.setattr(timed, "DECISIONS", 150)
     small, large = (quantile(decision_seconds(nodes, 1), 0.9) for nodes in (125, 1000))
     assert large / small < 12
     assert quantile(update_seconds(1), 0.9) < 500e-6

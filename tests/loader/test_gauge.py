@@ -34,12 +34,12 @@ def test_a_short_transfer_hardly_counts():
 
 def test_no_cap_never_waits():
     throttle = Throttle(0)
-    assert [throttle.delay_seconds(10**12, 5.0) for _ in range(3)] == [0, 0, 0]
+    assert [throttle.book(10**12, 5.0) for _ in range(3)] == [(5, 5)] * 3
 
 
 def test_a_cap_spaces_transfers_and_forgets_idle_time():
     throttle = Throttle(100)
-    assert throttle.delay_seconds(50, 10.0) == 0
-    assert throttle.delay_seconds(50, 10.0) == pytest.approx(0.5)
-    assert throttle.delay_seconds(50, 10.5) == pytest.approx(0.5)
-    assert throttle.delay_seconds(50, 99.0) == 0
+    assert throttle.book(50, 10.0) == (10, pytest.approx(10.5))
+    assert throttle.book(50, 10.0) == pytest.approx((10.5, 11))
+    assert throttle.book(50, 10.5) == pytest.approx((11, 11.5))
+    assert throttle.book(50, 99.0) == pytest.approx((99, 99.5))

@@ -140,7 +140,7 @@ async def test_a_load_that_nobody_waits_for_is_given_up_at_once(tmp_path, make_t
     # At this pace the load would take ten minutes.
     tier = make_tier(disk_bandwidth_max_bytes=32 * SLAB_BYTES // 600)
     leases = [tier.acquire(checkpoint) for _ in range(3)]
-    await leases[0].progress_changed()
+    await eventually(lambda: leases[0].progress().state == "loading")
     for lease in leases:
         lease.release()
     await eventually(lambda: not tier.stats().draining_bytes, seconds=20)

@@ -35,7 +35,7 @@ def bursts(models: list[tuple[Kind, Model]], seed: int = 0, rate: float = 1.0) -
     )
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "oracle"])
+@pytest.mark.parametrize("policy", [*POLICIES, "oracle", "waiting"])
 def test_a_seed_gives_one_run_and_nobody_is_lost(policy: str) -> None:
     models = served(12)
     trace = bursts(models)

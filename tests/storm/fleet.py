@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -217,8 +217,12 @@ async def fleet(
     network: Namespaces | None = None,
     models: Mapping[str, Sequence[int]] = {},
     fake: Mapping[str, object] = {},
+    furnish: Callable[[int, Path], Mapping[str, object]] = lambda _index, _home: {},
 ) -> AsyncIterator[Fleet]:
-    """``count`` daemons that joined one another; ``models``: which daemons hold which checkpoint."""
+    """``count`` daemons that joined one another; ``models``: which daemons hold which checkpoint.
+
+    ``furnish`` puts into a daemon's home what it has beyond that; its settings are that daemon's own.
+    """
     daemons = []
     for index in range(count):
         home = directory / f"n{index}"
@@ -226,7 +230,8 @@ async def fleet(
         for model, holders in models.items():
             if index in holders:
                 put_model(home, model, fake)
-        (home / "sllmd.toml").write_text(_toml({**SETTINGS, **settings}))
+        own = furnish(index, home)
+        (home / "sllmd.toml").write_text(_toml({**SETTINGS, **settings, **own}))
         host = network.address(index) if network else f"127.0.0.1:{_free_ports(3)}"
         options = ["--config", str(home / "sllmd.toml"), "--cluster-listen", host]
         options += ["--listen", "127.0.0.1:0"]

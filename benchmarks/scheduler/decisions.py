@@ -1,28 +1,19 @@
-"""``scripts/bench scheduler``: how long decisions take, and what they are worth on virtual clusters.
+"""How long decisions take.
 
 * Decisions on a view of busy nodes with ten thousand models, nearly every device taken, most of them busy, so
   that many decisions search for victims. The clock is the thread's own CPU time: on a machine that others
   use, wall time would measure them. The collector is frozen over the view, as a leader does it.
 * View updates: what a node reports of eight devices, one report at a time.
-* The paper's setting, ten seeds, every policy on the same traces. ``p99_vs_best_baseline`` is the
-  geometric mean, over sizes and rates, of the best baseline's P99 over ours (each a mean over seeds); the
-  rows show every cell, and ``reactive``, which is ours without lifting models ahead of need.
-  ``oracle_gap`` is the worst cell's.
-
-What needs real processes (the estimator's error on real loads, failures under load, fail-over) is measured
-where there is a leader that places, and is no part of this bench yet.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from benchmarks.cluster.options import Options
 from benchmarks.environments import log
 from benchmarks.report import Goal, Report
 from sllmd.core.ids import GenerationId, ModelName, NodeId, ReplicaId, RequestId
@@ -31,36 +22,16 @@ from sllmd.scheduler.facts import Model, Request
 from sllmd.scheduler.keeper import Keeper
 from sllmd.scheduler.learning import quantile
 from sllmd.scheduler.placement import place
-from sllmd.simulator.hardware import GB, KINDS, Hardware
-from sllmd.simulator.paper import BASELINES, cells
-from sllmd.simulator.results import Result, Summary, summarise
-from sllmd.simulator.simulation import simulate
-from sllmd.simulator.traces import read_azure
+from sllmd.simulator.hardware import GB
 
 GOALS = (
     Goal("scheduler.decide_ms_64", "ms", "<=", 2),
     Goal("scheduler.decide_ms_1000", "ms", "<=", 10),
     Goal("scheduler.update_us", "us", "<=", 50),
     Goal("scheduler.growth", "ratio", "<=", 1.2),
-    Goal("scheduler.p99_vs_best_baseline", "ratio", ">=", 1.3),
-    Goal("scheduler.oracle_gap", "ratio", "<=", 0.10),
 )
 MODELS = 10_000
 DECISIONS = 500
-SEEDS = 10
-AZURE = Path(__file__).parent.parent / "tests" / "data" / "azure-llm-2023-code-trimmed.csv"
-
-
-def run(rounds: int) -> Report:
-    """Measure everything."""
-    report = Report(GOALS)
-    _decisions(report, rounds)
-    _paper(report, rounds)
-    _azure(report)
-    return report
-
-
-# --- how long it takes ---
 
 
 def busy_cluster(nodes: int, seed: int) -> tuple[Keeper, list[ModelName]]:
@@ -148,7 +119,9 @@ def update_seconds(seed: int) -> list[float]:
     return sorted(found)
 
 
-def _decisions(report: Report, rounds: int) -> None:
+def measure(report: Report, options: Options) -> None:
+    """All of it, ``rounds`` times."""
+    rounds = options.rounds
     p99: dict[int, list[float]] = {64: [], 125: [], 1000: []}
     updates = []
     for seed in range(rounds):
@@ -164,48 +137,3 @@ def _decisions(report: Report, rounds: int) -> None:
     report.value("scheduler.decide_ms_1000", p99[1000], rounds)
     report.value("scheduler.update_us", updates, rounds)
     report.value("scheduler.growth", growth, rounds)
-
-
-# --- what it is worth ---
-
-
-def _paper(report: Report, rounds: int) -> None:
-    ratios, gaps = [], []
-    for cell in cells():
-        log(f"scheduler: {cell.kind} at {cell.requests_per_second}/s")
-        found: dict[str, Summary] = {}
-        for policy in ("startup", "reactive", "oracle", *BASELINES):
-            runs = [cell.run(policy, seed) for seed in range(SEEDS)]
-            found[policy] = summarise(runs)
-            _row(report, f"{cell.kind} {cell.requests_per_second}/s {policy}", runs, found[policy])
-        best = min(found[policy].p99.mean for policy in BASELINES)
-        ratios.append(best / found["startup"].p99.mean)
-        gaps.append(found["startup"].mean.mean / found["oracle"].mean.mean - 1)
-        reactive = best / found["reactive"].p99.mean
-        report.row(
-            f"{cell.kind} {cell.requests_per_second}/s: best baseline over ours", [ratios[-1]], "ratio"
-        )
-        report.row(
-            f"{cell.kind} {cell.requests_per_second}/s: best baseline over reactive", [reactive], "ratio"
-        )
-    report.value("scheduler.p99_vs_best_baseline", [statistics.geometric_mean(ratios)] * rounds, rounds)
-    report.value("scheduler.oracle_gap", [max(gaps)] * rounds, rounds)
-
-
-def _row(report: Report, what: str, runs: Sequence[Result], summary: Summary) -> None:
-    p99 = [run.p(0.99) for run in runs if run.startup_seconds]
-    facts = {name: value for name, value in summary.as_json().items() if name != "policy"}
-    report.row(f"{what}: P99", p99, "s", **facts)
-
-
-def _azure(report: Report) -> None:
-    """The public trace over 64 nodes of the same kind, models by popularity."""
-    kind = KINDS["opt-6.7b"]
-    served = [(kind, kind.model(index)) for index in range(256)]
-    lines = [line for line in AZURE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    trace = read_azure(lines, [model.name for _, model in served], seed=0)
-    for policy in ("startup", "reactive", *BASELINES):
-        log(f"scheduler: Azure trace, {policy}")
-        result = simulate(Hardware(nodes=64), served, trace, policy, 0)
-        assert not math.isnan(result.mean())
-        _row(report, f"azure 64 nodes {policy}", [result], summarise([result]))
