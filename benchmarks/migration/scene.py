@@ -25,7 +25,7 @@ from benchmarks.models import model_directory
 from benchmarks.store import imported
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
-from tests.live import until
+from tests.waiting import until
 
 B = "b"
 WEIGHTS = "random-1g"

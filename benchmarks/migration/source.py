@@ -16,7 +16,7 @@ from benchmarks.cluster.options import Options
 from benchmarks.environments import log
 from benchmarks.migration.stage import OPEN, Heard, Server, ends, listen, move, new_prompt, stage, tokens_come
 from benchmarks.report import Goal, Report
-from tests.live import until
+from tests.waiting import until
 
 GOALS = (Goal("migration.source_ratio", "ratio", ">=", 0.9),)
 CONTEXT, TOKENS = 4000, 4000

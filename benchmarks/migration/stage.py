@@ -21,7 +21,8 @@ import aiohttp
 from sllmd.store.builtin import make_builtin
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
-from tests.live import LiveDaemon, announced, start, until
+from tests.live import LiveDaemon, announced, start
+from tests.waiting import until
 
 MODEL = "small"
 OPEN = "it ended without [DONE]"

@@ -26,7 +26,7 @@ import aiohttp
 from benchmarks.environments import log
 from benchmarks.migration.scene import B, Scene
 from benchmarks.migration.stage import MODEL, Server, move
-from tests.live import until
+from tests.waiting import until
 
 Way = Callable[[Scene, str], Awaitable[tuple[float, float]]]
 """Given A's request: the moments of the order, and of B's first token."""
