@@ -9,5 +9,19 @@ Invariants: before the switch the source owns the generation, after it the targe
 both or neither do; nothing on this way needs a leader, nor anything of the source; a move that fails costs
 its generation nothing.
 
+What a change of place leaves as it was, whatever the model's type: tokens that are in the ledger, each once
+and in order; counts and usage; the draw of every position, keyed by (seed, index); and the rules by which a
+generation ends, which look at its tokens alone: stop tokens and strings, ``max_tokens``, the context.
+What it need not leave as it was is the tokens that follow. The target computes keys and values in one pass,
+the source did so step by step, in another batch, and sums rounded in another order differ:
+
+=========  ==============================================================================================
+float32    in the seventh digit: tokens are those of the unmoved run, but where two are as good as equal. A
+           greedy one changes where the best two are so close; a drawn one where its quantile is so close to
+           the border between two, of which a flat distribution over a large vocabulary has many
+bfloat16   in the third digit, as any two batches' do: the distribution is the same within the type's own
+           error, and a text may go another way from any position on, as it may in another batch unmoved
+=========  ==============================================================================================
+
 Start at ``ledger``, then ``mover``.
 """
