@@ -20,7 +20,8 @@ float32    in the seventh digit: tokens are those of the unmoved run, but where 
            greedy one changes where the best two are so close; a drawn one where its quantile is so close to
            the border between two, of which a flat distribution over a large vocabulary has many
 bfloat16   in the third digit, as any two batches' do: the distribution is the same within the type's own
-           error, and a text may go another way from any position on, as it may in another batch unmoved
+           error. A greedy text rarely goes another way, a drawn one mostly does, within some tokens, as it
+           may in another batch unmoved
 =========  ==============================================================================================
 
 Start at ``ledger``, then ``mover``.
