@@ -61,6 +61,7 @@ async def _drain(
         log(f"drain: {each}")
     paused = [step["pause_ms"] for step in steps if step.get("pause_ms") is not None]
     if not steps[-1]["moved"]:
-        raise RuntimeError(f"nothing ran on {victim.name}")
+        why = sorted({f"{step['result']}: {step['reason']}" for step in steps if step.get("result")})
+        raise RuntimeError(f"nothing moved from {victim.name}: {why or 'nothing ran there'}")
     known_tokens = steps[-1]["moved"] * (100 + len(heard[0].prompt))
     return victim, len(failed), max(0.0, steps[-1]["seconds"] - known_tokens / rate), paused
