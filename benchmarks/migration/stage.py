@@ -173,6 +173,8 @@ class Heard:
     """Of each token: how much likelier it was than the second."""
     request_id: str = ""
     error: str | None = None
+    over: bool = False
+    """It came to its end, without an error."""
 
     @property
     def longest_seconds(self) -> float:
@@ -199,7 +201,7 @@ async def listen(
         "seed": heard.seed,
         "temperature": heard.temperature,
         "ignore_eos": True,
-        "logprobs": None if timed_only else 2,
+        "logprobs": 0 if timed_only else 2,  # with any, each token is an event of its own
         "stream": True,
     }
     try:
@@ -222,7 +224,7 @@ async def _read(response: aiohttp.ClientResponse, heard: Heard, *, timed_only: b
     async for line in response.content:
         if line == b"data: [DONE]\n":
             if heard.error == OPEN:
-                heard.error = None
+                heard.error, heard.over = None, True
         elif timed_only and line.startswith(b"data: ") and b'"error"' not in line:
             heard.came.append(time.monotonic())
         elif line.startswith(b"data: "):
@@ -239,8 +241,12 @@ async def _read(response: aiohttp.ClientResponse, heard: Heard, *, timed_only: b
 
 
 async def tokens_come(heard: Sequence[Heard], count: int) -> None:
-    """Until each has so many tokens."""
-    while any(len(each.came) < count and each.error in (None, OPEN) for each in heard):  # noqa: ASYNC110
+    """Until each has so many tokens, or has ended."""
+
+    def waits(each: Heard) -> bool:
+        return len(each.came) < count and not each.over and each.error in (None, OPEN)
+
+    while any(map(waits, heard)):  # noqa: ASYNC110
         await asyncio.sleep(0.002)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from benchmarks.cluster.options import Options
 from benchmarks.migration.kills import p99
 from benchmarks.migration.paper import later_seconds, rank
 from benchmarks.migration.source import WINDOW_TOKENS_MIN, tokens_per_second
-from benchmarks.migration.stage import Heard, wrong
+from benchmarks.migration.stage import Heard, tokens_come, wrong
 from benchmarks.report import Goal
 
 
@@ -75,6 +76,13 @@ def test_a_rate_needs_enough_tokens() -> None:
     assert tokens_per_second(came, 2.0, 6.0) == pytest.approx(10, rel=0.03)
     with pytest.raises(ValueError, match="tell no rate"):
         tokens_per_second(came, 2.0, 2.0 + (WINDOW_TOKENS_MIN - 2) / 10)
+
+
+async def test_a_stream_that_has_ended_is_not_waited_for() -> None:
+    ended = Heard("", 1, 0.0, came=[1.0, 2.0], over=True)
+    broken = Heard("", 1, 0.0, error="it broke")
+    enough = Heard("", 1, 0.0, came=[1.0] * 5)
+    await asyncio.wait_for(tokens_come([ended, broken, enough], 5), 30)
 
 
 def test_p99_of_nothing_fails_every_target() -> None:
