@@ -25,6 +25,8 @@ GOALS = (
 )
 BEFORE_SECONDS, AFTER_SECONDS = 8.0, 12.0
 """Of each kill, under load."""
+FEW_AT_ONCE = 1.5
+"""Coefficient of variation: with that of the bursts, most of so short a time would be silence."""
 
 
 def measure(report: Report, options: Options) -> None:
@@ -73,7 +75,7 @@ async def _kill(group: Fleet, number: int) -> tuple[float, list[_Judged]]:
     killed = await _id_of(leader)
     player = Player(group)
     routers = list(group.daemons)
-    arrivals = trace(BEFORE_SECONDS + AFTER_SECONDS, seed=100 + number)
+    arrivals = trace(BEFORE_SECONDS + AFTER_SECONDS, 100 + number, FEW_AT_ONCE)
     playing = asyncio.create_task(player.play(arrivals, lambda: routers))
     await asyncio.sleep(BEFORE_SECONDS)
     leader.kill()

@@ -74,10 +74,10 @@ class Player:
         one.ended = time.monotonic()
 
 
-def trace(seconds: float, seed: int) -> list[Arrival]:
+def trace(seconds: float, seed: int, cv: float = CV) -> list[Arrival]:
     """Bursts for all models."""
     return gamma_bursts(
-        NAMES, requests_per_second=REQUESTS_PER_SECOND, cv=CV, seconds=seconds, lengths=LENGTHS, seed=seed
+        NAMES, requests_per_second=REQUESTS_PER_SECOND, cv=cv, seconds=seconds, lengths=LENGTHS, seed=seed
     )
 
 
