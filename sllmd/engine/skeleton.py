@@ -89,6 +89,12 @@ def assign(model: Any, weights: Weights) -> None:
     _place_on_devices(model)
 
 
+def _rounds(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether ``stored`` becomes ``wanted`` by rounding: the codes of a quantisation (int, fp8) do not."""
+    both_float = stored.is_floating_point and wanted.is_floating_point and stored.itemsize > 1
+    return stored == wanted or both_float or not (stored.is_floating_point or wanted.is_floating_point)
+
+
 def _model_class(architecture: str) -> Any:
     model_class = getattr(transformers, architecture, None)
     if model_class is None or not hasattr(model_class, "config_class"):
