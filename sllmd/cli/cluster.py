@@ -144,7 +144,7 @@ def leave(
     session: Session,
     drain: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="How long running requests may finish. [default: configured]"),
+        typer.Option(metavar="DURATION", help="How long running requests may finish. (default: configured)"),
     ] = None,
 ) -> None:
     """Let the node that is asked leave the cluster for good; its daemon ends.

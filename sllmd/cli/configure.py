@@ -25,7 +25,7 @@ config_app = typer.Typer(help="Check and show the configuration.", no_args_is_he
 app.add_typer(config_app, name="config")
 
 FileArgument = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="[default: ~/.config/sllmd or /etc/sllmd/sllmd.toml]")
+    Path | None, typer.Argument(metavar="FILE", help="(default: ~/.config/sllmd or /etc/sllmd/sllmd.toml)")
 ]
 FileOption = Annotated[Path | None, typer.Option("--config", help="The same as FILE, as for `sllmd start`.")]
 DevOption = Annotated[bool, typer.Option("--dev", help="As `sllmd start --dev` would have it.")]
@@ -102,12 +102,12 @@ def schema(session: Session) -> None:
 @command(config_app, "init")
 def init(
     session: Session,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="[default: standard output]")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="(default: standard output)")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a configuration file with every key, its default and what it does; without FILE, print it."""
     if file is None:
-        print(reference(), end="")
+        session.show_object({"file": None, "toml": reference()}, reference().rstrip())
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,6 @@ events and logs of their own, so that a place in one means nothing in another.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -123,12 +121,9 @@ def _print_all(
 ) -> None:
     given = {key: value for key, value in query.items() if value is not None}
     wide = session.output is OutputFormat.WIDE
-    try:
-        for entry in _entries(session, path, given, follow=follow):
-            text = line(entry, wide=wide) if session.for_people else as_json(entry, lines=True).rstrip()
-            print(text, flush=True)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for entry in _entries(session, path, given, follow=follow):
+        text = line(entry, wide=wide) if session.for_people else as_json(entry, lines=True).rstrip()
+        print(text, flush=True)
 
 
 def _entries(session: Session, path: str, query: dict[str, str], *, follow: bool) -> Iterator[Entry]:

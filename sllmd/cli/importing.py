@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sllmd.cli.models import StoreOption, checkpoint_json, shows_lines, store_of
-from sllmd.cli.progress import byte_bar
+from sllmd.cli.models import StoreOption, bytes_told, checkpoint_json, store_of
 from sllmd.cli.session import Session, command
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.importing import ImportProgress, default_name, import_checkpoint
@@ -20,9 +19,10 @@ app = typer.Typer()
 def import_(
     session: Session,
     source: Annotated[
-        str, typer.Argument(help="A directory, a .safetensors, .bin, .pt or .gguf file, a URL, hf://ORG/NAME.")
+        str,
+        typer.Argument(help="A directory, a .safetensors, .bin, .pt or .gguf file, a URL, hf://ORG/NAME."),
     ],
-    name: Annotated[str | None, typer.Option(help="What to call it. [default: from the source]")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call it. (default: from the source)")] = None,
     partitions: Annotated[int, typer.Option(min=1, help="Devices that the model will be spread over.")] = 1,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Serve a safetensors directory where it lies, without a copy.")
@@ -40,7 +40,7 @@ def import_(
     into = store_of(session, store)
     before = {model.name: model for model in into.models()}
     label = name or default_name(source)
-    with byte_bar(label, shown=session.shows_progress, lines=shows_lines(session)) as update:
+    with bytes_told(session, label) as update:
 
         def on_progress(progress: ImportProgress) -> None:
             update(progress.stage, progress.bytes_done, progress.bytes_total)

@@ -34,12 +34,12 @@ _COLUMNS = (
 def create(
     session: Session,
     key: Annotated[
-        str | None, typer.Argument(metavar="ID", help="Its name in logs and lists. [default: made up]")
+        str | None, typer.Argument(metavar="ID", help="Its name in logs and lists. (default: made up)")
     ] = None,
     scope: Annotated[
         list[Scope] | None,
         typer.Option(
-            help="What it opens: models, or all of /sllmd/v1; may be repeated. [default: inference]"
+            help="What it opens: models, or all of /sllmd/v1; may be repeated. (default: inference)"
         ),
     ] = None,
 ) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sllmd.cli.client import DaemonUnreachable, segment
-from sllmd.cli.progress import byte_bar
+from sllmd.cli.progress import ByteProgress, byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column, fields
 from sllmd.core.errors import ModelNotFound, SllmdError, StoreError
@@ -28,7 +28,7 @@ app = typer.Typer()
 
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", help="The store's directory. [default: the configured, or the daemon's]"),
+    typer.Option("--store", help="The store's directory. (default: the configured, or the daemon's)"),
 ]
 
 
@@ -96,7 +96,7 @@ def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> Non
 def verify(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
     """Check a model's bytes against its checksums; a bad copy is taken out of service."""
     verified_bytes = 0
-    with byte_bar(model, shown=session.shows_progress, lines=shows_lines(session)) as update:
+    with bytes_told(session, model) as update:
 
         def on_progress(done: int, total: int) -> None:
             nonlocal verified_bytes
@@ -124,9 +124,10 @@ def alias(
     session.show_object({"alias": name, "model": model}, f"{name} -> {model}")
 
 
-def shows_lines(session: Session) -> bool:
-    """Whether progress may be told in lines, where there is no terminal for a bar."""
-    return session.for_people and not session.options.quiet
+def bytes_told(session: Session, label: str) -> AbstractContextManager[ByteProgress]:
+    """Progress as a bar; for a person without a terminal in lines."""
+    lines = session.for_people and not session.options.quiet
+    return byte_bar(label, shown=session.shows_progress, color=session.color, lines=lines)
 
 
 def _asks_daemon(session: Session, directory: Path | None) -> bool:

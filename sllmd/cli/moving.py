@@ -41,7 +41,7 @@ def migrate(
     what: Annotated[str, typer.Argument(metavar="REQUEST|MODEL", help="A running request's id, or a model.")],
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="NODE", help="A node's name or id. [default: the best other node]"),
+        typer.Option("--to", metavar="NODE", help="A node's name or id. (default: the best other node)"),
     ] = None,
 ) -> None:
     """Move a running request, or all of a model, to another node; clients notice no more than a blink."""

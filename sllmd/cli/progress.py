@@ -44,7 +44,7 @@ LINE_SECONDS = 5.0
 
 
 @contextmanager
-def byte_bar(label: str, *, shown: bool, lines: bool = False) -> Iterator[ByteProgress]:
+def byte_bar(label: str, *, shown: bool, color: bool = True, lines: bool = False) -> Iterator[ByteProgress]:
     """A bar on standard error while the context is open; else ``lines``, if they are wanted."""
     if not shown:
         yield _Lines(label).update if lines else lambda _stage, _done, _total: None
@@ -56,7 +56,7 @@ def byte_bar(label: str, *, shown: bool, lines: bool = False) -> Iterator[BytePr
         _BytesColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with Progress(*columns, console=Console(file=sys.stderr, no_color=not color), transient=True) as progress:
         task = progress.add_task(label, total=None)
         shown_bytes = 0
 

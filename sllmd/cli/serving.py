@@ -13,7 +13,7 @@ from sllmd.cli.agreement import cluster_pairs, state_text
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command, duration_option
-from sllmd.cli.tables import Column, counted, fields, table
+from sllmd.cli.tables import Column, counted, fields
 from sllmd.cli.waterfall import waterfall
 from sllmd.core.errors import SllmdError
 from sllmd.core.units import format_bytes, format_seconds
@@ -106,7 +106,7 @@ def follow_load(session: Session, model: str, tier: TargetTier) -> dict[str, Any
     """Load with a bar; the last status. Raises what kept the model from being loaded."""
     last: dict[str, Any] = {}
     steps = session.client.stream(f"/sllmd/v1/models/{segment(model)}/load", {"tier": tier.value})
-    with byte_bar(model, shown=session.shows_progress) as update:
+    with byte_bar(model, shown=session.shows_progress, color=session.color) as update:
         for last in steps:
             update(last["stage"], last["current_bytes"], last["total_bytes"])
     if last.get("status") != "ready":
@@ -162,8 +162,10 @@ def cache(
         head.append(("draining", f"{format_bytes(books['draining_bytes'])} of loads that were given up"))
     speeds = books["bandwidth_bytes_per_second"]
     head += [(f"{hop} measured", f"{format_bytes(speed)}/s") for hop, speed in speeds.items()]
-    copies = table(books["copies"], _COPY_COLUMNS, wide=session.output.value == "wide")
-    session.show_object(books, f"{fields(head)}\n\n{copies}".rstrip() if books["copies"] else fields(head))
+    text = fields(head)
+    if books["copies"]:
+        text = f"{text}\n\n{session.table(books['copies'], _COPY_COLUMNS).rstrip()}"
+    session.show_object(books, text)
 
 
 def _nothing_freed(session: Session, name: str) -> SllmdError:

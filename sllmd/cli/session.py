@@ -131,8 +131,14 @@ class Session:
             print(f"  {error.hint}", file=sys.stderr)
         raise typer.Exit(exit_code(error))
 
+    @property
+    def color(self) -> bool:
+        """Whether a terminal may be given more than plain text: see https://no-color.org."""
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return self.options.color and not plain
+
     def _bold(self, stream: Any) -> bool:
-        return self.options.color and "NO_COLOR" not in os.environ and stream.isatty()
+        return self.color and bool(stream.isatty())
 
 
 def exit_code(error: SllmdError) -> int:
@@ -209,6 +215,9 @@ def command(
             session = Session(given_options(options, **given))
             try:
                 function(session, **arguments)
+                sys.stdout.flush()
+            except BrokenPipeError:  # `| head` has seen enough; so that Python does not try again at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             except SllmdError as error:
                 session.fail(error)
             except KeyboardInterrupt:

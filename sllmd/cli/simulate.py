@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sllmd.cli.session import EXIT_USAGE, Session, command
+from sllmd.cli.session import Session, command
 from sllmd.cli.tables import Column
-from sllmd.core.errors import InvalidRequest
+from sllmd.core.errors import InvalidRequest, StoreError
 from sllmd.core.units import format_seconds
 from sllmd.scheduler.facts import Model
 from sllmd.simulator.hardware import GB, KINDS, Hardware, Kind
@@ -105,7 +105,7 @@ def simulate(
 
     results = _results(hardware, served, [arrivals(seed) for seed in range(seeds)], chosen)
     if plot is not None:
-        plot.write_text(svg(results), encoding="utf-8")
+        _write(plot, svg(results))
     session.show_rows(
         [summarise(runs).as_json() for runs in results.values()], _COLUMNS, empty="nothing was run"
     )
@@ -131,8 +131,14 @@ def _lines(path: Path) -> list[str]:
         raise InvalidRequest(f"{path} cannot be read as a trace: {error}") from error
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from None
+
+
 def _check(option: str, given: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
     for each in given:
         if each not in known:
-            typer.echo(f"sllmd: --{option} {each}: it is one of {', '.join(known)}", err=True)
-            raise typer.Exit(EXIT_USAGE)
+            raise InvalidRequest(f"--{option} {each}: it is one of {', '.join(known)}")

@@ -231,9 +231,14 @@ def of_replica(
 
 def of_move(request: str, model: str, move: MoveStatus, name_of: NameOf) -> Happening:
     """A generation changed its place, or did not."""
-    source, target = (name_of(NodeId(node)) or "this node" for node in (move.source, move.target))
-    facts = {"request": request, "model": model, **move.model_dump(exclude={"kind"}, exclude_none=True)}
-    facts |= {"source": source, "target": target, "node": target if move.result == "done" else source}
+    ends = {"source": move.source, "target": move.target}
+    names = {end: name_of(NodeId(node)) for end, node in ends.items() if node}
+    told = move.model_dump(exclude={"kind", *ends}, exclude_none=True)
+    facts = {"request": request, "model": model, **told, **names}
+    source, target = (names.get(end, "this node") for end in ends)
+    at = "target" if move.result == "done" else "source"
+    if at in names:
+        facts["node"] = names[at]
     what = "resumed" if move.kind == "failover" else "moved"
     if move.result == "done":
         pause_text = f"pause {move.pause_ms or 0:.0f} ms, {move.tokens} tokens computed"

@@ -60,9 +60,13 @@ def answer_of(method: str, path: str, kind: str = "application/json") -> jsonsch
     return jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]})
 
 
-async def exchanged(live, method: str, path: str, body: object = None, **names: str) -> dict:
+async def exchanged(
+    live, method: str, path: str, body: object = None, *, secret: str | None = None, **names: str
+) -> dict:
     """An answer, which fits what the document says of it."""
-    response = await live.client.request(method, live.url + path.format(**names), json=body)
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+    url = live.url + path.format(**names)
+    response = await live.client.request(method, url, json=body, headers=headers)
     answer = await response.json()
     assert response.status == 200, (path, answer)
     answer_of(method, path).validate(answer)
@@ -91,9 +95,9 @@ async def test_what_an_operator_is_answered_fits_the_document(live):
     await exchanged(live, "put", v1 + "/deployments/{name}", put, name="llama")
     await exchanged(live, "get", v1 + "/deployments/{name}", name="llama")
     await exchanged(live, "delete", v1 + "/deployments/{name}", name="llama")
-    await exchanged(live, "post", v1 + "/keys", {"id": "team"})
-    await exchanged(live, "get", v1 + "/keys")
-    await exchanged(live, "delete", v1 + "/keys/{key}", key="team")
+    made = await exchanged(live, "post", v1 + "/keys", {"id": "team", "scopes": ["admin"]})
+    await exchanged(live, "get", v1 + "/keys", secret=made["secret"])
+    await exchanged(live, "delete", v1 + "/keys/{key}", key="team", secret=made["secret"])
     await exchanged(live, "get", v1 + "/keyring")
     await exchanged(live, "post", v1 + "/nodes/{node}/undrain", {}, node="test")
 

@@ -69,6 +69,7 @@ def test_init_writes_once(sllmd: RunCommand, tmp_path: Path) -> None:
 def test_init_without_a_file_writes_none(sllmd: RunCommand, tmp_path: Path) -> None:
     assert "serving" in tomllib.loads(sllmd("config", "init").out)
     assert not (tmp_path / "etc").exists()
+    assert "serving" in tomllib.loads(json.loads(sllmd("config", "init", "-o", "json").out)["toml"])
 
 
 def test_check_looks_for_the_models_it_would_import(sllmd: RunCommand, tmp_path: Path) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import socket
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from rich.text import Text
 
+from sllmd.cli.app import app
 from sllmd.cli.client import Address, DaemonUnreachable, error_of, parse_address
 from sllmd.cli.place import configured_address
 from sllmd.cli.session import exit_code
@@ -22,10 +29,21 @@ from sllmd.core.errors import (
     SllmdError,
     StoreError,
 )
-from tests.cli.conftest import RunCommand, RunningDaemon
+from tests.cli.conftest import RunCommand, RunningDaemon, command, environment
 
-COMMANDS = ["start", "run", "ps", "list", "show", "load", "unload", "import", "rm", "verify", "alias"]
-COMMANDS += ["cache", "status", "explain", "version"]
+
+def commands() -> dict[str, Any]:
+    """Every command, by what one types."""
+    tree: Any = typer.main.get_command(app)
+    found: dict[str, Any] = {}
+    for name in tree.list_commands(None):
+        _, each, _ = tree.resolve_command(None, [name])
+        below = getattr(each, "commands", None)
+        found |= {name: each} if below is None else {f"{name} {key}": one for key, one in below.items()}
+    return found
+
+
+COMMANDS = commands()
 
 
 @pytest.mark.parametrize(
@@ -150,20 +168,78 @@ def test_a_command_that_is_none_is_told_its_neighbour(
 
 def test_help_lists_every_command(sllmd: RunCommand) -> None:
     out = sllmd("--help").out
-    assert [name for name in [*COMMANDS, "config"] if f" {name} " not in out] == []
+    assert {"token create", "config init", "ps"} <= COMMANDS.keys()
+    assert [name for name in COMMANDS if f" {name.split()[0]} " not in out] == []
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_and_output_formats(sllmd: RunCommand, name: str) -> None:
-    outcome = sllmd(name, "--help")
+@pytest.mark.parametrize("name", ["ps", "token create", "config show"])
+def test_help(sllmd: RunCommand, name: str) -> None:
+    outcome = sllmd(*name.split(), "--help")
     assert outcome.code == 0
     assert "--output" in outcome.out
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_has_the_shared_options_and_help_that_is_shown_as_written(command: Any) -> None:
+    assert command.help
+    assert {"output", "addr", "api_key", "quiet", "no_color"} <= {each.name for each in command.params}
+    texts = [command.help, *(getattr(each, "help", None) or "" for each in command.params)]
+    for text in texts:
+        assert Text.from_markup(text).plain == text
 
 
 def test_options_may_stand_before_or_behind_the_command(sllmd: RunCommand) -> None:
     before, behind = sllmd("-o", "json", "version"), sllmd("version", "-o", "json")
     assert before.out == behind.out
     assert json.loads(before.out)["version"]
+
+
+def test_who_has_seen_enough_ends_a_command_quietly() -> None:
+    """As `| head -1` does, from before the command has anything to print."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command("config", "init"),
+        env=environment(), stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "colored"),
+    [
+        ({}, (), True),
+        ({"NO_COLOR": ""}, (), True),
+        ({"NO_COLOR": "1"}, (), False),
+        ({"TERM": "dumb"}, (), False),
+        ({}, ("--no-color",), False),
+    ],
+)
+def test_colour_is_for_terminals_that_want_it(
+    variables: dict[str, str], options: tuple[str, ...], colored: bool
+) -> None:
+    wanted = {"TERM": "xterm", **variables}
+    shown = on_a_terminal("config", "check", "/no/such/file", *options, variables=wanted)
+    assert "/no/such/file" in shown
+    assert ("\033[" in shown) == colored
+
+
+def on_a_terminal(*arguments: str, variables: dict[str, str]) -> str:
+    """What a command that fails writes to its terminal."""
+    ours, theirs = pty.openpty()
+    plain = {name: value for name, value in environment().items() if name not in ("NO_COLOR", "TERM")}
+    process = subprocess.Popen(command(*arguments), env=plain | variables, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # its other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(60) == 1
+    return shown.decode()
 
 
 ROWS = [{"name": "a", "size": 5}, {"name": "模型", "size": 12345}]

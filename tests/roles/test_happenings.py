@@ -157,6 +157,17 @@ def test_a_change_of_place(move: MoveStatus, kind: str, node: str, text: str) ->
     assert (told.facts["request"], told.facts["target"], told.facts["tokens"]) == ("req", "N2", 90)
 
 
+def test_a_move_that_found_no_target_names_none() -> None:
+    told = of_move("req", "m", moved(target="", result="failed", outcome="no room"), str.upper)
+    assert (told.facts["node"], told.facts["source"], "target" in told.facts) == ("N1", "N1", False)
+
+
+def test_a_node_that_has_no_id_yet_is_named_by_who_records() -> None:
+    told = of_move("req", "m", moved(source="", result="failed", outcome="no room"), str.upper)
+    assert told.facts.keys().isdisjoint({"node", "source"})
+    assert "from this node" in told.text
+
+
 @pytest.mark.parametrize(
     ("outcome", "kind"),
     [("resumed", "stream.resumed"), ("refused", "stream.unmirrored"), ("late", None), ("alone", None)],
