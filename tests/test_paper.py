@@ -281,6 +281,7 @@ def locked_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmLck:"))
 
 
+@pytest.mark.slow
 def test_c_one_pool_serves_model_after_model_and_its_books_are_exact(home: Path) -> None:
     settings = {
         "loader.slab_bytes": "16MiB",

@@ -224,6 +224,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_a_long_answer(serve):
         writer.close()
 
 
+@pytest.mark.slow
 async def test_others_go_on_while_a_large_body_is_read(live):
     """Every kind of body that once held up the event loop for seconds."""
     deep = b"[" * 40 + b"]" * 40

@@ -46,6 +46,7 @@ def test_a_life_under_systemd(tmp_path: Path) -> None:
     assert not (tmp_path / "s.sock").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_what_runs_with_a_word(tmp_path: Path) -> None:
     """The stream that would outlast the drain is told, the process says one line and exits with 130."""
     socket_path = tmp_path / "s.sock"

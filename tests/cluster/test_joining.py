@@ -458,6 +458,7 @@ async def test_a_certificate_is_renewed_and_used(fleet: Nodes) -> None:
 # --- keys ---
 
 
+@pytest.mark.slow
 async def test_gossip_keys_are_replaced_while_all_talk_and_who_was_away_follows(fleet: Nodes) -> None:
     voters = {"settle_seconds": 0.3, "dead_seconds": 2.0}  # who was away keeps no log any more, and asks
     one = await fleet.found("one", voters=voters)
@@ -533,6 +534,7 @@ async def test_three_new_nodes_found_one_cluster_together(
 # --- the way out ---
 
 
+@pytest.mark.slow
 async def test_one_node_goes_on_when_the_others_are_lost_for_good(fleet: Nodes) -> None:
     one = await fleet.found("one")
     where = f"127.0.0.1:{free_ports(3)}"

@@ -98,9 +98,9 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_toke
     ("body", "chat"),
     [
         (COMPLETION, False),
-        (CHAT, True),
-        ({**COMPLETION, "n": 3, "echo": True, "stop": ["zq"]}, False),
-        ({**COMPLETION, "logprobs": 2}, False),
+        pytest.param(CHAT, True, marks=pytest.mark.slow),
+        pytest.param({**COMPLETION, "n": 3, "echo": True, "stop": ["zq"]}, False, marks=pytest.mark.slow),
+        pytest.param({**COMPLETION, "logprobs": 2}, False, marks=pytest.mark.slow),
     ],
 )
 async def test_a_stream_goes_on_where_it_broke_off_on_any_node(
@@ -142,6 +142,7 @@ def _without_names(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
+@pytest.mark.slow
 async def test_a_dead_router_costs_a_reconnect_only(make_member: MakeMember) -> None:
     body = {**COMPLETION, "max_tokens": 120}
     async with make_member("b", models={"m": STEADY}) as b, make_member("c", join=b) as c:

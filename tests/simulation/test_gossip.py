@@ -60,7 +60,9 @@ def test_a_death_in_a_cluster_of_three() -> None:
     assert world.believe(NodeId("n0002"), Status.DEAD) == 2
 
 
-@pytest.mark.parametrize(("members", "minority"), [(5, 2), (5, 1), (100, 30)])
+@pytest.mark.parametrize(
+    ("members", "minority"), [(5, 2), (5, 1), pytest.param(100, 30, marks=pytest.mark.slow)]
+)
 def test_a_healed_partition_closes(members: int, minority: int) -> None:
     world = GossipWorld(members, seed=6)
     world.run(1)

@@ -40,6 +40,7 @@ def answers(network: Namespaces, source: int, target: int) -> bool:
     return "ConnectionRefusedError" in said.stderr
 
 
+@pytest.mark.slow
 def test_directions_are_cut_and_healed() -> None:
     with namespaces(3) as network:
         assert answers(network, 0, 1)

@@ -432,6 +432,7 @@ async def test_the_pool_forgets_where_a_node_was(make_node: MakeNode):
     await peers.close()
 
 
+@pytest.mark.slow
 async def test_the_pool_does_not_hammer_a_dead_node(make_node: MakeNode, probe: Probe):
     server = await make_node("server", probe.methods)
     client = await make_node("client", redial_seconds=2, redial_max_seconds=2)

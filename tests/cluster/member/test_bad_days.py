@@ -145,6 +145,7 @@ async def test_when_the_majority_is_gone_for_good_one_goes_on_alone(tmp_path: Pa
         assert isinstance(await alone.put("after"), Done)
 
 
+@pytest.mark.slow
 async def test_a_follower_of_the_old_cluster_follows_the_recovered_one(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         nodes = await cluster.found("abc")

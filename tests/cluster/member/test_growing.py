@@ -52,6 +52,7 @@ async def test_two_nodes_are_a_voter_and_a_standby(tmp_path: Path) -> None:
         assert "x" in cluster["b"].keys
 
 
+@pytest.mark.slow
 async def test_a_dead_voter_is_replaced_and_comes_back_without_a_vote(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:
         a = await grown(cluster, "abcd")
