@@ -1,4 +1,4 @@
-"""What the API can be asked, as ``/openapi.json`` tells it: one entry for each route. Pure.
+"""What the API can be asked, as ``/openapi.json`` tells it: one entry for each route.
 
 Invariant: it is the routes that there are, no more and no less (but for OpenAI's without ``/v1``).
 """
