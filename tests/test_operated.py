@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -144,6 +146,14 @@ def _key_made_on_one_opens_another(daemons: dict[str, LiveDaemon]) -> None:
         until(lambda daemon=daemon: daemon.ask("/sllmd/v1/keys").status == 200, "no key is left to ask for")  # type: ignore[misc]
 
 
+def monitor(daemon: LiveDaemon, node: str) -> subprocess.Popen[str]:
+    """The command, asking ``daemon`` for another's log."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sllmd", "--addr", f"unix:{daemon.socket}", "monitor", node],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 def _leader_killed_and_removed(daemons: dict[str, LiveDaemon]) -> None:
     """Followed from a survivor; then removed, which is refused while it seems to live."""
     lost = leader(daemons["a"])
@@ -162,6 +172,9 @@ def _leader_killed_and_removed(daemons: dict[str, LiveDaemon]) -> None:
         "so is the way out",
     )
     until(lambda: members(other)[lost]["state"] == "dead", "the other knows, too", 60)
+    with monitor(other, lost) as monitoring:
+        _, said = monitoring.communicate(timeout=END_SECONDS)
+    assert (monitoring.returncode, f"{lost} is dead" in said) == (5, True)
     assert order(other, "DELETE", f"/sllmd/v1/nodes/{lost}") == (
         *(200,),
         {"node": lost, "id": members(other)[lost]["id"], "state": "dead", "removed": True},
@@ -179,9 +192,14 @@ def _one_leaves(daemons: dict[str, LiveDaemon]) -> None:
     assert leaving is not None
     [staying] = [daemon for name, daemon in daemons.items() if name != leaving]
     events = Follower(staying, "/sllmd/v1/events")
-    status, report = order(daemons[leaving], "POST", "/sllmd/v1/leave")
-    assert (status, report) == (200, {"node": leaving, "left": True, "cut_short": 0})
-    assert daemons[leaving].process.wait(END_SECONDS) == 0
+    with monitor(staying, leaving) as monitoring:
+        assert monitoring.stdout is not None
+        assert monitoring.stdout.readline()
+        status, report = order(daemons[leaving], "POST", "/sllmd/v1/leave")
+        assert (status, report) == (200, {"node": leaving, "left": True, "cut_short": 0})
+        assert daemons[leaving].process.wait(END_SECONDS) == 0
+        _, said = monitoring.communicate(timeout=END_SECONDS)
+    assert (monitoring.returncode, f"{leaving} left the cluster for good" in said) == (5, True)
     until(lambda: events.saw(kind="member.left", node=leaving), "its leaving is told")
     until(lambda: events.saw(kind="node.removed", node=leaving), "it is no member any more")
     until(lambda: voters(staying) == [name for name in daemons if name != leaving], "its vote is gone")

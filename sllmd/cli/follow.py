@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -15,9 +16,10 @@ from urllib.parse import urlencode
 
 import typer
 
+from sllmd.cli.cluster import member_state
 from sllmd.cli.session import AnyNodeArgument, OutputFormat, Session, command, duration_option
 from sllmd.cli.tables import as_json, printable
-from sllmd.core.errors import CallerError, SllmdError
+from sllmd.core.errors import BusyError, CallerError, SllmdError
 from sllmd.roles.kinds import KINDS
 
 app = typer.Typer()
@@ -26,6 +28,8 @@ AGAIN_SECONDS = 60.0
 """How long a daemon that went away is asked again: longer than a restart."""
 _PAUSE_SECONDS = 1.0
 _GAP = "gap"
+_GONE = {"dead": "is dead", "stopped": "was stopped", "left": "left the cluster for good"}
+"""States of a node that answers nobody."""
 
 Entry = Mapping[str, Any]
 
@@ -129,28 +133,68 @@ def _print_all(
 def _entries(session: Session, path: str, query: dict[str, str], *, follow: bool) -> Iterator[Entry]:
     """Entries for ever, over any number of connections; the first has to come about."""
     query = query if follow else {**query, "follow": "false"}
+    patience = _Patience(session, query.get("node"))
     last_id: str | None = None
-    give_up_seconds = 0.0
-    told = ""
     while True:
         answered: dict[str, str] = {}
+        came = False
         address = f"{path}?{urlencode(query)}"
         try:
             for entry in session.client.follow(address, last_id=last_id, headers_out=answered):
-                last_id, told = entry["id"] or last_id, ""
+                last_id, came, patience.told = entry["id"] or last_id, True, ""
                 yield entry
             if not follow:
                 return
-            reason = "the daemon ended"
+            reason = "the stream ended"
         except CallerError:
             raise
         except SllmdError as error:
-            if not follow or not (answered or time.monotonic() < give_up_seconds):
+            if not follow or not (answered or time.monotonic() < patience.ends_seconds):
                 raise
             reason = error.message
-        if reason != told:
-            session.note(f"{reason}; trying again")
-            told = reason
-        if answered:
-            give_up_seconds = time.monotonic() + AGAIN_SECONDS
+        patience.wait(reason, answered=bool(answered), came=came)
+
+
+@dataclass(slots=True)
+class _Patience:
+    """With a daemon, or another node, that went away: long enough for a restart."""
+
+    session: Session
+    node: str | None
+    ends_seconds: float = 0.0
+    told: str = ""
+    """What was said last: not said twice."""
+
+    def wait(self, reason: str, *, answered: bool, came: bool) -> None:
+        """Until it is asked again. Raises BusyError when the other node left, or has been away for long.
+
+        ``answered``: the daemon that is asked did; ``came``: entries did.
+        """
+        state = self._state() if answered else None
+        gone = None if state is None else _GONE.get(state)
+        now_seconds = time.monotonic()
+        if answered and (came or gone is None):
+            self.ends_seconds = now_seconds + AGAIN_SECONDS
+        if gone is not None and (state == "left" or now_seconds >= self.ends_seconds):
+            raise BusyError(
+                f"{self.node} {gone}", retry_after_seconds=1, hint="`sllmd members --all` tells more"
+            )
+        if gone is not None:
+            reason = f"{self.node} {gone}"
+        elif state is not None:
+            reason = f"{self.node}: {reason}"
+        if reason != self.told:
+            self.session.note(f"{reason}; trying again")
+            self.told = reason
         time.sleep(_PAUSE_SECONDS)
+
+    def _state(self) -> str | None:
+        """The other node's, as the one that is asked sees it; None: there is no other, or it cannot tell."""
+        if self.node is None:
+            return None
+        try:
+            members = self.session.client.get("/sllmd/v1/members")["members"]
+        except SllmdError:
+            return None
+        states = [member_state(row) for row in members if self.node in (row["name"], row["id"])]
+        return min(states, key=_GONE.__contains__, default=None)  # its namesake may have left

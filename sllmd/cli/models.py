@@ -18,7 +18,7 @@ import typer
 from sllmd.cli.client import DaemonUnreachable, segment
 from sllmd.cli.progress import ByteProgress, byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
-from sllmd.cli.tables import Column, fields
+from sllmd.cli.tables import Column
 from sllmd.core.errors import ModelNotFound, SllmdError, StoreError
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
@@ -73,13 +73,13 @@ def show(session: Session, model: ModelArgument, store: StoreOption = None) -> N
     """Show everything about one model, as `list` finds it."""
     if not _asks_daemon(session, store):
         facts = checkpoint_json(store_of(session, store).resolve(model))
-        session.show_object(facts, fields(_facts_pairs(facts)))
+        session.show_object(facts, session.fields(_facts_pairs(facts)))
         return
     served = _served_json(session.client.get(f"/sllmd/v1/models/{segment(model)}"))
     local = _facts_beside(_daemon_store(session), served)
     pairs = _facts_pairs(local) if local else _served_pairs(served)
     pairs.append(("state", f"{served['state']}, {_TIERS.get(served['tier'], served['tier'])}"))
-    session.show_object(served | (local or {}), fields(pairs))
+    session.show_object(served | (local or {}), session.fields(pairs))
 
 
 @command(app, "rm")

@@ -13,7 +13,7 @@ from sllmd.cli.agreement import cluster_pairs, state_text
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command, duration_option
-from sllmd.cli.tables import Column, counted, fields
+from sllmd.cli.tables import Column, counted
 from sllmd.cli.waterfall import waterfall
 from sllmd.core.errors import SllmdError
 from sllmd.core.units import format_bytes, format_seconds
@@ -162,7 +162,7 @@ def cache(
         head.append(("draining", f"{format_bytes(books['draining_bytes'])} of loads that were given up"))
     speeds = books["bandwidth_bytes_per_second"]
     head += [(f"{hop} measured", f"{format_bytes(speed)}/s") for hop, speed in speeds.items()]
-    text = fields(head)
+    text = session.fields(head)
     if books["copies"]:
         text = f"{text}\n\n{session.table(books['copies'], _COPY_COLUMNS).rstrip()}"
     session.show_object(books, text)
@@ -190,7 +190,7 @@ def status(
     if wait is not None:
         _wait_until_ready(session, duration_option("--wait", wait))
     node = session.client.get("/sllmd/v1/status")
-    session.show_object(node, _status_text(node))
+    session.show_object(node, session.fields(_status_pairs(node)))
 
 
 def _wait_until_ready(session: Session, seconds: float) -> None:
@@ -206,7 +206,7 @@ def _wait_until_ready(session: Session, seconds: float) -> None:
         time.sleep(_WAIT_INTERVAL_SECONDS)
 
 
-def _status_text(node: Mapping[str, Any]) -> str:
+def _status_pairs(node: Mapping[str, Any]) -> list[tuple[str, str]]:
     cache_books = node["cache"]
     pairs = [
         ("node", f"{node['node']}, sllmd {node['version']}, {state_text(node)}"),
@@ -224,8 +224,7 @@ def _status_text(node: Mapping[str, Any]) -> str:
         memory = format_bytes(device["memory_bytes"]) if device["memory_bytes"] else "shares DRAM"
         replicas = counted(device["replicas"], "replica")
         pairs.append(("device", f"{device['name']}, {device['description']}, {memory}, {replicas}"))
-    pairs += [("process", _process_text(process)) for process in node["processes"]]
-    return fields(pairs)
+    return pairs + [("process", _process_text(process)) for process in node["processes"]]
 
 
 def moves_pairs(moves: Mapping[str, Any], mirror: Mapping[str, Any]) -> list[tuple[str, str]]:

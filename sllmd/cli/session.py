@@ -16,7 +16,7 @@ import typer
 
 from sllmd.cli.client import Client, DaemonUnreachable, parse_address
 from sllmd.cli.place import configured_address
-from sllmd.cli.tables import Column, as_json, table
+from sllmd.cli.tables import Column, as_json, fields, table
 from sllmd.config.loading import Loaded, load_config
 from sllmd.core.errors import (
     BusyError,
@@ -103,8 +103,16 @@ class Session:
     def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
         """Rows for people: as wide as the terminal; in a pipe, or with ``-o wide``, with nothing cut."""
         wide = self.output is OutputFormat.WIDE
-        width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
-        return table(rows, columns, wide=wide, bold_head=self._bold(sys.stdout), width=width)
+        return table(rows, columns, wide=wide, bold_head=self._bold(sys.stdout), width=self._width)
+
+    def fields(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """Names and values of one thing, as wide as a table."""
+        return fields(pairs, width=self._width)
+
+    @property
+    def _width(self) -> int | None:
+        cut = self.output is not OutputFormat.WIDE and sys.stdout.isatty()
+        return shutil.get_terminal_size().columns if cut else None
 
     def show_object(self, value: Mapping[str, Any], text: str) -> None:
         """Print one thing: ``text`` for people, ``value`` for programs."""

@@ -100,10 +100,18 @@ def _shortened(text: str, width: int) -> str:
     return f"{text[:head]}…{text[len(text) - tail :]}"
 
 
-def fields(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values of one thing, values aligned."""
-    width = max((text_width(name) for name, _ in pairs), default=0)
-    return "\n".join(f"{_padded(name, width)}  {printable(value)}".rstrip() for name, value in pairs)
+def fields(pairs: Sequence[tuple[str, str]], *, width: int | None = None) -> str:
+    """Names and values of one thing, values aligned, and broken between words at ``width``."""
+    names_width = max((text_width(name) for name, _ in pairs), default=0)
+    below = " " * (names_width + 2)
+    lines = []
+    for name, value in pairs:
+        text = printable(value)
+        room = len(text) + 1 if width is None else max(CUT_MIN, width - len(below))
+        first, *rest = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+        lines.append(f"{_padded(name, names_width)}  {first}".rstrip())
+        lines += [f"{below}{line}" for line in rest]
+    return "\n".join(lines)
 
 
 def as_json(value: Any, *, lines: bool) -> str:

@@ -149,7 +149,7 @@ def test_an_interrupted_import_says_so_in_one_line(
         def __call__(self, *_: object) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("sllmd.cli.importing.byte_bar", Stopper)
+    monkeypatch.setattr("sllmd.cli.importing.bytes_told", Stopper)
     outcome = sllmd("import", str(source), "--store", str(tmp_path / "store"))
     assert (outcome.code, outcome.out) == (130, "")
     assert outcome.err == "sllmd: interrupted; the store is as it was\n"

@@ -259,6 +259,17 @@ def test_fields_are_aligned() -> None:
     assert fields([("a", "1"), ("long", "2")]) == "a     1\nlong  2"
 
 
+def test_fields_too_long_for_the_terminal_go_on_below() -> None:
+    shown = fields([("why", "it is dead for 10 s"), ("", "/a/very/long/path x"), ("no", "")], width=16)
+    assert shown.splitlines() == [
+        "why  it is dead",
+        "     for 10 s",
+        "     /a/very/long/path",
+        "     x",
+        "no",
+    ]
+
+
 def test_json_and_json_lines() -> None:
     assert json.loads(as_json(ROWS, lines=False)) == ROWS
     assert [json.loads(line) for line in as_json(ROWS, lines=True).splitlines()] == ROWS
