@@ -44,6 +44,13 @@ async def watched(nodes: list[EtcdControl]) -> AsyncIterator[list[int]]:
             looking.result()
 
 
+async def seen_leader(stores: EtcdStores, epochs: list[int]) -> ControlStore:
+    """Who leads, once ``watched`` saw it, too: a term that is handed over at once may fall between its looks."""
+    leader = await leader_of(stores.nodes)
+    await eventually(lambda: leader.leadership().epoch in epochs, "the new term is noted")
+    return leader
+
+
 def all_nodes(stores: EtcdStores) -> list[EtcdControl]:
     return [node for node in stores.nodes if isinstance(node, EtcdControl)]
 
@@ -61,14 +68,14 @@ async def mend(stores: EtcdStores, node: ControlStore) -> None:
 async def test_of_two_that_contend_one_leads_at_a_time(etcd: EtcdCluster) -> None:
     async with etcd_stores(etcd, 2) as stores, watched(all_nodes(stores)) as epochs:
         for _ in range(3):
-            leader = await leader_of(stores.nodes)
+            leader = await seen_leader(stores, epochs)
             assert await leader.hand_over()
         for _ in range(2):
-            leader = await leader_of(stores.nodes)
+            leader = await seen_leader(stores, epochs)
             other = next(node for node in stores.nodes if node is not leader)
             await cut(stores, leader)
             await eventually(lambda leader=leader: not leader.leadership().is_me)
-            await eventually(lambda other=other: other.leadership().is_me)
+            assert await seen_leader(stores, epochs) is other
             await mend(stores, leader)
             await eventually(
                 lambda leader=leader, other=other: leader.leadership().epoch == other.leadership().epoch
@@ -79,14 +86,13 @@ async def test_of_two_that_contend_one_leads_at_a_time(etcd: EtcdCluster) -> Non
 
 async def test_a_leader_whose_messages_are_held_up_stops_before_another_begins(etcd: EtcdCluster) -> None:
     async with etcd_stores(etcd, 2) as stores, watched(all_nodes(stores)) as epochs:
-        leader = await leader_of(stores.nodes)
+        leader = await seen_leader(stores, epochs)
         other = next(node for node in stores.nodes if node is not leader)
         stale = leader.leadership().epoch
-        order = asyncio.create_task(asyncio.sleep(0))
         for cable in stores.cables[leader]:
             cable.block()
         order = asyncio.create_task(leader.propose(SettingPut("late", b"", None), epoch=stale))
-        await eventually(lambda: other.leadership().is_me)
+        assert await seen_leader(stores, epochs) is other
         await other.propose(SettingPut("x", b"", None), epoch=other.leadership().epoch)
         for cable in stores.cables[leader]:
             cable.unblock()
@@ -97,7 +103,7 @@ async def test_a_leader_whose_messages_are_held_up_stops_before_another_begins(e
 
 async def test_etcd_stopped_for_longer_than_the_lease(etcd: EtcdCluster) -> None:
     async with etcd_stores(etcd, 2, propose_seconds=10.0) as stores, watched(all_nodes(stores)) as epochs:
-        leader = await leader_of(stores.nodes)
+        leader = await seen_leader(stores, epochs)
         await leader.propose(SettingPut("before", b"", None))
         etcd.stop()
         try:
@@ -111,7 +117,7 @@ async def test_etcd_stopped_for_longer_than_the_lease(etcd: EtcdCluster) -> None
                 assert node.view().age_seconds > LEASE_SECONDS
         finally:
             etcd.resume()
-        await leader_of(stores.nodes)
+        await seen_leader(stores, epochs)
         assert isinstance(await leader.propose(SettingPut("after", b"", None)), Done)
         assert len(epochs) == 2
 
