@@ -133,10 +133,14 @@ def node_rm(
         bool, typer.Option("--force", help="Although it lives: it is cut off and must join anew.")
     ] = False,
 ) -> None:
-    """Remove a dead node from the cluster for good; its name and its vote are free again."""
+    """Remove a dead node from the cluster for good; its name and its vote are free again.
+
+    It keeps the key of gossip: if it is not trusted any more, run `sllmd keyring rotate` then.
+    """
     query = "?force=true" if force else ""
     removed = session.client.delete(f"/sllmd/v1/nodes/{segment(node)}{query}")
     session.show_object(removed, f"{removed['node']} is no member any more")
+    session.note("It still has the key of gossip: if it is not trusted any more, run `sllmd keyring rotate`.")
 
 
 @command(app, "leave")

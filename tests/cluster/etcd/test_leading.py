@@ -45,7 +45,7 @@ async def watched(nodes: list[EtcdControl]) -> AsyncIterator[list[int]]:
 
 
 async def seen_leader(stores: EtcdStores, epochs: list[int]) -> ControlStore:
-    """Who leads, once ``watched`` saw it, too: a term that is handed over at once may fall between its looks."""
+    """Who leads, once ``watched`` saw it, too: a term that is given away at once may fall between looks."""
     leader = await leader_of(stores.nodes)
     await eventually(lambda: leader.leadership().epoch in epochs, "the new term is noted")
     return leader
