@@ -86,12 +86,29 @@ def _operation(about: Operation, refs: _Refs) -> dict[str, Any]:
     return operation | {"responses": _responses(about, refs)}
 
 
+def _event(about: Operation, refs: _Refs) -> dict[str, Any]:
+    """A server-sent event of a stream (OpenAPI 3.2, "Sequential Media Types").
+
+    OpenAI's streams end with ``[DONE]``, which is no JSON, so their chunks are told in words.
+    """
+    assert about.streams is not None
+    schema = refs[about.streams, "serialization"]
+    data: dict[str, Any] = {"type": "string"}
+    if about.answers in _GENERATED:
+        data["description"] = (
+            f"A chunk ({about.streams.__name__}, usage in the last if asked for), then [DONE]"
+        )
+    else:
+        data |= {"contentMediaType": "application/json", "contentSchema": schema}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
+
+
 def _responses(about: Operation, refs: _Refs) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if about.answers is not None:
         content["application/json"] = {"schema": refs[about.answers, "serialization"]}
     if about.streams is not None:
-        content["text/event-stream"] = {"schema": refs[about.streams, "serialization"]}
+        content["text/event-stream"] = {"schema": _event(about, refs)}
     if not content:
         content["application/json" if about.path.endswith(".json") else "text/plain"] = {}
     headers = _HEADERS | (_RUN_HEADERS if about.answers in _GENERATED else {})

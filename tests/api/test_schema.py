@@ -107,8 +107,10 @@ async def test_what_happens_fits_the_document(live, path: str):
     raw = await (await live.get(f"{path}?since=0&follow=false")).text()
     entries = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith("data: {")]
     assert entries or path.endswith("logs")
+    event = answer_of("get", path, "text/event-stream").schema
+    told = {"components": event["components"], **event["properties"]["data"]["contentSchema"]}
     for entry in entries:
-        answer_of("get", path, "text/event-stream").validate(entry)
+        jsonschema.Draft202012Validator(told).validate(entry)
 
 
 async def test_a_drained_nodes_refusal_fits_the_document(live):
