@@ -92,10 +92,21 @@ class Server:
             each["model"] == model and each["state"] == "serving" for each in self.live.status()["replicas"]
         )
 
+    def drain(self) -> None:
+        """Nothing runs here from now on, also after a restart; requests are taken, for others to run."""
+        answer = self.live.ask(f"/sllmd/v1/nodes/{self.name}/drain", {"deadline_seconds": 60})
+        if answer.status != 200 or b'"drained"' not in answer.raw:
+            raise RuntimeError(f"{self.name} did not drain: {answer.raw[-300:]!r}")
+
     @property
     def running(self) -> int:
         """Generations that run here."""
         return sum(each["running"] for each in self.live.status()["replicas"])
+
+    @property
+    def waits(self) -> bool:
+        """Whether a worker waits for a model here."""
+        return any(each["role"] == "waiting" for each in self.live.status()["processes"])
 
 
 @contextmanager
@@ -112,7 +123,7 @@ def _on_core(core: int | None) -> Iterator[None]:
 
 @contextmanager
 def stage(*, loaded: bool = True) -> Iterator[tuple[Server, Server, Server]]:
-    """Two that serve, and a router that has no replica."""
+    """Two that serve, and a router that is drained from the start: it never has a replica."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         a = Server("a", Path(directory) / "a")
         b = Server("b", Path(directory) / "b", join=a)
@@ -123,6 +134,7 @@ def stage(*, loaded: bool = True) -> Iterator[tuple[Server, Server, Server]]:
             for server in (a, b, router):
                 server.start()
             until(lambda: knows(router), "the router knows the model")
+            router.drain()
             if loaded:
                 a.load()
                 b.load()
