@@ -1,8 +1,11 @@
 """The next token of every row, from logits.
 
 Owns: penalties, filters, the draw, log probabilities. Knows nothing of caches or models.
-Draws carry no generator state: row and position decide, through ``uniform(seed, index)``, which quantile
-of the filtered distribution is taken, so neither batch order nor a change of place changes a generation.
+A draw is the largest of logits / temperature + Gumbel noise among the tokens that the filters leave. It
+carries no generator state: seed and position decide on the noise (``noise``), so neither batch order nor a
+change of place changes a generation. And logits that differ by rounding draw the same token, unless the best
+two are as close as that; a draw by cumulated probability is not so, for every token's rounding moves the
+borders of all behind it.
 
 Order of the rules: bias, repetition / frequency / presence penalties, temperature, min_p, top_k, top_p.
 Log probabilities are those of the model, before any of them.
@@ -16,18 +19,13 @@ from collections.abc import Sequence
 
 import torch
 
+from sllmd.engine.noise import gumbel_window
 from sllmd.engine.protocol import GenerationState, Sampling, TokenLogprob
 
-_MASK = (1 << 64) - 1
 GREEDY_TEMPERATURE_MAX = 1e-4
 """Below this a draw is a choice of the largest, and dividing by it would overflow."""
 _TOP_FIRST = 512
 """Candidates looked at before the whole vocabulary is sorted; nearly always they hold ``top_p``."""
-
-
-def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) that depends on nothing else (splitmix64, twice)."""
-    return (_mix(_mix(seed & _MASK) ^ (index & _MASK)) >> 11) / (1 << 53)
 
 
 def sample(
@@ -46,11 +44,9 @@ def sample(
         adjusted = scores.clone()
         for index, row in enumerate(rows):
             _adjust(adjusted[index], row)
+    if any(_is_drawn(row.sampling) for row in rows):
+        adjusted = _perturbed(adjusted, rows)
     tokens = _argmax(adjusted)
-    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > GREEDY_TEMPERATURE_MAX]
-    for index, token in zip(drawn, _draw(adjusted, rows, drawn), strict=True):
-        if tokens[index] is not None:
-            tokens[index] = token
     return tokens, [
         None
         if row.sampling.logprobs is None or token is None
@@ -96,13 +92,6 @@ def _where_finite(largest: torch.Tensor, found: torch.Tensor) -> list[int | None
     return [token if good else None for token, good in zip(found.tolist(), finite, strict=True)]
 
 
-def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
 def _is_adjusted(sampling: Sampling) -> bool:
     return bool(
         sampling.logit_bias
@@ -113,8 +102,15 @@ def _is_adjusted(sampling: Sampling) -> bool:
 
 
 def _is_plain_greedy(sampling: Sampling) -> bool:
-    greedy = sampling.temperature <= GREEDY_TEMPERATURE_MAX
-    return greedy and sampling.logprobs is None and not _is_adjusted(sampling)
+    return not _is_drawn(sampling) and sampling.logprobs is None and not _is_adjusted(sampling)
+
+
+def _is_drawn(sampling: Sampling) -> bool:
+    return sampling.temperature > GREEDY_TEMPERATURE_MAX
+
+
+def _is_filtered(sampling: Sampling) -> bool:
+    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
 
 
 def _adjust(scores: torch.Tensor, row: GenerationState) -> None:
@@ -138,42 +134,31 @@ def _ids(ids: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(ids, dtype=torch.long, device=like.device)
 
 
-def _draw(scores: torch.Tensor, rows: Sequence[GenerationState], drawn: Sequence[int]) -> list[int]:
-    """Tokens for the rows at ``drawn``; those without filters need no sorting."""
-    tokens: dict[int, int] = {}
-    unfiltered = [i for i in drawn if not _is_filtered(rows[i].sampling)]
-    if unfiltered:
-        chosen = scores[unfiltered] if len(unfiltered) < len(rows) else scores
-        temperatures = scores.new_tensor([rows[i].sampling.temperature for i in unfiltered])
-        probabilities = (chosen / temperatures[:, None]).softmax(dim=-1)
-        picked = _inverse(probabilities, [_quantile(rows[i]) for i in unfiltered])
-        tokens.update(zip(unfiltered, picked, strict=True))
-    for i in drawn:
-        if i not in tokens:
-            tokens[i] = _draw_filtered(scores[i], rows[i])
-    return [tokens[i] for i in drawn]
+def _perturbed(scores: torch.Tensor, rows: Sequence[GenerationState]) -> torch.Tensor:
+    """Scores of which every row's largest is its token: with noise where it is drawn, else as they are."""
+    perturbed = torch.empty_like(scores)
+    for row, plain, into in zip(rows, scores, perturbed, strict=True):
+        if _is_drawn(row.sampling):
+            _perturb(plain, row, into)
+        else:
+            into.copy_(plain)
+    return perturbed
 
 
-def _is_filtered(sampling: Sampling) -> bool:
-    return sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+def _perturb(scores: torch.Tensor, row: GenerationState, into: torch.Tensor) -> None:
+    """Noise on one row's scores; what its filters take out becomes -inf."""
+    temperature = row.sampling.temperature
+    noise = gumbel_window(row.sampling.seed, len(row.output_ids), scores.numel(), scores.device)
+    if not _is_filtered(row.sampling):
+        torch.add(scores, noise, alpha=temperature, out=into)
+        return
+    ids = _left_by_filters(scores / temperature, row.sampling)
+    into.fill_(-math.inf)
+    into[ids] = torch.add(scores[ids], noise[ids], alpha=temperature)
 
 
-def _quantile(row: GenerationState) -> float:
-    return uniform(row.sampling.seed, len(row.output_ids))
-
-
-def _inverse(probabilities: torch.Tensor, quantiles: Sequence[float]) -> list[int]:
-    """The index at which each row's cumulated probability passes its quantile."""
-    cumulated = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    goals = cumulated.new_tensor(quantiles)[:, None] * cumulated[:, -1:]
-    found = torch.searchsorted(cumulated, goals, right=True)[:, 0]
-    return found.clamp_(max=probabilities.shape[-1] - 1).tolist()
-
-
-def _draw_filtered(scores: torch.Tensor, row: GenerationState) -> int:
-    """Draw among the most likely tokens that ``top_k``, ``top_p`` and ``min_p`` leave, best first."""
-    sampling = row.sampling
-    scaled = scores / sampling.temperature
+def _left_by_filters(scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The tokens that ``top_k``, ``top_p`` and ``min_p`` leave, best first; none if a score is no number."""
     normaliser = scaled.logsumexp(dim=-1)
     size = scaled.numel()
     wanted = min(sampling.top_k or _TOP_FIRST, size)
@@ -193,8 +178,7 @@ def _draw_filtered(scores: torch.Tensor, row: GenerationState) -> int:
         probabilities = torch.where(
             before < sampling.top_p * total, probabilities, probabilities.new_zeros(())
         )
-    (position,) = _inverse(probabilities[None], [_quantile(row)])
-    return int(ids[position])
+    return ids[probabilities > 0]
 
 
 def _needs_more(probabilities: torch.Tensor, sampling: Sampling) -> bool:

@@ -26,11 +26,13 @@ import torch
 
 from sllmd.core.context import CONTEXT_FIELDS, ROPE_FIELDS
 from sllmd.core.context import context_tokens as model_context_tokens
+from sllmd.core.errors import UnsupportedCheckpoint
 from sllmd.core.ids import GenerationId
 from sllmd.engine import allocator
 from sllmd.engine.batch import Batch, Chunk, Move, Row
 from sllmd.engine.cache import SlotCache
 from sllmd.engine.cores import compute_cores
+from sllmd.engine.noise import VOCABULARY_MAX
 from sllmd.engine.prefix import PREFIX_TOKENS_MIN, PrefixStore, common_length
 from sllmd.engine.protocol import (
     Engine,
@@ -104,6 +106,10 @@ class TransformerEngine:
         torch.set_num_threads(thread_count(options))
         config = model.config.get_text_config()
         self._vocabulary = model.get_input_embeddings().num_embeddings
+        if self._vocabulary > VOCABULARY_MAX:
+            raise UnsupportedCheckpoint(
+                f"the model has {self._vocabulary} tokens: draws are made of {VOCABULARY_MAX} at most"
+            )
         self._context = context_tokens(config, options)
         cache_tokens = options.cache_tokens or default_cache_tokens(model, self._context, options.batch_max)
         self._context = min(self._context, cache_tokens)

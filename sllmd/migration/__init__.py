@@ -16,12 +16,11 @@ What it need not leave as it was is the tokens that follow. The target computes 
 the source did so step by step, in another batch, and sums rounded in another order differ:
 
 =========  ==============================================================================================
-float32    in the seventh digit: tokens are those of the unmoved run, but where two are as good as equal. A
-           greedy one changes where the best two are so close; a drawn one where its quantile is so close to
-           the border between two, of which a flat distribution over a large vocabulary has many
+float32    in the seventh digit: tokens are those of the unmoved run, but where two are as good as equal:
+           the best two scores for a greedy text, the best two with their noise for a drawn one
 bfloat16   in the third digit, as any two batches' do: the distribution is the same within the type's own
-           error. A greedy text rarely goes another way, a drawn one mostly does, within some tokens, as it
-           may in another batch unmoved
+           error. There such near ties are met within a text: it may then go on with other tokens, drawn
+           ones sooner than greedy ones, as it may in another batch unmoved
 =========  ==============================================================================================
 
 Start at ``ledger``, then ``mover``.

@@ -21,7 +21,7 @@ from sllmd.engine.protocol import EngineOptions, PrefilledEvent
 from sllmd.engine.transformer import TransformerEngine, build_engine
 from sllmd.engine.weights import Weights
 from sllmd.store.manifest import DataFile, Manifest, Partition, Source, Tensor
-from tests.engine.driving import drain, outputs, prompts, reference, state
+from tests.engine.driving import diverged, drain, outputs, prompts, reference, runner_up_gap, state
 
 DIRECTORY = Path(
     os.environ.get("SLLMD_DEMO_MODEL", Path.home() / ".cache/sllmd-demo/SmolLM2-135M-Instruct")
@@ -125,3 +125,14 @@ def test_equal_resumed_and_with_reused_prefixes(
     assert outputs(events) == {name: tokens[10:] for name, tokens in expected.items()}
     reused = {e.generation_id: e.reused_tokens for e in events if isinstance(e, PrefilledEvent)}
     assert reused["2"] == LENGTHS[2]
+
+
+def test_drawn_texts_go_on_when_they_are_moved(engine: TransformerEngine) -> None:
+    """But where two tokens are as good as equal, which is rare."""
+    asked = prompts(range(5, 29), 49_000, seed=6)
+    given = [state(str(i), prompt, 64, seed=i, temperature=0.8) for i, prompt in enumerate(asked)]
+    parted = diverged(engine, engine._prefixes._retained.clear, given, moved_at=24)
+    assert len(parted) <= 1
+    if parted:
+        model = transformers.AutoModelForCausalLM.from_pretrained(DIRECTORY, dtype=torch.float32).eval()
+        assert runner_up_gap(model, parted[0]) < 1e-3

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from sllmd.core.errors import UnsupportedCheckpoint
 from sllmd.engine.fused import FusedRunner
 from sllmd.engine.protocol import (
     FailedEvent,
@@ -20,7 +21,7 @@ from sllmd.engine.protocol import (
     TokenEvent,
 )
 from sllmd.engine.transformer import layer_width
-from tests.engine.driving import drain, outputs, prompts, reference, state
+from tests.engine.driving import diverged, drain, outputs, prompts, reference, runner_up_gap, state
 from tests.engine.models import ARCHITECTURES, VOCABULARY, InMemory, checkpoint, random_model
 
 LENGTHS = (5, 21, 13, 1, 34)
@@ -335,6 +336,25 @@ def test_sampling_does_not_depend_on_company_or_place(llama: InMemory) -> None:
     target.add(moved)
     assert outputs(drain(target))["one"] == alone[5:]
     assert _sampled(llama.engine(), one, "two", **{**rules, "seed": 78}) != alone
+
+
+def test_drawn_texts_go_on_when_they_are_moved() -> None:
+    """From a flat distribution, where a draw by cumulated probability has a border at every turn."""
+    flat = checkpoint(random_model("LlamaForCausalLM", vocab_size=4096))
+    engine = flat.engine()
+    given = [
+        state(str(i), prompt, 64, seed=i, temperature=0.8)
+        for i, prompt in enumerate(prompts(range(1, 25), 4096))
+    ]
+    parted = diverged(engine, engine._prefixes._retained.clear, given, moved_at=24)
+    assert len(parted) <= 1
+    assert all(runner_up_gap(flat.model, one) < 1e-3 for one in parted)
+
+
+def test_a_vocabulary_beyond_the_noise_is_refused(llama: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sllmd.engine.transformer.VOCABULARY_MAX", VOCABULARY - 1)
+    with pytest.raises(UnsupportedCheckpoint, match=f"{VOCABULARY} tokens"):
+        llama.engine()
 
 
 def test_another_type_is_converted(llama: InMemory) -> None:
