@@ -34,9 +34,7 @@ def measure(report: Report, options: Options) -> None:
             if failed:
                 log(f"cold: {failed[0]}")
                 continue
-            log(
-                f"cold: {p99(gap_seconds):.2f} s less recomputing, {start_seconds:.2f} s estimated for the start"
-            )
+            log(f"cold: {p99(gap_seconds):.2f} s less recomputing; its start: {start_seconds:.2f} s, it says")
             gaps.append(max(0.0, p99(gap_seconds) - start_seconds))
     report.row("gap, none ready", gaps, "s")
     report.value("migration.gap_cold_s", gaps, options.rounds)
