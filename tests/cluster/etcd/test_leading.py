@@ -92,6 +92,7 @@ async def test_a_leader_whose_messages_are_held_up_stops_before_another_begins(e
         for cable in stores.cables[leader]:
             cable.block()
         order = asyncio.create_task(leader.propose(SettingPut("late", b"", None), epoch=stale))
+        await eventually(lambda: other.leadership().is_me)
         assert await seen_leader(stores, epochs) is other
         await other.propose(SettingPut("x", b"", None), epoch=other.leadership().epoch)
         for cable in stores.cables[leader]:
