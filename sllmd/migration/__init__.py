@@ -19,8 +19,8 @@ the source did so step by step, in another batch, and sums rounded in another or
 float32    in the seventh digit: tokens are those of the unmoved run, but where two are as good as equal:
            the best two scores for a greedy text, the best two with their noise for a drawn one
 bfloat16   in the third digit, as any two batches' do: the distribution is the same within the type's own
-           error. There such near ties are met within a text: it may then go on with other tokens, drawn
-           ones sooner than greedy ones, as it may in another batch unmoved
+           error. A greedy text rarely goes another way, a drawn one mostly does, within some dozens of
+           tokens, as it may in another batch unmoved
 =========  ==============================================================================================
 
 Start at ``ledger``, then ``mover``.
