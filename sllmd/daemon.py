@@ -191,6 +191,7 @@ class Daemon:
             models=config.models,
             routing=config.routing,
             serving=config.serving,
+            scheduler=config.scheduler,
             mirror=config.mirror,
         )
         router = Router(library, agent, plane.placing, config.serving, config.migration)
@@ -223,8 +224,9 @@ class Daemon:
         watcher.start()
         watch_moves(following.feed, router.mover, watcher.name)
         rooms.push_async_callback(_cancel, asyncio.create_task(draining.watch()))
+        drain_seconds = config.serving.drain_timeout
         operator.cluster = open_desk(
-            node, agent, following, plane.inventories, draining, config.serving.drain_timeout
+            node, agent, following, plane.inventories, draining, drain_seconds, plane.asking
         )
         daemon = cls(config, node, plane, agent, router, operator, metrics)
         built_in = {name: own for name, own in config.models.items() if is_built_in(own)}

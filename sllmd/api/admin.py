@@ -15,9 +15,9 @@ from sllmd.api.events import EventStream
 from sllmd.api.following import desk_of
 from sllmd.api.orders import Order, read_order
 from sllmd.api.rooms import EXCHANGE, ROOMS, error_response
-from sllmd.core.ids import NodeId
+from sllmd.core.ids import ModelName, NodeId
 from sllmd.roles.moves import Selection
-from sllmd.roles.status import MovedStatus
+from sllmd.roles.status import MovedStatus, PlanStatus
 
 
 class LoadOrder(Order):
@@ -62,6 +62,19 @@ async def model(request: web.Request) -> web.Response:
     """Handler: one model, by name or alias."""
     card = request.app[ROOMS].router.model(request.match_info["model"])
     return web.json_response(text=card.model_dump_json())
+
+
+async def plan(request: web.Request) -> web.Response:
+    """Handler: where the model would start soonest now, as whoever leads sees it. Nothing is done."""
+    name = ModelName(request.app[ROOMS].router.model(request.match_info["model"]).name)
+    found = PlanStatus.of(await desk_of(request).asking.plan(name))
+    return web.json_response(text=compact({"plan": found.model_dump(), "names": _names(request)}))
+
+
+def _names(request: web.Request) -> dict[str, str]:
+    """The nodes' names, by id."""
+    desk = request.app[ROOMS].operator.cluster
+    return {member.id: member.name for member in desk.fleet.status().members} if desk is not None else {}
 
 
 async def load(request: web.Request) -> web.StreamResponse:
@@ -129,7 +142,8 @@ async def one_request(request: web.Request) -> web.Response:
         raise HttpRefusal(
             HTTPStatus.NOT_FOUND, "request_not_found", f"No request{which} is running or remembered."
         )
-    body = {"request_id": wanted, "generations": [entry.model_dump() for entry in mine]}
+    generations = [entry.model_dump() for entry in mine]
+    body = {"request_id": wanted, "generations": generations, "names": _names(request)}
     return web.json_response(text=compact(body))
 
 
@@ -165,6 +179,7 @@ ROUTES = (
     web.get("/sllmd/v1/models", models),
     web.post("/sllmd/v1/models/{model:.+}/load", load),
     web.post("/sllmd/v1/models/{model:.+}/unload", unload),
+    web.get("/sllmd/v1/models/{model:.+}/plan", plan),
     web.get("/sllmd/v1/models/{model:.+}", model),
     web.post("/sllmd/v1/models/{model:.+}/migrate", migrate_model),
     web.get("/sllmd/v1/cache", cache),

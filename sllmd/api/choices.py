@@ -144,5 +144,9 @@ class Choices:
             return
         metrics.cold_starts_total.labels(model, timing.tier).inc()
         metrics.cold_start_seconds.labels(timing.tier).observe(timing.load_ms / 1000)
+        if timing.decision is not None:
+            seconds = (timing.queue_ms + timing.load_ms) / 1000 - timing.decision.decide_seconds
+            error = abs(timing.decision.total_seconds - seconds)
+            metrics.startup_estimate_error_seconds.labels(timing.tier).observe(error)
         for stage, milliseconds in timing.stages.items():
             metrics.load_stage_seconds.labels(stage).observe(milliseconds / 1000)

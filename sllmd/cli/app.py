@@ -40,6 +40,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "events": ("follow", "Follow what happens in the cluster."),
     "monitor": ("follow", "Follow the log of a node."),
     "migrate": ("moving", "Move a running request, or all of a model, to another node."),
+    "plan": ("plan", "Show where a model would start soonest, and why not elsewhere."),
     "explain": ("serving", "Show where a request's time went."),
     "simulate": ("simulate", "Try placement policies on a virtual cluster."),
     "import": ("importing", "Bring a model into the store."),

@@ -11,9 +11,10 @@ import typer
 
 from sllmd.cli.agreement import cluster_pairs, state_text
 from sllmd.cli.client import DaemonUnreachable, error_of, segment
+from sllmd.cli.plan import plan_text
 from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command, duration_option
-from sllmd.cli.tables import Column, counted
+from sllmd.cli.tables import Column, counted, printable
 from sllmd.cli.waterfall import waterfall
 from sllmd.core.errors import SllmdError
 from sllmd.core.units import format_bytes, format_seconds
@@ -264,15 +265,19 @@ def explain(
 ) -> None:
     """Show where a request's time went."""
     found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
-    session.show_object(found, request_text(session, found) if session.for_people else "")
+    session.show_object(found, request_text(found))
 
 
-def request_text(session: Session, found: Mapping[str, Any]) -> str:
-    """Where the time of a request's generations went, and on which nodes they ran."""
-    generations = found["generations"]
-    placed = any(generation["node"] or generation["moves"] for generation in generations)
-    names: dict[str, str] = {}
-    if placed:
-        members = session.client.get("/sllmd/v1/members")["members"]
-        names = {member["id"]: member["name"] for member in members}
-    return "\n\n".join(waterfall(generation, names) for generation in generations)
+def request_text(found: Mapping[str, Any]) -> str:
+    """Where the time of a request's generations went, on which nodes they ran, and why there."""
+    return "\n\n".join(_explained(each, found["names"]) for each in found["generations"])
+
+
+def _explained(generation: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    plan = generation.get("decision")
+    picture = waterfall(generation, names)
+    if plan is None:
+        return picture
+    chosen = f"{printable(names.get(plan['leader'], plan['leader']))} decided (epoch {plan['epoch']})"
+    refused = [f"  {printable(refusal)}" for refusal in plan["refusals"]]
+    return "\n".join([picture, "", chosen, plan_text(plan, names), *refused])

@@ -65,7 +65,11 @@ def _move_line(move: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
 
 def _stages(request: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     """Label, milliseconds and a note of each stage, in order of time."""
-    stages = [("queue", request["queue_ms"], "")]
+    plan = request.get("decision")
+    decide_ms = min(plan["decide_seconds"] * 1000, request["queue_ms"]) if plan else 0.0
+    stages = [("queue", request["queue_ms"] - decide_ms, "")]
+    if plan:
+        stages.append(("decide", decide_ms, _decide_note(plan)))
     parts = request["stages_ms"]
     estimate = request["load_estimate_ms"]
     note = f"estimated {format_seconds(estimate / 1000)}" if request["load_ms"] and estimate else ""
@@ -78,6 +82,14 @@ def _stages(request: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     stages.append(("prefill", request["prefill_ms"], f"{request['prompt_tokens']} tokens"))
     stages.append(("decode", request["decode_ms"], _decode_note(request)))
     return stages
+
+
+def _decide_note(plan: Mapping[str, Any]) -> str:
+    """What was chosen, and what it was expected to take."""
+    if not plan["ways"] or plan["total_seconds"] is None:
+        return ""
+    way = plan["ways"][0]
+    return f"{way['way']} {way['source']}".rstrip() + f", estimated {format_seconds(plan['total_seconds'])}"
 
 
 def _decode_note(request: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from sllmd.roles.settings import (
     RoutingSettings,
     ServingSettings,
 )
+from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.telemetry.settings import LogSettings
 
 
@@ -87,6 +88,7 @@ class Config(Frozen):
     routing: RoutingSettings = RoutingSettings()
     migration: MigrationSettings = MigrationSettings()
     mirror: MirrorSettings = MirrorSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
     loader: LoaderSettings = LoaderSettings()
     workers: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()

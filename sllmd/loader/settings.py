@@ -59,8 +59,9 @@ class LoaderSettings(Frozen):
     """Bytes per second received from other nodes; 0: no cap."""
     disk_bandwidth_guess_bytes: ByteSize = ByteSize(1_000_000_000)
     """Bytes per second assumed of a disk in estimates until it has been measured."""
-    peer_bandwidth_guess_bytes: ByteSize = ByteSize(1_000_000_000)
-    """Bytes per second assumed of other nodes in estimates until it has been measured: 10 Gbit/s."""
+    peer_bandwidth_guess_bytes: ByteSize = ByteSize(900_000_000)
+    """Bytes per second assumed of other nodes in estimates until it has been measured: 10 Gbit/s, and a
+    little less than of a disk here, which has no disk there before it."""
     remote_bandwidth_guess_bytes: ByteSize = ByteSize(100_000_000)
     """Bytes per second assumed of a remote server in estimates until it has been measured."""
 

@@ -64,6 +64,8 @@ class _Ticket:
     need: Need
     granted: asyncio.Future[Grant]
     cold: bool = False
+    is_request: bool = True
+    """False: nothing will run on it, it only has the replica started."""
 
     def was_granted(self) -> bool:
         done = self.granted.done() and not self.granted.cancelled()
@@ -114,13 +116,19 @@ class Agent:
 
     @asynccontextmanager
     async def hold(
-        self, checkpoint: Checkpoint, *, keep_alive_seconds: float | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        keep_alive_seconds: float | None = None,
+        is_request: bool = True,
     ) -> AsyncGenerator[Grant, None]:
         """A replica of ``checkpoint`` for as long as the context lasts; starts it when there is none.
 
+        ``is_request`` False: only to have it started; it does not count as somebody who waits.
+
         Raises NodeDraining, QueueFull, StartupTimeout, and whatever keeps the model from starting.
         """
-        grant = await self._grant(checkpoint)
+        grant = await self._grant(checkpoint, is_request=is_request)
         residence = grant.residence
         default_seconds = self._keep_alive_seconds(checkpoint)
         residence.keep_alive_seconds = default_seconds if keep_alive_seconds is None else keep_alive_seconds
@@ -158,6 +166,10 @@ class Agent:
         """How many wait for this model, or for any."""
         return sum(model is None or ticket.need.model == model for ticket in self._tickets)
 
+    def requests_waiting(self, model: ModelName) -> int:
+        """How many requests wait for this model."""
+        return sum(ticket.need.model == model and ticket.is_request for ticket in self._tickets)
+
     @property
     def rows(self) -> int:
         """Generations that a replica runs together, unless its model says otherwise."""
@@ -188,12 +200,15 @@ class Agent:
             return 0.0
         return self._tier.estimate_seconds(checkpoint) + self._start_overhead_seconds
 
-    def missing_for(self, checkpoint: Checkpoint) -> str | None:
-        """What keeps a replica of it from being here, or starting now; None: nothing."""
+    def missing_for(self, checkpoint: Checkpoint, *, waits: bool = False) -> str | None:
+        """What keeps a replica of it from being here, or starting now; None: nothing.
+
+        ``waits``: it may wait for others to go.
+        """
         match decide(self._need(checkpoint), self.view()):
             case Refuse(missing):
                 return missing
-            case Wait(reason, for_room=True):
+            case Wait(reason, for_room=True) if not waits:
                 return reason
         return None
 
@@ -264,11 +279,12 @@ class Agent:
 
     # -- granting ------------------------------------------------------------------------------
 
-    async def _grant(self, checkpoint: Checkpoint) -> Grant:
+    async def _grant(self, checkpoint: Checkpoint, *, is_request: bool) -> Grant:
         if self.draining:
             raise NodeDraining("this node is stopping", retry_after_seconds=1)
         self._check_queue(checkpoint)
         ticket = _Ticket(checkpoint, self._need(checkpoint), asyncio.get_running_loop().create_future())
+        ticket.is_request = is_request
         self._tickets.append(ticket)
         self._pump()
         grant: Grant | None = None

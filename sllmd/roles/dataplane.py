@@ -22,6 +22,7 @@ from sllmd.core.errors import ConfigError, NotHere, PeerUnreachable
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.loader.tier import DramTier
 from sllmd.roles.agent import Agent
+from sllmd.roles.asking import Asking
 from sllmd.roles.berths import Berths
 from sllmd.roles.bookkeeping import ASK, Bookkeeper, unpack_report
 from sllmd.roles.chunks import Chunks
@@ -29,6 +30,7 @@ from sllmd.roles.deployments import Deployments
 from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
 from sllmd.roles.lasting import lasting
+from sllmd.roles.leader import Leader
 from sllmd.roles.library import Library, Shared
 from sllmd.roles.orders import Fence, Orders
 from sllmd.roles.place import Here
@@ -39,6 +41,7 @@ from sllmd.roles.resumption import Resumption
 from sllmd.roles.settings import MirrorSettings, ModelSettings, RoutingSettings, ServingSettings
 from sllmd.roles.stock import Stock
 from sllmd.roles.table import Table
+from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.store.store import Store
 from sllmd.wire.addresses import split_address
 from sllmd.wire.rpc.connection import Connection
@@ -69,6 +72,7 @@ class DataPlane:
         routing: RoutingSettings,
         serving: ServingSettings,
         mirror: MirrorSettings,
+        scheduler: SchedulerSettings,
     ) -> None:
         """``directory``: of this node in the cluster."""
         self._node = node
@@ -88,11 +92,15 @@ class DataPlane:
         self.relays = Relays(self._connect, start_timeout_seconds=start_seconds)
         self.here = Here(agent, library.obtain_exactly, NodeId(""))
         self.berths = Berths(self.here)
-        surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue)
+        self.orders = Orders(agent, library)
+        self.reporter.fence = self.orders.fence
+        self.leader = Leader(node, self.orders, scheduler)
+        self.keeper.on_inventory, self.keeper.on_ready = self.leader.take, self.leader.nodes_asked
+        self.asking = Asking(node, self.leader, self._has_leader, wait_seconds=serving.queue_timeout)
+        surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue, self.asking.place)
         self.placing = Placing(
             self.here, agent, self._stock.take, self.relays, self.reporter, surroundings, routing
         )
-        self.orders = Orders(agent, library)
         self.resumption = Resumption(mirror, self._connect, lambda: self._others)
         self._deployments = Deployments(
             library,
@@ -102,6 +110,7 @@ class DataPlane:
             elsewhere=self._elsewhere,
             in_use=lambda name: any(each.need.model == name for each in agent.residences()),
             changed=self.reporter.note_change,
+            retire=self.asking.retire,
         )
         self._register()
 
@@ -113,6 +122,7 @@ class DataPlane:
         self.keeper.offer(methods)
         self.reporter.offer(methods)
         self.orders.offer(methods)
+        self.leader.offer(methods)
         self.resumption.offer(methods)
 
     @property
@@ -154,6 +164,7 @@ class DataPlane:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._deployments.close()
+        self.leader.rest()
         await self.orders.close()
         await self.resumption.close()
         self.keeper.rest()
@@ -169,8 +180,10 @@ class DataPlane:
 
     def _lead_or_follow(self, leadership: Leadership) -> None:
         if leadership.is_me:
+            self.leader.lead(leadership.epoch)
             self.keeper.lead(leadership.epoch, self._alive)
         else:
+            self.leader.rest()
             self.keeper.rest()
         self.reporter.follow(leadership.leader, self.here.node)
 
@@ -205,10 +218,12 @@ class DataPlane:
         return await self._node.connection(node)
 
     async def _ask(self, node: NodeId) -> Report:
+        epoch = self._node.control.leadership().epoch
         if node == self.here.node:
+            await self.orders.fence(epoch)
             return self.reporter.full()
         connection = await self._connect(node)
-        return unpack_report(await connection.call(ASK, deadline_seconds=START_GRACE_SECONDS))
+        return unpack_report(await connection.call(ASK, epoch, deadline_seconds=START_GRACE_SECONDS))
 
     def _catalogue(self) -> Catalogue:
         return self._node.control.view().catalogue if self._started else EMPTY
@@ -219,7 +234,11 @@ class DataPlane:
 
     def _keep_alive_of(self, name: ModelName) -> float | None:
         deployment = self._catalogue().deployments.get(name)
-        return deployment.spec.keep_alive_seconds if deployment is not None else None
+        if deployment is None:
+            return None
+        if deployment.spec.min_replicas:
+            return float("inf")  # the leader lets go what is too many
+        return deployment.spec.keep_alive_seconds
 
     def _elsewhere(self) -> Collection[Digest]:
         others = (each for node, each in self.table.inventories.items() if node != self.here.node)

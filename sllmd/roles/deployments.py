@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from sllmd.core.ids import Digest, ModelName
 from sllmd.roles.lasting import lasting
 from sllmd.roles.library import Library, as_own
 from sllmd.roles.naming import Deployed, Offer, reconcile
+from sllmd.roles.retiring import propose_retiring
 from sllmd.roles.settings import ModelSettings
 from sllmd.store.durable import replace_file, store_errors
 from sllmd.store.store import Store, StoredModel
@@ -64,10 +65,12 @@ class Deployments:
         elsewhere: Callable[[], Collection[Digest]],
         in_use: Callable[[ModelName], bool],
         changed: Callable[[], None],
+        retire: Callable[[ModelName], Awaitable[None]],
     ) -> None:
         """``memory``: the file that remembers; ``elsewhere``: checkpoints that other nodes imported.
 
-        ``changed`` is called when the store has: who hears of a model should know by then who has it.
+        ``retire`` has a model's replicas go. ``changed`` is called when the store has: who hears of a model
+        should know by then who has it.
         """
         self._library = library
         self._adopted = adopted
@@ -76,6 +79,7 @@ class Deployments:
         self._elsewhere = elsewhere
         self._in_use = in_use
         self._changed = changed
+        self._retire = retire
         self._cluster_id = ""
         self._seen: _Seen | None = None
         self._task: asyncio.Task[None] | None = None
@@ -116,7 +120,7 @@ class Deployments:
         deployed = dict(steps.deployed)
         refused = {name: reason for name, reason in self._library.refused.items() if name not in gone}
         for command in steps.commands:
-            result = await control.propose(command)
+            result = await propose_retiring(control, command, self._retire)
             if not isinstance(command, DeploymentPut):
                 continue
             refused.pop(command.name, None)

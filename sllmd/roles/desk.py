@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sllmd.cluster.node import ClusterNode
 from sllmd.core.ids import NodeId
 from sllmd.roles.agent import Agent
+from sllmd.roles.asking import Asking
 from sllmd.roles.departure import Departure
 from sllmd.roles.draining import Draining
 from sllmd.roles.fleet import Fleet, Inventories
@@ -21,13 +22,14 @@ from sllmd.telemetry.tap import LogFilter
 
 @dataclass(frozen=True, slots=True)
 class ClusterDesk:
-    """See, change, leave, follow."""
+    """See, change, leave, follow, ask whoever leads."""
 
     fleet: Fleet
     steering: Steering
     departure: Departure
     following: Following
     draining: Draining
+    asking: Asking
 
     async def drain(
         self, node: str, deadline_seconds: float, *, moves: bool
@@ -76,8 +78,9 @@ def open_desk(
     inventories: Inventories,
     draining: Draining,
     drain_seconds: float,
+    asking: Asking,
 ) -> ClusterDesk:
     """The desk of a node that has joined."""
     fleet = Fleet(cluster, inventories)
     departure = Departure(fleet, agent, draining, following.feed, drain_seconds)
-    return ClusterDesk(fleet, Steering(fleet), departure, following, draining)
+    return ClusterDesk(fleet, Steering(fleet, asking.retire), departure, following, draining, asking)

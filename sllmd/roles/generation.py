@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from sllmd.core.ids import RequestId
 from sllmd.engine.protocol import FinishedEvent, FinishReason, Sampling, TokenEvent
+from sllmd.roles.decided import Decided
 
 Known = TokenEvent | FinishedEvent
 """What another router has seen of a generation already."""
@@ -69,6 +70,8 @@ class Timing:
     """Where the checkpoint lay when the request came: ``remote``, ``ssd``, ``dram``, ``device``."""
     stages: dict[str, float] = field(default_factory=dict)
     """Parts of ``load_ms`` by name, e.g. ``ssd→dram``, ``attach``."""
+    decision: Decided | None = None
+    """Why it runs there, where the leader was asked."""
     node: str = ""
     """The id of the node that runs it; empty: not known yet, or a node without a cluster."""
 

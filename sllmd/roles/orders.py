@@ -69,6 +69,8 @@ class Order:
     model: ModelName
     digest: Digest
     revision: int
+    waits: bool = False
+    """Of a load: somebody goes to make room for it, so the node shall wait for that as for any request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,12 @@ class Orders:
 
         methods.unary(METHOD, order)
 
+    async def fence(self, epoch: int) -> None:
+        """Nothing of an older epoch is carried out from now on. Raises StoreError."""
+        if self._fence is not None:
+            async with self._one_at_a_time:
+                await self._fence.admit(epoch)
+
     async def take(self, order: Order) -> Answer:
         """Decide, and begin what is accepted; numbers as in the module. Raises StoreError, NotHere."""
         fence = self._fence
@@ -183,7 +191,7 @@ class Orders:
             return Verdict.STALE_REVISION, f"revision {newest} was carried out"
         if order.verb is Verb.LOAD:
             checkpoint = await self._library.obtain_exactly(order.model, order.digest)
-            missing = self._agent.missing_for(checkpoint)
+            missing = self._agent.missing_for(checkpoint, waits=order.waits)
             if missing is not None:  # 4
                 return Verdict.CONFLICT, missing
             self._begin(self._load(order))  # 5
@@ -194,7 +202,7 @@ class Orders:
 
     async def _load(self, order: Order) -> None:
         checkpoint = await self._library.obtain_exactly(order.model, order.digest)
-        async with self._agent.hold(checkpoint):
+        async with self._agent.hold(checkpoint, is_request=False):
             pass
 
     async def _unload(self, order: Order) -> None:

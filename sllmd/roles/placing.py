@@ -1,21 +1,29 @@
-"""Which places a generation is offered to, on a node of a cluster: the table, and what was seen since.
+"""Which places a generation is offered to, on a node of a cluster.
 
-Nothing here waits for anybody: the choice is ``choosing.choose`` over the last table and this node's own
-inventory. A replica of this node that is ready is taken without looking further.
+1. this node's replica, if it is ready;
+2. other nodes' replicas that are ready, as the last table tells;
+3. where the leader says that it starts soonest;
+4. where this node's own choice would start it (``choosing``), if nobody leads or the leader's choice failed.
+
+Nothing on a ready replica's way waits for anybody.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
 
+import structlog
+
 from sllmd.cluster.catalogue.state import Catalogue
-from sllmd.core.errors import NotHere, PeerError, RecordNotFound, SllmdError
+from sllmd.core.errors import BusyError, NotHere, OutcomeUnknown, PeerError, RecordNotFound, SllmdError
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
+from sllmd.roles.asked import AskedPlace
 from sllmd.roles.choosing import Candidate, Wanted, choose
+from sllmd.roles.decided import Decided, Question
 from sllmd.roles.inventory import Inventory
 from sllmd.roles.place import Here, Place
 from sllmd.roles.relay import Relays
@@ -23,8 +31,11 @@ from sllmd.roles.reporting import Reporter
 from sllmd.roles.settings import ModelSettings, RoutingSettings
 from sllmd.roles.work import Work
 
+_READY = 1
 _READY_RULES = frozenset({1, 2, 5})
 """Rules of ``choosing`` that start nothing."""
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,8 @@ class Surroundings:
     """Nodes that gossip believes well, this one among them."""
     has_leader: Callable[[], bool]
     catalogue: Callable[[], Catalogue]
+    ask: Callable[[Question], Awaitable[Decided]]
+    """Where the leader would have it run. Raises ControlUnavailable."""
 
 
 class Placing:
@@ -69,11 +82,34 @@ class Placing:
         for candidate in self.candidates(work.model, work.digest):
             if len(asked) >= self._settings.candidates_max:
                 return
-            if candidate.node not in asked:
+            if candidate.rule == _READY and candidate.node not in asked:
                 asked.add(candidate.node)
                 yield self._place(candidate.node)
-        if not asked:  # it has a reason to refuse, which the client should hear
-            yield self._here
+        while len(asked) < self._settings.candidates_max:
+            place = AskedPlace(lambda work: self._ask(work, asked))
+            yield place
+            if place.node in asked:
+                return
+            asked.add(place.node)
+
+    async def _ask(self, work: Work, asked: Collection[NodeId]) -> tuple[Place, Decided | None]:
+        """The next place, and the leader's reasons if it is its choice. Raises NotHere when none is left."""
+        decision = None
+        if self._surroundings.has_leader():
+            question = Question(work.request_id, work.model, work.digest, tuple(asked))
+            try:
+                decision = await self._surroundings.ask(question)
+            except (BusyError, OutcomeUnknown) as error:
+                _log.info("placed without the leader", model=work.model, reason=str(error))
+        well = {self._here.node, *self._surroundings.alive()}
+        if decision is not None and decision.node in well and decision.node not in asked:
+            return self._place(decision.node), decision
+        for candidate in self.candidates(work.model, work.digest):
+            if candidate.node not in asked:
+                return self._place(candidate.node), None
+        if self._here.node in asked:
+            raise NotHere(f"no other node can run `{work.model}` now")
+        return self._here, None  # it has a reason to refuse, which the client should hear
 
     def candidates(self, model: ModelName, digest: Digest) -> list[Candidate]:
         """Every node that may be asked, the best first."""

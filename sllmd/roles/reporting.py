@@ -37,6 +37,10 @@ COALESCE_SECONDS = 0.02
 _log = structlog.get_logger(__name__)
 
 
+async def _fence_nothing(_epoch: int) -> None:
+    """Of a node that takes no orders."""
+
+
 class Reporter:
     """See the module. ``follow`` begins it, for each leader anew."""
 
@@ -46,6 +50,8 @@ class Reporter:
         self.table = Table()
         self.on_table: Callable[[], None] = lambda: None
         """Called when the table has changed."""
+        self.fence: Callable[[int], Awaitable[None]] = _fence_nothing
+        """A leader of this epoch asks: orders of older ones are refused before it is answered."""
         self._take = take
         self._connect = connect
         self._keeper = keeper
@@ -60,7 +66,9 @@ class Reporter:
     def offer(self, methods: Methods) -> None:
         """Answer a new leader."""
 
-        async def ask(_body: Any, _caller: Caller) -> bytes:
+        async def ask(body: Any, _caller: Caller) -> bytes:
+            if isinstance(body, int):
+                await self.fence(body)
             return CODEC.pack(self.full())
 
         methods.unary(ASK, ask)

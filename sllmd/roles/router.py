@@ -46,7 +46,7 @@ from sllmd.roles.generation import Delta, GenerationRequest, Known, TextLogprob,
 from sllmd.roles.library import Library
 from sllmd.roles.mover import Mover
 from sllmd.roles.settings import ServingSettings
-from sllmd.roles.status import ModelCard, RequestStatus, Tier
+from sllmd.roles.status import ModelCard, PlanStatus, RequestStatus, Tier
 from sllmd.roles.work import Granted, Work
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.store import StoredModel
@@ -362,6 +362,7 @@ class Generation:
         timing.cold = granted.cold
         timing.tier = granted.tier
         timing.stages = granted.stages
+        timing.decision = granted.decision
         timing.load_ms = granted.load_ms
         timing.queue_ms = max(0.0, waited_ms - granted.load_ms)
         self._load_estimate_ms = granted.estimate_ms
@@ -392,6 +393,7 @@ class Generation:
             load_ms=timing.load_ms,
             load_estimate_ms=self._load_estimate_ms,
             node=timing.node,
+            decision=PlanStatus.of(timing.decision) if timing.decision is not None else None,
             stages_ms=timing.stages,
             prefill_ms=timing.prefill_ms,
             decode_ms=decode_seconds * 1000,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from sllmd.roles.decided import Decided
 
 Tier = Literal["device", "dram", "ssd", "peer", "remote"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -376,6 +380,50 @@ class UnloadReport(_Status):
     dram_bytes: int
 
 
+class WayStatus(_Status):
+    """A way to a replica that was compared. None: not possible, or not looked at closely."""
+
+    way: str
+    node: str
+    """Id."""
+    source: str
+    queue_seconds: float
+    load_seconds: float
+    free_seconds: float
+    """Until its devices are free."""
+    total_seconds: float | None
+    why: str
+    """Why it lost, or that it was chosen."""
+
+
+class PlanStatus(_Status):
+    """Where a model starts soonest, as the leader decided."""
+
+    model: str
+    node: str
+    """Id; empty: nowhere, for ``reason``."""
+    reason: str
+    total_seconds: float | None
+    """Estimated, from the decision until the model can serve; None: nobody can tell."""
+    decide_seconds: float
+    leader: str
+    """Id."""
+    epoch: int
+    ways: tuple[WayStatus, ...]
+    """The best first."""
+    refusals: tuple[str, ...]
+    """Of nodes that were ordered before, and did not take it."""
+
+    @classmethod
+    def of(cls, decided: Decided) -> PlanStatus:
+        """As people and programs see it."""
+        ways = tuple(
+            WayStatus(**(asdict(each) | {"total_seconds": _finite(each.total_seconds)}))
+            for each in decided.ways
+        )
+        return cls(**(asdict(decided) | {"ways": ways, "total_seconds": _finite(decided.total_seconds)}))
+
+
 class MoveStatus(_Status):
     """A change of a generation's place, or a try at one."""
 
@@ -431,7 +479,13 @@ class RequestStatus(_Status):
     completion_tokens: int
     finish_reason: str | None
     error: str | None
+    decision: PlanStatus | None = None
+    """Why it ran there, where the leader was asked."""
     hops: int = 0
     """Changes of place."""
     moves: tuple[MoveStatus, ...] = ()
     """The latest of them, and of what was tried."""
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None

@@ -26,6 +26,7 @@ from sllmd.cluster.catalogue.results import Denied, Done, Reason, Result
 from sllmd.core.errors import Conflict, RecordNotFound
 from sllmd.core.ids import ModelName, NodeId
 from sllmd.roles.fleet import Fleet
+from sllmd.roles.retiring import Retire, propose_retiring
 from sllmd.roles.status import MemberStatus
 
 SECRET_BYTES = 32
@@ -45,8 +46,10 @@ class NewKey:
 class Steering:
     """Changes, asked through this node."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, retire: Retire) -> None:
+        """``retire`` has a model's replicas go."""
         self._fleet = fleet
+        self._retire = retire
 
     async def remove_node(self, name: str, *, force: bool = False) -> MemberStatus:
         """A node is no member any more, and will not be let in again. Raises Conflict for one that lives."""
@@ -71,7 +74,10 @@ class Steering:
         return Deployment(ModelName(name), spec, done.revision)
 
     async def delete_deployment(self, name: str, *, expected: int | None = None) -> int:
-        """A model is no longer deployed; the revision. Raises Conflict while replicas of it shall exist."""
+        """A model is no longer deployed; the revision. Its replicas go first.
+
+        Raises Conflict while they work.
+        """
         return (await self._propose(DeploymentDelete(ModelName(name), expected))).revision
 
     async def create_key(self, key_id: str | None, scopes: Sequence[str]) -> NewKey:
@@ -99,7 +105,7 @@ class Steering:
         return await control.read() if newest else control.view().catalogue
 
     async def _propose(self, body: Body) -> Done:
-        return _done(await self._fleet.cluster.control.propose(body))
+        return _done(await propose_retiring(self._fleet.cluster.control, body, self._retire))
 
 
 def _done(result: Result) -> Done:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sllmd.core.ids import Digest, ModelName, NodeId, RequestId
 from sllmd.engine.protocol import EngineEvent, GenerationState
+from sllmd.roles.decided import Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Granted:
     estimate_ms: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """Parts of ``load_ms``, by name."""
+    decision: Decided | None = None
+    """Why it runs there, where the leader was asked; known to the router alone, so it does not travel."""
 
 
 Happening = Granted | EngineEvent

@@ -19,7 +19,7 @@ def hold(node: NodeView, replica: ReplicaView) -> None:
         device = node.devices[index]
         if replica.replica not in device.held:
             device.held[replica.replica] = part
-            device.free_bytes -= replica.model.device_bytes[part]
+            device.free_bytes -= device.taken_bytes(replica.model.device_bytes[part])
     _summarise(node)
 
 
@@ -29,7 +29,7 @@ def give_back(node: NodeView, replica: ReplicaView) -> None:
         device = node.devices[index]
         part = device.held.pop(replica.replica, None)
         if part is not None:
-            device.free_bytes += replica.model.device_bytes[part]
+            device.free_bytes += device.taken_bytes(replica.model.device_bytes[part])
     _summarise(node)
 
 

@@ -94,7 +94,7 @@ class Keeper:
             assumed = inventory.bytes_per_second.get(hop, ASSUMED_BYTES_PER_SECOND[hop])
             return Learned(assumed, self.view.settings.bandwidth_max_bytes.get(hop, float("inf")))
 
-        devices = tuple(DeviceView(size, size) for size in inventory.device_bytes)
+        devices = tuple(DeviceView(size, size, inventory.whole) for size in inventory.device_bytes)
         capacities = sorted(inventory.device_bytes, reverse=True)
         node = NodeView(
             node=inventory.node,
@@ -267,6 +267,13 @@ class Keeper:
         if found is not None:
             self.view.version += 1
             found.state = ReplicaState.CLOSING
+
+    def reopen(self, replica: ReplicaId) -> None:
+        """It was to go, and stays after all."""
+        found = self.view.replicas.get(replica)
+        if found is not None and found.state is ReplicaState.CLOSING:
+            self.view.version += 1
+            found.state = ReplicaState.READY
 
     def reserve(self, replica: ReplicaId, rows: int) -> None:
         """Keep rows for generations on their way there; negative gives them back."""

@@ -53,6 +53,8 @@ class Inventory:
     dram: tuple[ModelName, ...] = ()
     ssd: tuple[ModelName, ...] = ()
     replicas: tuple[ReplicaFacts, ...] = ()
+    whole: bool = False
+    """Whether each device takes one replica at a time, whatever its size."""
     bytes_per_second: Mapping[str, float] = field(default_factory=dict)
     """Per hop: ``dram`` (to a device), ``ssd``, ``peer``, ``remote``."""
 

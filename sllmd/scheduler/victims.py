@@ -382,9 +382,8 @@ def _on_device(device: DeviceView, options: Sequence[Option], need: int) -> list
 
 
 def _bytes_on(device: DeviceView, replica: ReplicaView) -> int:
-    if len(replica.devices) == 1:
-        return replica.model.device_bytes[0]
-    return replica.model.device_bytes[device.held[replica.replica]]
+    part = 0 if len(replica.devices) == 1 else device.held[replica.replica]
+    return device.taken_bytes(replica.model.device_bytes[part])
 
 
 def _fit(node: NodeView, model: Model, going: Sequence[ReplicaView]) -> tuple[int, ...] | None:
@@ -392,5 +391,5 @@ def _fit(node: NodeView, model: Model, going: Sequence[ReplicaView]) -> tuple[in
     freed: dict[int, int] = {}
     for replica in going:
         for index, size in zip(replica.devices, replica.model.device_bytes, strict=True):
-            freed[index] = freed.get(index, 0) + size
+            freed[index] = freed.get(index, 0) + node.devices[index].taken_bytes(size)
     return choose_devices(node, model, freed)

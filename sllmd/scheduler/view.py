@@ -53,9 +53,15 @@ class DeviceView:
 
     capacity_bytes: int
     free_bytes: int
+    whole: bool = False
+    """It takes one replica at a time, whatever its size: a place on a CPU."""
     link: Path = field(default_factory=Path)
     held: dict[ReplicaId, int] = field(default_factory=dict)
     """Who holds it, and with which of its parts."""
+
+    def taken_bytes(self, part_bytes: int) -> int:
+        """What a replica takes of it, whose part here has that size."""
+        return self.capacity_bytes if self.whole else part_bytes
 
 
 @dataclass(slots=True, eq=False)

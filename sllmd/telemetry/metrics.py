@@ -106,6 +106,12 @@ class Metrics:
         self.load_stage_seconds = self._histogram(
             "sllmd_load_stage_seconds", "Parts of a cold start.", FIRST_TOKEN_SECONDS, "stage"
         )
+        self.startup_estimate_error_seconds = self._histogram(
+            "sllmd_startup_estimate_error_seconds",
+            "How far the leader's estimate was from what a cold start took.",
+            FIRST_TOKEN_SECONDS,
+            "from_tier",
+        )
         self.load_failures_total = self._counter(
             "sllmd_load_failures_total", "Requests that failed because a model could not start.", "reason"
         )

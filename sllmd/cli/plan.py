@@ -1,0 +1,70 @@
+"""``sllmd plan``: where a model would start soonest, and why not elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from sllmd.cli.client import segment
+from sllmd.cli.session import ModelArgument, Session, command
+from sllmd.cli.tables import Column, table
+from sllmd.core.units import format_seconds
+
+app = typer.Typer()
+
+_NOT_POSSIBLE = "not possible"
+_PEER = "peer "
+
+
+@command(app, "plan")
+def plan(session: Session, model: ModelArgument) -> None:
+    """Show where a model would start soonest, and why not elsewhere. Nothing is done."""
+    found = session.client.get(f"/sllmd/v1/models/{segment(model)}/plan")
+    session.show_object(found, plan_text(found["plan"], found["names"]))
+
+
+def plan_text(plan: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The picture of one PlanStatus."""
+    rows = [_row(rank, way, names) for rank, way in enumerate(plan["ways"], 1)]
+    lines = [table(rows, _COLUMNS, wide=False)] if rows else []
+    if not plan["node"]:
+        lines.append(f"nowhere: {plan['reason'] or 'nobody can tell when there will be room'}")
+    elif plan["reason"]:
+        lines.append(f"it waits: {plan['reason']}")
+    return "\n".join(lines)
+
+
+def _row(rank: int, way: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    possible = way["way"] != _NOT_POSSIBLE and way["total_seconds"] is not None
+    return {
+        "rank": str(rank) if possible else "-",
+        "node": names.get(way["node"], way["node"]),
+        "from": source_name(way["source"], names) or "-",
+        "queue": format_seconds(way["queue_seconds"]) if possible else "-",
+        "load": format_seconds(way["load_seconds"]) if possible else "-",
+        "free": format_seconds(way["free_seconds"]) if possible else "-",
+        "total": format_seconds(way["total_seconds"]) if possible else "-",
+        "note": f"{way['way']}: {way['why']}",
+    }
+
+
+def source_name(source: str, names: Mapping[str, str]) -> str:
+    """A tier; of a peer, with the node's name."""
+    if not source.startswith(_PEER):
+        return source
+    node = source.removeprefix(_PEER)
+    return f"{_PEER}{names.get(node, node)}"
+
+
+_COLUMNS = (
+    Column("RANK", lambda row: row["rank"], right=True),
+    Column("NODE", lambda row: row["node"]),
+    Column("FROM", lambda row: row["from"]),
+    Column("QUEUE", lambda row: row["queue"], right=True),
+    Column("FREE", lambda row: row["free"], right=True),
+    Column("LOAD", lambda row: row["load"], right=True),
+    Column("TOTAL", lambda row: row["total"], right=True),
+    Column("NOTE", lambda row: row["note"]),
+)

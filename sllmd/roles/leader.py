@@ -1,0 +1,474 @@
+"""The leader: where each cold model goes, agreed on before it is ordered, and what becomes of it.
+
+Idle unless this node leads. Then it keeps the scheduler's picture from the nodes' reports, and decides for
+whoever asks. Order of a start: promised in the picture (nobody else gets the devices), victims go, it is
+agreed (an intent in the catalogue), the node is ordered; whatever refuses takes the promise back, and the
+decision is made anew with the facts of that moment. Nothing is polled: questions, reports and the catalogue
+wake it.
+
+A new leader begins with an empty picture, asks every node for what it has (which fences the old leader's
+orders there), and then answers; intents that no node knows of are dropped, and who waited asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import structlog
+
+from sllmd.cluster.catalogue.commands import Body, ReplicaGone, ReplicaPlan
+from sllmd.cluster.catalogue.results import Denied, Done, PlanResult
+from sllmd.cluster.node import ClusterNode
+from sllmd.core.errors import BusyError, NotHere, OutcomeUnknown, PeerError, ProtocolError, StoreError
+from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId, RequestId
+from sllmd.roles.decided import CODEC, Decided, Question, decided, unpack_question
+from sllmd.roles.intents import intent, repairs
+from sllmd.roles.inventory import Inventory
+from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
+from sllmd.roles.picture import Picture, replica_id
+from sllmd.scheduler.decisions import Load, Placement, Refuse, Use
+from sllmd.scheduler.facts import Model, Request
+from sllmd.scheduler.placement import place
+from sllmd.scheduler.scaling import Steady, wanted
+from sllmd.scheduler.settings import SchedulerSettings
+from sllmd.scheduler.victims import Option, Search
+from sllmd.scheduler.view import ModelView, NodeView, ReplicaState, ReplicaView
+
+PLACE, PLAN, RETIRE = "place", "plan", "retire"
+TRIES_MAX = 8
+"""Nodes that may refuse one request's load before it is told so."""
+PROMISE_SECONDS = 3.0
+"""How long a node may take from accepting a load to reporting it; twice the estimate if that is more."""
+AVOID_SECONDS = 2.0
+"""How long a node that refused or was not reached gets nothing new."""
+SENT_SECONDS = 0.5
+"""How long a request that was sent to a replica counts as being there, before its node has said so."""
+SEEN_SECONDS = 0.05
+"""After which a request that was sent to a node is in the node's next report."""
+GATHER_SECONDS = 0.05
+"""What changes together is repaired together."""
+RETIRE_SECONDS = 10.0
+"""For the replicas of a model that is deleted to go."""
+RETRY_SECONDS = 1.0
+"""After agreement was not to be had."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Patient(Search):
+    """Busy replicas are waited for: nobody here can move what runs on them."""
+
+    def busy(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:  # noqa: ARG002
+        """See ``Search``."""
+        return None if known.waiting else self.ends(known, replica)
+
+
+class Leader:
+    """See the module."""
+
+    def __init__(self, cluster: ClusterNode, orders: Orders, settings: SchedulerSettings) -> None:
+        self._cluster = cluster
+        self._orders = orders
+        self._settings = settings
+        self._epoch = 0
+        self.picture = Picture(settings)
+        self._asked = asyncio.Event()
+        self._news = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._works: dict[ReplicaId, asyncio.Task[str | None]] = {}
+        self._expiries: dict[ReplicaId, asyncio.TimerHandle] = {}
+        self._avoided: dict[NodeId, float] = {}
+        self._sent: dict[ModelName, list[tuple[float, NodeId]]] = defaultdict(list)
+        self._steady: dict[ModelName, Steady] = defaultdict(Steady)
+        self._retiring: set[ModelName] = set()
+        self._denied: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node decides."""
+        return bool(self._tasks)
+
+    def offer(self, methods: Any) -> None:
+        """Answer other nodes."""
+
+        async def on_place(body: Any, _caller: Any) -> bytes:
+            return CODEC.pack(await self.place(unpack_question(body)))
+
+        async def on_plan(body: Any, _caller: Any) -> bytes:
+            return CODEC.pack(self.plan(_model_of(body)))
+
+        async def on_retire(body: Any, _caller: Any) -> None:
+            await self.retire(_model_of(body))
+
+        methods.unary(PLACE, on_place)
+        methods.unary(PLAN, on_plan)
+        methods.unary(RETIRE, on_retire)
+
+    # -- a leader's life -----------------------------------------------------------------------
+
+    def lead(self, epoch: int) -> None:
+        """This node leads now; once for each epoch."""
+        if self.leads and self._epoch == epoch:
+            return
+        self.rest()
+        self._epoch = epoch
+        self.picture = Picture(self._settings)
+        self._asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(work) for work in (self._follow(), self._serve())]
+        for task in self._tasks:
+            task.add_done_callback(_ended)
+
+    def rest(self) -> None:
+        """Another node leads, or nobody; who waits here is sent away."""
+        for task in [*self._tasks, *self._works.values()]:
+            task.cancel()
+        for expiry in self._expiries.values():
+            expiry.cancel()
+        self._tasks = []
+        self._works.clear()
+        self._expiries.clear()
+        self._avoided.clear()
+        self._sent.clear()
+        self._steady.clear()
+        self._retiring.clear()
+        self._denied.clear()
+        self._asked.set()
+        self._tell()
+
+    def nodes_asked(self) -> None:
+        """Every node that answers has said what it has."""
+        self.picture.agree(self._cluster.control.view().catalogue, _now())
+        self._asked.set()
+        self._tell()
+
+    def take(self, node: NodeId, inventory: Inventory | None) -> None:
+        """A node reported; None: it is gone."""
+        if not self.leads:
+            return
+        if inventory is None:
+            self.picture.forget(node)
+        else:
+            self.picture.take(node, inventory, _now())
+            self._seen(node)
+        self._tell()
+
+    def _seen(self, node: NodeId) -> None:
+        """A report of ``node``: what was sent there a while ago is in it."""
+        before = _now() - SEEN_SECONDS
+        for model, sent in self._sent.items():
+            self._sent[model] = [each for each in sent if each[1] != node or each[0] > before]
+
+    def _tell(self) -> None:
+        """Something has changed: whoever waits looks again."""
+        self._news.set()
+        self._news = asyncio.Event()
+        self._dirty.set()
+
+    async def _follow(self) -> None:
+        views = self._cluster.control.views()
+        self.picture.agree(self._cluster.control.view().catalogue, _now())
+        async for view in views:
+            self.picture.agree(view.catalogue, _now())
+            self._tell()
+
+    # -- deciding ------------------------------------------------------------------------------
+
+    async def place(self, question: Question) -> Decided:
+        """Where it runs, once a node has taken it. Raises NotHere when this node does not lead (any more),
+        ControlUnavailable and OutcomeUnknown when nothing can be agreed."""
+        began, epoch = _now(), self._epoch
+        await self._asked.wait()
+        refusals: list[str] = []
+        while True:
+            if not self.leads or self._epoch != epoch:
+                raise NotHere("this node does not lead")
+            news = self._news
+            self._avoid_nobody_late()
+            placement = self._decide(question)
+            if isinstance(placement.decision, Load):
+                refusal = await self._carry_out(placement.decision, question.model)
+            else:
+                refusal = await self._joined(placement)
+            if refusal is not None:
+                refusals.append(refusal)
+                if len(refusals) < TRIES_MAX:
+                    continue
+            answer = self._answer(placement, _now() - began, tuple(refusals))
+            if answer.node and refusal is None:
+                self._sent[question.model].append((_now(), answer.node))
+            if answer.node or isinstance(placement.decision, Refuse) or refusal is not None:
+                return answer
+            await self._until(news)
+
+    async def _until(self, news: asyncio.Event) -> None:
+        """Something has changed, or somebody's minimum residency may have passed."""
+        try:
+            async with asyncio.timeout(self._settings.residency_min + GATHER_SECONDS):
+                await news.wait()
+        except TimeoutError:
+            return
+
+    def plan(self, model: ModelName) -> Decided:
+        """What would be decided now. Raises NotHere."""
+        if not self.leads or not self._asked.is_set():
+            raise NotHere("this node does not lead")
+        began = _now()
+        digest = self.picture.digests.get(model, Digest(""))
+        placement = self._decide(Question(RequestId("plan"), model, digest))
+        return self._answer(placement, _now() - began, ())
+
+    def _decide(self, question: Question) -> Placement:
+        model, now = question.model, _now()
+        if model in self._retiring or self.picture.digests.get(model) != question.digest:
+            known = f"no node has told of this `{model}` yet"
+            why = f"`{model}` is being deleted" if model in self._retiring else known
+            return Placement(model, Refuse(why), (), self.picture.view.version)
+        avoided = {*question.avoid, *self._avoided}
+        others = [node for node in self.picture.view.nodes if node not in avoided]
+        recent = [each for each in self._sent[model] if now - each[0] < SENT_SECONDS]
+        self._sent[model] = recent
+        request = Request(question.request_id, model, now)
+        only = others if avoided else None
+        ahead = self.picture.view.models[model].waiting + len(recent)
+        return place(self.picture.view, request, now, ahead=ahead, only=only, searching=Patient)
+
+    def _answer(self, placement: Placement, decide_seconds: float, refusals: tuple[str, ...]) -> Decided:
+        return decided(
+            placement,
+            decide_seconds=decide_seconds,
+            leader=self._cluster.identity.node,
+            epoch=self._epoch,
+            refusals=refusals,
+        )
+
+    def _avoid_nobody_late(self) -> None:
+        now = _now()
+        self._avoided = {node: until for node, until in self._avoided.items() if until > now}
+
+    def _avoid(self, node: NodeId) -> None:
+        self._avoided[node] = _now() + AVOID_SECONDS
+        asyncio.get_running_loop().call_later(AVOID_SECONDS, self._tell)
+
+    # -- carrying out --------------------------------------------------------------------------
+
+    async def _joined(self, placement: Placement) -> str | None:
+        """Wait for a start of this model that is on its way to the node chosen, if there is one."""
+        if isinstance(placement.decision, Use | Refuse) or not placement.candidates:
+            return None
+        node = placement.candidates[0].node
+        digest = self.picture.digests[placement.model]
+        work = self._works.get(replica_id(placement.model, digest, node))
+        return None if work is None else await _outcome(work)
+
+    async def _carry_out(self, load: Load, name: ModelName) -> str | None:
+        """Promise, agree, order; why the node does not, or None. Goes on when the one who asked leaves."""
+        model = self.picture.view.models[name].model
+        key = replica_id(name, self.picture.digests[name], load.node)
+        self.picture.keeper.promise(key, model, load, _now())
+        work = asyncio.get_running_loop().create_task(self._start(key, model, load))
+        self._works[key] = work
+        work.add_done_callback(lambda done: self._started(key, load, done))
+        return await _outcome(work)
+
+    def _started(self, key: ReplicaId, load: Load, work: asyncio.Task[str | None]) -> None:
+        if self._works.get(key) is not work:
+            return  # this node led in another epoch
+        del self._works[key]
+        failed = work.cancelled() or work.exception() is not None
+        if failed or work.result() is not None:
+            self.picture.keeper.withdraw(key)
+            self._avoid(load.node)
+        else:
+            seconds = max(PROMISE_SECONDS, 2 * load.startup_seconds)
+            loop = asyncio.get_running_loop()
+            self._expiries[key] = loop.call_later(seconds, self._expire, key)
+        self._tell()
+
+    def _expire(self, key: ReplicaId) -> None:
+        """A promise that came to nothing without a word."""
+        self._expiries.pop(key, None)
+        promised = self.picture.view.replicas.get(key)
+        if promised is not None and promised.state is ReplicaState.PROMISED:
+            self.picture.keeper.withdraw(key)
+            self._tell()
+
+    async def _start(self, key: ReplicaId, model: Model, load: Load) -> str | None:
+        epoch = self._epoch
+        for victim in load.victims:
+            await self._unload(victim.replica, "it makes room")
+        revision = await self._agree(key, model, load)
+        if isinstance(revision, str):
+            return f"{self._name(load.node)}: {revision}"
+        digest = self.picture.digests.get(model.name, Digest(""))
+        order_id = f"{key}#{revision}"
+        order = Order(epoch, order_id, Verb.LOAD, model.name, digest, revision, waits=bool(load.victims))
+        try:
+            answer = await give_order(self._cluster, self._orders, load.node, order)
+        except (PeerError, StoreError) as error:
+            return f"{self._name(load.node)}: {error}"
+        if answer.verdict is Verdict.ACCEPTED:
+            return None
+        return f"{self._name(load.node)}: {answer.reason}"
+
+    async def _agree(self, key: ReplicaId, model: Model, load: Load) -> int | str:
+        """The revision of the intent, or why there is none."""
+        catalogue = self._cluster.control.view().catalogue
+        old = catalogue.replicas.get(key)
+        if old is not None:  # of a replica that is gone, or went while this was decided
+            await self._propose(ReplicaGone(key, old.revision, "started anew"))
+        inventory = self.picture.inventories.get(load.node)
+        if inventory is None:
+            return "it is gone"
+        planned = intent(key, model, load.node, load.devices, inventory)
+        result = await self._propose(ReplicaPlan((planned,)))
+        if not isinstance(result, PlanResult):
+            return result.message if isinstance(result, Denied) else "nothing was agreed"
+        item = result.items[0]
+        return item.revision if item.reason is None else f"not agreed: {item.reason}"
+
+    async def _unload(self, key: ReplicaId, cause: str) -> None:
+        """A replica goes when its running requests are done; its bytes stay in DRAM. Its intent goes first:
+        what is to come there may be agreed."""
+        replica = self.picture.view.replicas.get(key)
+        agreed = self._cluster.control.view().catalogue.replicas.get(key)
+        if replica is None:
+            return
+        self.picture.keeper.close(key)
+        revision = self._cluster.control.view().catalogue.revision
+        if agreed is not None:
+            result = await self._propose(ReplicaGone(key, agreed.revision, cause))
+            revision = result.revision if isinstance(result, Done) else revision
+        name = replica.model.name
+        digest = self._digest_of(key, name)
+        order = Order(self._epoch, f"{key}#{revision}-", Verb.UNLOAD, name, digest, revision)
+        try:
+            await give_order(self._cluster, self._orders, replica.node, order)
+        except (PeerError, StoreError) as error:
+            _log.info("replica not unloaded", replica=key, reason=str(error))
+
+    def _digest_of(self, key: ReplicaId, name: ModelName) -> Digest:
+        replica = self.picture.view.replicas[key]
+        facts = self.picture.inventories[replica.node].replicas
+        mine = (f.digest for f in facts if replica_id(f.model, f.digest, replica.node) == key)
+        return next(mine, self.picture.digests.get(name, Digest("")))
+
+    async def _propose(self, body: Body) -> Any:
+        return await self._cluster.control.propose(body, epoch=self._epoch)
+
+    def _name(self, node: NodeId) -> str:
+        known = self.picture.view.nodes.get(node)
+        return known.name if known is not None else node
+
+    # -- keeping it true -----------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Whenever something has changed: what is agreed follows what is, and replicas follow the wishes."""
+        await self._asked.wait()
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                await self._repair()
+                await self._scale()
+            except (BusyError, OutcomeUnknown) as error:
+                _log.info("the leader waits for agreement", reason=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+                self._dirty.set()
+            await asyncio.sleep(GATHER_SECONDS)
+
+    async def _repair(self) -> None:
+        catalogue = self._cluster.control.view().catalogue
+        promised = {
+            r.replica for r in self.picture.view.replicas.values() if r.state is ReplicaState.PROMISED
+        }
+        for command in list(repairs(catalogue, self.picture, {*self._works, *promised})):
+            if str(command) in self._denied:
+                continue
+            result = await self._propose(command)
+            if isinstance(result, PlanResult) and result.items[0].reason is not None:
+                self._denied.add(str(command))
+
+    async def _scale(self) -> None:
+        """As many replicas as the models' owners and their queues ask for; one more at a time each."""
+        now = _now()
+        for name, known in list(self.picture.view.models.items()):
+            if name in self._retiring:
+                continue
+            target = self._steady[name].target(wanted(known), now, self._settings)
+            living = [r for r in known.replicas.values() if r.state in _COUNTED]
+            target = max(target if living else 0, known.model.rules.min_replicas)
+            if len(living) < target:
+                await self._add(name, known)
+
+    async def _add(self, name: ModelName, known: ModelView) -> None:
+        """One more replica, where there is room for it."""
+        taken = {replica.node for replica in known.replicas.values()} | set(self._avoided)
+        only = [node for node in self.picture.view.nodes if node not in taken]
+        if not only:
+            return
+        request = Request(RequestId("scale"), name, _now())
+        far = 1_000_000
+        placement = place(self.picture.view, request, _now(), ahead=far, only=only, searching=Patient)
+        load = placement.decision
+        if isinstance(load, Load) and not load.victims:
+            refusal = await self._carry_out(load, name)
+            if refusal is not None:
+                _log.info("no further replica", model=name, reason=refusal)
+
+    async def retire(self, model: ModelName) -> None:
+        """Have every replica of a model go, so that it can be deleted. Raises NotHere."""
+        if not self.leads:
+            raise NotHere("this node does not lead")
+        await self._asked.wait()
+        self._retiring.add(model)
+        try:
+            async with asyncio.timeout(RETIRE_SECONDS):
+                await self._all_gone(model)
+        except TimeoutError:
+            _log.info("replicas of a model that is to be deleted still work", model=model)
+        finally:
+            self._retiring.discard(model)
+
+    async def _all_gone(self, model: ModelName) -> None:
+        asked: set[ReplicaId] = set()
+        while True:
+            news = self._news
+            for replica in list(self.picture.view.replicas.values()):
+                if replica.model.name == model and replica.replica not in asked:
+                    asked.add(replica.replica)
+                    await self._unload(replica.replica, "its model is deleted")
+            agreed = self._cluster.control.view().catalogue.replicas.values()
+            if not any(each.deployment == model for each in agreed):
+                return
+            await news.wait()
+
+
+_COUNTED = (ReplicaState.PROMISED, ReplicaState.LOADING, ReplicaState.READY)
+
+
+async def _outcome(work: asyncio.Task[str | None]) -> str | None:
+    """What a start comes to; it goes on without who waits. Raises NotHere when this node leads no more."""
+    await asyncio.wait([work])
+    if work.cancelled():
+        raise NotHere("this node does not lead any more")
+    return work.result()
+
+
+def _now() -> float:
+    """Of a clock that does not jump."""
+    return asyncio.get_running_loop().time()
+
+
+def _model_of(body: Any) -> ModelName:
+    if not isinstance(body, str):
+        raise ProtocolError("no name of a model")
+    return ModelName(body)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("the leader stopped deciding: restart this node", exc_info=task.exception())

@@ -1,0 +1,210 @@
+"""The leader among whole nodes in one process: where models start, and what becomes of it on bad days."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+
+from sllmd.cluster.catalogue.commands import DeploymentPut, ReplicaIntent, ReplicaPlan
+from sllmd.cluster.catalogue.records import DeploymentSpec, Replica, ReplicaState
+from sllmd.cluster.member import RaftControl
+from sllmd.core.errors import SllmdError
+from sllmd.core.ids import ModelName
+from sllmd.roles.decided import Decided
+from sllmd.roles.picture import replica_id
+from tests.roles import test_cluster
+from tests.roles.test_cluster import MakeMember, Member, until
+
+make_member = test_cluster.make_member
+SLOW_START = {"build_seconds": 1.0}
+AT_ONCE = {"residency_min": 0}
+ONE_PLACE = {"devices": {"replicas_max": 1}, "serving": AT_ONCE, "scheduler": AT_ONCE}
+
+
+def intents(member: Member) -> list[Replica]:
+    return list(member.node.control.view().catalogue.replicas.values())
+
+
+def spec_of(member: Member, model: str) -> DeploymentSpec:
+    deployment = member.node.control.view().catalogue.deployments.get(model)
+    assert deployment is not None
+    return deployment.spec
+
+
+async def planned(member: Member, model: str) -> Decided:
+    """A plan, once the leader knows the model."""
+    while True:
+        try:
+            plan = await member.daemon.plane.asking.plan(ModelName(model))
+        except SllmdError:
+            await asyncio.sleep(0.01)
+            continue
+        if plan.ways:
+            return plan
+        await asyncio.sleep(0.01)
+
+
+async def three_vote(member: Member) -> None:
+    control = member.node.control
+    assert isinstance(control, RaftControl)
+    await until(lambda: len(control.membership.voters) == 3)
+
+
+async def confirmed(member: Member, *states: ReplicaState) -> None:
+    await until(lambda: [each.state for each in intents(member)] == list(states))
+
+
+async def test_a_cold_model_starts_where_the_plans_first_line_says(make_member: MakeMember) -> None:
+    async with make_member("a", models={"m": {}}) as a:
+        plan = await planned(a, "m")
+        assert (plan.ways[0].way, plan.ways[0].source) == ("load", "ssd")
+        _, timing = await a.complete("m")
+        assert timing.decision is not None
+        assert timing.decision.node == timing.node == plan.node
+        assert timing.decision.ways[0].why == "chosen"
+        await confirmed(a, ReplicaState.READY)
+        assert (await planned(a, "m")).ways[0].way == "use"
+        await a.daemon.operator.unload("m")
+        await confirmed(a)
+
+
+@pytest.mark.slow
+async def test_of_three_nodes_the_one_with_the_bytes_and_everybody_agrees(make_member: MakeMember) -> None:
+    async with (
+        make_member("a") as a,
+        make_member("b", models={"m": {}}, join=a) as b,
+        make_member("c", join=a) as c,
+    ):
+        await c.knows("m")
+        leader = a.daemon.plane.leader
+        await until(lambda: len(leader.picture.view.nodes) == 3 and leader.picture.digests)
+        plans = [await planned(each, "m") for each in (a, b, c)]
+        assert {plan.node for plan in plans} == {b.node.identity.node}
+        assert len(plans[0].ways) == 3
+        _, timing = await c.complete("m")
+        assert timing.node == b.node.identity.node
+        assert timing.decision is not None
+        assert timing.decision.leader == a.node.identity.node
+        await confirmed(c, ReplicaState.READY)
+        # A node that says that it has what it has not gets the next one, and fetches it: nobody notices.
+        me = c.node.identity.node
+        fact = leader.picture.inventories[b.node.identity.node].checkpoints[0]
+        lie = replace(leader.picture.inventories[me], checkpoints=(replace(fact, tier="dram"),))
+        await b.daemon.operator.unload("m")
+        await confirmed(a)
+
+        def believes() -> bool:
+            leader.take(me, lie)
+            return leader.plan(ModelName("m")).node == me
+
+        await until(believes)
+        assert (await a.complete("m"))[0]
+
+
+@pytest.mark.slow
+async def test_ten_models_rush_one_device(make_member: MakeMember) -> None:
+    models = {f"m{number}": {"token_ids": [32 + number, 33 + number]} for number in range(10)}
+    async with make_member("a", models=models, **ONE_PLACE) as a:
+        await planned(a, "m9")
+        answers = await asyncio.gather(*(a.complete(name) for name in models for _ in range(3)))
+        assert len(answers) == 30
+        await until(lambda: len(intents(a)) == 1)
+        assert len(a.replicas()) == 1
+
+
+@pytest.mark.slow
+async def test_a_leader_that_goes_after_the_intent_leaves_no_ghost(make_member: MakeMember) -> None:
+    async with AsyncExitStack() as founders:
+        a = await founders.enter_async_context(make_member("a"))
+        async with make_member("b", models={"m": {}}, join=a) as b, make_member("c", join=a) as c:
+            await c.knows("m")
+            await three_vote(a)
+            await until(lambda: a.daemon.plane.leader.picture.digests)
+            digest = a.daemon.plane.leader.picture.digests[ModelName("m")]
+            me = b.node.identity.node
+            key = replica_id(ModelName("m"), digest, me)
+            device = next(iter(b.node.devices))
+            ghost = ReplicaIntent(key, ModelName("m"), me, {device: 1})
+            a.daemon.plane.leader.rest()  # it would see at once that nobody carries it out
+            await a.node.control.propose(ReplicaPlan((ghost,)))
+            await founders.aclose()
+            await until(lambda: b.daemon.plane.leader.leads or c.daemon.plane.leader.leads)
+            await confirmed(c)
+            _, timing = await c.complete("m")
+            assert timing.node == me
+            await confirmed(c, ReplicaState.READY)
+
+
+@pytest.mark.slow
+async def test_a_leader_that_goes_before_the_confirmation_has_nothing_done_twice(
+    make_member: MakeMember,
+) -> None:
+    async with AsyncExitStack() as founders:
+        a = await founders.enter_async_context(make_member("a"))
+        async with (
+            make_member("b", models={"m": SLOW_START}, join=a) as b,
+            make_member("c", join=a) as c,
+        ):
+            await c.knows("m")
+            await three_vote(a)
+            await until(lambda: len(a.daemon.plane.leader.picture.view.nodes) == 3)
+            await planned(c, "m")
+            starts: list[str] = []
+            b.daemon.agent.observers.append(lambda _residence, change, _reason: starts.append(change))
+            answer = asyncio.create_task(c.complete("m"))
+            await until(b.daemon.agent.residences)
+            await founders.aclose()
+            _, timing = await answer
+            assert timing.node == b.node.identity.node
+            await until(lambda: any(each.daemon.plane.leader.leads for each in (b, c)))
+            await confirmed(c, ReplicaState.READY)
+            assert starts == ["starting", "serving"]
+            assert c.replicas() == []
+
+
+@pytest.mark.slow
+async def test_a_node_that_took_the_order_and_died(make_member: MakeMember) -> None:
+    async with make_member("a") as a, make_member("c", models={"m": {}}, join=a) as c:
+        async with AsyncExitStack() as rooms:
+            b = await rooms.enter_async_context(make_member("b", models={"m": SLOW_START}, join=a))
+            del b
+        await a.knows("m")
+        assert (await a.complete("m"))[1].node == c.node.identity.node
+
+
+@pytest.mark.slow
+async def test_a_model_is_deleted_and_changed_while_it_loads(make_member: MakeMember) -> None:
+    async with make_member("a", models={"m": SLOW_START, "n": SLOW_START}) as a:
+        await planned(a, "m")
+        await planned(a, "n")
+        control = a.node.control
+        answer = asyncio.create_task(a.complete("n"))
+        await until(lambda: "n" in a.replicas())
+        changed = replace(spec_of(a, "n"), min_replicas=1)
+        await control.propose(DeploymentPut(ModelName("n"), changed, None))
+        assert (await answer)[0]
+        await confirmed(a, ReplicaState.READY)
+
+        doomed = asyncio.create_task(a.complete("m"))
+        await until(lambda: "m" in a.replicas())
+        desk = a.daemon.operator.cluster
+        assert desk is not None
+        await desk.steering.delete_deployment("m")
+        assert control.view().catalogue.deployments.get("m") is None
+        await until(lambda: "m" not in a.replicas())
+        await asyncio.wait([doomed])
+        assert [each.deployment for each in intents(a)] == ["n"]
+
+
+@pytest.mark.slow
+async def test_as_many_replicas_as_asked_for_also_when_a_node_goes(make_member: MakeMember) -> None:
+    async with make_member("a", models={"m": {}}) as a, make_member("c", join=a) as c:
+        async with make_member("b", join=a):
+            await planned(a, "m")
+            wanted = replace(spec_of(a, "m"), min_replicas=2)
+            await a.node.control.propose(DeploymentPut(ModelName("m"), wanted, None))
+            await confirmed(a, ReplicaState.READY, ReplicaState.READY)
+        await until(lambda: a.replicas() == c.replicas() == ["m"])
