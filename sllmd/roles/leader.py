@@ -224,16 +224,18 @@ class Leader:
     def _decide(self, question: Question) -> Placement:
         model, now = question.model, _now()
         if model in self._retiring or self.picture.digests.get(model) != question.digest:
-            known = f"no node has told of this `{model}` yet"
-            why = f"`{model}` is being deleted" if model in self._retiring else known
+            untold = f"no node has told of this `{model}` yet"
+            why = f"`{model}` is being deleted" if model in self._retiring else untold
             return Placement(model, Refuse(why), (), self.picture.view.version)
-        avoided = {*question.avoid, *self._avoided}
+        known = self.picture.view.models[model]
+        holders = {replica.node for replica in known.replicas.values()}  # a node has one at most
+        avoided = {*question.avoid, *self._avoided, *holders}
         others = [node for node in self.picture.view.nodes if node not in avoided]
         recent = [each for each in self._sent[model] if now - each[0] < SENT_SECONDS]
         self._sent[model] = recent
         request = Request(question.request_id, model, now)
         only = others if avoided else None
-        ahead = self.picture.view.models[model].waiting + len(recent)
+        ahead = known.waiting + len(recent)
         return place(self.picture.view, request, now, ahead=ahead, only=only, searching=Patient)
 
     def _answer(self, placement: Placement, decide_seconds: float, refusals: tuple[str, ...]) -> Decided:

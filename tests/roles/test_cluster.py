@@ -189,7 +189,8 @@ async def test_a_deleted_deployment_is_gone_everywhere_and_its_bytes_stay(make_m
         await a.knows("m")
         await a.complete("m")
         await eventually(lambda: b.daemon.plane._library.deployed)
-        await a.node.control.propose(DeploymentDelete(ModelName("m"), None))
+        assert a.daemon.operator.cluster is not None
+        await a.daemon.operator.cluster.steering.delete_deployment("m")
         await eventually(lambda: "m" not in a.models())
         with pytest.raises(ModelNotFound):
             await a.complete("m")
