@@ -94,7 +94,7 @@ class DataPlane:
         self.berths = Berths(self.here)
         self.orders = Orders(agent, library)
         self.reporter.fence = self.orders.fence
-        self.leader = Leader(node, self.orders, scheduler)
+        self.leader = Leader(node, self.orders, scheduler, lambda: self._alive)
         self.keeper.on_inventory, self.keeper.on_ready = self.leader.take, self.leader.nodes_asked
         self.asking = Asking(node, self.leader, self._has_leader, wait_seconds=serving.queue_timeout)
         surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue, self.asking.place)

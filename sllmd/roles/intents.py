@@ -1,8 +1,10 @@
 """What the catalogue should say of replicas, given what there is: confirmations, losses, adoptions. Pure.
 
 1. an intent whose replica serves is ready;
-2. an intent whose replica is not there, and that nobody is carrying out, is gone;
-3. a replica that a node started by itself, while nobody led, becomes an intent.
+2. an intent whose replica is not there, and that nobody is carrying out, is gone; that of a node that is
+   dead, too: otherwise its model could not be deleted before the node comes back;
+3. a replica that a node started by itself, while nobody led, or that comes back with its node, becomes an
+   intent.
 """
 
 from __future__ import annotations
@@ -31,13 +33,18 @@ def intent(
     return ReplicaIntent(replica, model.name, node, taken)
 
 
-def repairs(catalogue: Catalogue, picture: Picture, under_way: Collection[ReplicaId]) -> Iterator[Body]:
-    """The commands that make it true; numbers as in the module. ``under_way``: being carried out just now."""
+def repairs(
+    catalogue: Catalogue, picture: Picture, under_way: Collection[ReplicaId], alive: Collection[NodeId]
+) -> Iterator[Body]:
+    """The commands that make it true; numbers as in the module. ``under_way``: being carried out just now;
+    ``alive``: nodes that are well."""
     for agreed in catalogue.replicas.values():
         if agreed.replica not in under_way and agreed.node in picture.view.nodes:
             yield from _repair(agreed, picture.view.replicas.get(agreed.replica))
         elif agreed.node not in catalogue.nodes:
             yield ReplicaGone(agreed.replica, agreed.revision, "its node is no member")
+        elif agreed.node not in alive and agreed.node not in picture.view.nodes:  # 2
+            yield ReplicaGone(agreed.replica, agreed.revision, "its node is dead")
     for replica in picture.view.replicas.values():
         serves = replica.state is ReplicaState.READY
         if serves and catalogue.replicas.get(replica.replica) is None and replica.replica not in under_way:

@@ -13,7 +13,9 @@ orders there), and then answers; intents that no node knows of are dropped, and 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from typing import Any
 
 import structlog
@@ -21,17 +23,19 @@ import structlog
 from sllmd.cluster.catalogue.commands import Body, ReplicaGone, ReplicaPlan
 from sllmd.cluster.catalogue.results import Denied, Done, PlanResult
 from sllmd.cluster.node import ClusterNode
-from sllmd.core.errors import BusyError, NotHere, OutcomeUnknown, PeerError, ProtocolError, StoreError
+from sllmd.core.errors import NotHere, PeerError, ProtocolError, SllmdError, StoreError
 from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.roles.decided import CODEC, Decided, Question, decided, unpack_question
 from sllmd.roles.intents import intent, repairs
 from sllmd.roles.inventory import Inventory
+from sllmd.roles.lasting import lasting
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
 from sllmd.scheduler.decisions import Load, Placement, Refuse, Use
+from sllmd.scheduler.estimate import peers, quickest
 from sllmd.scheduler.facts import Model, Request
 from sllmd.scheduler.placement import place
-from sllmd.scheduler.scaling import Steady, wanted
+from sllmd.scheduler.scaling import Idle, Steady, idle_action, wanted
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.victims import Option, Search
 from sllmd.scheduler.view import ModelView, NodeView, ReplicaState, ReplicaView
@@ -52,7 +56,7 @@ GATHER_SECONDS = 0.05
 RETIRE_SECONDS = 10.0
 """For the replicas of a model that is deleted to go."""
 RETRY_SECONDS = 1.0
-"""After agreement was not to be had."""
+"""After something could not be agreed, or not be carried out."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,8 +72,16 @@ class Patient(Search):
 class Leader:
     """See the module."""
 
-    def __init__(self, cluster: ClusterNode, orders: Orders, settings: SchedulerSettings) -> None:
+    def __init__(
+        self,
+        cluster: ClusterNode,
+        orders: Orders,
+        settings: SchedulerSettings,
+        alive: Callable[[], Collection[NodeId]],
+    ) -> None:
+        """``alive``: nodes that gossip believes well. They report what changes, so silence proves nothing."""
         self._cluster = cluster
+        self._alive = alive
         self._orders = orders
         self._settings = settings
         self._epoch = 0
@@ -117,10 +129,10 @@ class Leader:
         self._epoch = epoch
         self.picture = Picture(self._settings)
         self._asked = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(work) for work in (self._follow(), self._serve())]
-        for task in self._tasks:
-            task.add_done_callback(_ended)
+        self._tasks = [
+            lasting(self._follow(), "the leader's picture of what is agreed"),
+            lasting(self._serve(), "the leader's repairs and further replicas"),
+        ]
 
     def rest(self) -> None:
         """Another node leads, or nobody; who waits here is sent away."""
@@ -202,6 +214,8 @@ class Leader:
                 self._sent[question.model].append((_now(), answer.node))
             if answer.node or isinstance(placement.decision, Refuse) or refusal is not None:
                 return answer
+            if question.avoid:  # it was sent to one that could not: where it was ready to wait, it knows best
+                return answer
             await self._until(news)
 
     async def _until(self, news: asyncio.Event) -> None:
@@ -229,7 +243,10 @@ class Leader:
             return Placement(model, Refuse(why), (), self.picture.view.version)
         known = self.picture.view.models[model]
         holders = {replica.node for replica in known.replicas.values()}  # a node has one at most
-        avoided = {*question.avoid, *self._avoided, *holders}
+        alive = self._alive()
+        self.picture.keeper.heard(alive, now)
+        away = (node for node in self.picture.view.nodes if node not in alive)
+        avoided = {*question.avoid, *self._avoided, *holders, *away}
         others = [node for node in self.picture.view.nodes if node not in avoided]
         recent = [each for each in self._sent[model] if now - each[0] < SENT_SECONDS]
         self._sent[model] = recent
@@ -339,24 +356,22 @@ class Leader:
         agreed = self._cluster.control.view().catalogue.replicas.get(key)
         if replica is None:
             return
+        name, digest = replica.model.name, self._digest_of(replica)
         self.picture.keeper.close(key)
         revision = self._cluster.control.view().catalogue.revision
         if agreed is not None:
             result = await self._propose(ReplicaGone(key, agreed.revision, cause))
             revision = result.revision if isinstance(result, Done) else revision
-        name = replica.model.name
-        digest = self._digest_of(key, name)
         order = Order(self._epoch, f"{key}#{revision}-", Verb.UNLOAD, name, digest, revision)
         try:
             await give_order(self._cluster, self._orders, replica.node, order)
         except (PeerError, StoreError) as error:
             _log.info("replica not unloaded", replica=key, reason=str(error))
 
-    def _digest_of(self, key: ReplicaId, name: ModelName) -> Digest:
-        replica = self.picture.view.replicas[key]
+    def _digest_of(self, replica: ReplicaView) -> Digest:
         facts = self.picture.inventories[replica.node].replicas
-        mine = (f.digest for f in facts if replica_id(f.model, f.digest, replica.node) == key)
-        return next(mine, self.picture.digests.get(name, Digest("")))
+        mine = (f.digest for f in facts if replica_id(f.model, f.digest, replica.node) == replica.replica)
+        return next(mine, self.picture.digests.get(replica.model.name, Digest("")))
 
     async def _propose(self, body: Body) -> Any:
         return await self._cluster.control.propose(body, epoch=self._epoch)
@@ -376,8 +391,8 @@ class Leader:
             try:
                 await self._repair()
                 await self._scale()
-            except (BusyError, OutcomeUnknown) as error:
-                _log.info("the leader waits for agreement", reason=str(error))
+            except SllmdError as error:  # mostly: nothing can be agreed just now
+                _log.info("the leader tries again", reason=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
                 self._dirty.set()
             await asyncio.sleep(GATHER_SECONDS)
@@ -387,7 +402,8 @@ class Leader:
         promised = {
             r.replica for r in self.picture.view.replicas.values() if r.state is ReplicaState.PROMISED
         }
-        for command in list(repairs(catalogue, self.picture, {*self._works, *promised})):
+        under_way = {*self._works, *promised}
+        for command in list(repairs(catalogue, self.picture, under_way, self._alive())):
             if str(command) in self._denied:
                 continue
             result = await self._propose(command)
@@ -405,6 +421,8 @@ class Leader:
             target = max(target if living else 0, known.model.rules.min_replicas)
             if len(living) < target:
                 await self._add(name, known)
+            elif known.model.rules.min_replicas:
+                await self._let_go(known, target, now)
 
     async def _add(self, name: ModelName, known: ModelView) -> None:
         """One more replica, where there is room for it."""
@@ -420,6 +438,19 @@ class Leader:
             refusal = await self._carry_out(load, name)
             if refusal is not None:
                 _log.info("no further replica", model=name, reason=refusal)
+
+    async def _let_go(self, known: ModelView, target: int, now: float) -> None:
+        """One beyond the target that has rested for long enough, of a model whose replicas no node ends by
+        itself."""
+        ready = [each for each in known.replicas.values() if each.state is ReplicaState.READY]
+        for replica in sorted(ready, key=lambda each: each.used_seconds):
+            node = self.picture.view.nodes[replica.node]
+            fetch = quickest(node, known.model, peers(self.picture.view, known, now), now)
+            load_seconds = fetch.load_seconds + node.start.value if fetch is not None else math.inf
+            action = idle_action(replica, len(ready), target, load_seconds, now, self._settings)
+            if action is not Idle.STAY:
+                await self._unload(replica.replica, "fewer are needed")
+                return
 
     async def retire(self, model: ModelName) -> None:
         """Have every replica of a model go, so that it can be deleted. Raises NotHere."""
@@ -469,8 +500,3 @@ def _model_of(body: Any) -> ModelName:
     if not isinstance(body, str):
         raise ProtocolError("no name of a model")
     return ModelName(body)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("the leader stopped deciding: restart this node", exc_info=task.exception())

@@ -114,18 +114,22 @@ class Picture:
         """A node has this now."""
         before = self.inventories.get(node)
         self.inventories[node] = inventory
-        told_before = before.checkpoints if before is not None else None
-        if told_before != inventory.checkpoints or self._rows_changed(before, inventory):
+        if before is None or _of_models(before) != _of_models(inventory):
             self._name_models()
         self._compare(node, inventory, now)
+        self._count_waiting(before, inventory)
 
-    def _rows_changed(self, before: Inventory | None, after: Inventory) -> bool:
-        rows_before = {(each.model, each.rows_max) for each in before.replicas} if before else set()
-        return rows_before != {(each.model, each.rows_max) for each in after.replicas}
+    def _count_waiting(self, before: Inventory | None, after: Inventory) -> None:
+        """How many wait for each model whose line may have changed."""
+        told = {*after.replicas, *(before.replicas if before is not None else ())}
+        for model in {fact.model for fact in told if fact.waiting}:
+            every = (fact for each in self.inventories.values() for fact in each.replicas)
+            self.keeper.waiting(model, sum(fact.waiting for fact in every if fact.model == model))
 
     def forget(self, node: NodeId) -> None:
         """It is gone."""
-        self.inventories.pop(node, None)
+        before = self.inventories.pop(node, None)
+        self._count_waiting(before, Inventory())
         self.keeper.drop_node(node)
 
     def _compare(self, node: NodeId, inventory: Inventory, now: float) -> None:
@@ -136,16 +140,11 @@ class Picture:
             self.keeper.take(self._first(node, inventory), now)
             known = self.view.nodes[node]
         changes = tuple(self._changes(known, inventory))
-        self.keeper.apply(reports.Report(node, known.sequence + 1, changes), now)
+        fits = self.keeper.apply(reports.Report(node, known.sequence + 1, changes), now)
         self._close_and_reopen(known, inventory)
-        for model in self.view.models:
-            waiting = sum(
-                fact.waiting
-                for each in self.inventories.values()
-                for fact in each.replicas
-                if fact.model == model
-            )
-            self.keeper.waiting(model, waiting)
+        for change in changes if fits else ():
+            if isinstance(change, reports.GenerationBegan):
+                self.keeper.arrived(known.replicas[change.replica].model.name, now)
 
     def _first(self, node: NodeId, inventory: Inventory) -> reports.Inventory:
         detail = inventory.detail
@@ -286,6 +285,14 @@ def _ended(
         yield reports.GenerationEnded(replica.replica, generation, last.tokens_out if last else 0)
         if last is not None and last.prefill_tokens:
             yield reports.Prefilled(replica.model.name, last.prefill_tokens, last.prefill_seconds)
+
+
+def _of_models(inventory: Inventory) -> tuple[set[object], set[object]]:
+    """What an inventory tells of models, wherever their bytes are just now."""
+    checkpoints: set[object] = {
+        (each.digest, each.size_bytes, each.partitions) for each in inventory.checkpoints
+    }
+    return checkpoints, {(each.model, each.rows_max) for each in inventory.replicas}
 
 
 def _details(inventory: Inventory) -> dict[tuple[ModelName, Digest], ReplicaDetail]:

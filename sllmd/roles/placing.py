@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from sllmd.cluster.catalogue.state import Catalogue
-from sllmd.core.errors import BusyError, NotHere, OutcomeUnknown, PeerError, RecordNotFound, SllmdError
+from sllmd.core.errors import NotHere, PeerError, RecordNotFound, SllmdError
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
@@ -99,7 +99,7 @@ class Placing:
             question = Question(work.request_id, work.model, work.digest, tuple(asked))
             try:
                 decision = await self._surroundings.ask(question)
-            except (BusyError, OutcomeUnknown) as error:
+            except SllmdError as error:
                 _log.info("placed without the leader", model=work.model, reason=str(error))
         well = {self._here.node, *self._surroundings.alive()}
         if decision is not None and decision.node in well and decision.node not in asked:

@@ -141,6 +141,14 @@ class Keeper:
             if name in self.view.models:
                 self.view.models[name].ssd_holders.pop(node.node, None)
 
+    def heard(self, nodes: Iterable[NodeId], now: float) -> None:
+        """They are well, as somebody else has found out: one that has nothing to report is not stale."""
+        self.view.heard_seconds = max(self.view.heard_seconds, now)
+        for node in nodes:
+            known = self.view.nodes.get(node)
+            if known is not None:
+                known.heard_seconds = max(known.heard_seconds, now)
+
     # --- reports ---
 
     def apply(self, report: reports.Report, now: float) -> bool:

@@ -32,9 +32,17 @@ def test_a_node_without_a_store_of_its_own_tells_what_its_cluster_serves(
             _listed_and_shown(sllmd)
             _not_in_the_store(sllmd)
             assert "No request is running or remembered" in sllmd("explain").err
+            until(lambda: near.ask("/sllmd/v1/models/m/plan").body.get("plan", {}).get("node"), "a plan")
+            assert [line.split()[:3] for line in sllmd("plan", "m").out.splitlines()[:2]] == [
+                ["RANK", "NODE", "FROM"],
+                ["1", "far", "ssd"],
+            ]
             timed = sllmd("run", "m", "x", "--raw", "--max-tokens", "2", "--timings")
             assert "  on far  " in timed.err
-            assert "  on far  " in sllmd("explain").out
+            explained = sllmd("explain").out
+            assert "  on far  " in explained
+            assert "near decided (epoch " in explained
+            assert "load: chosen" in explained
             assert "m " not in sllmd("list", "--store", str(near.store)).out
 
 

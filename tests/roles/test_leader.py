@@ -166,16 +166,6 @@ async def test_a_leader_that_goes_before_the_confirmation_has_nothing_done_twice
 
 
 @pytest.mark.slow
-async def test_a_node_that_took_the_order_and_died(make_member: MakeMember) -> None:
-    async with make_member("a") as a, make_member("c", models={"m": {}}, join=a) as c:
-        async with AsyncExitStack() as rooms:
-            b = await rooms.enter_async_context(make_member("b", models={"m": SLOW_START}, join=a))
-            del b
-        await a.knows("m")
-        assert (await a.complete("m"))[1].node == c.node.identity.node
-
-
-@pytest.mark.slow
 async def test_a_model_is_deleted_and_changed_while_it_loads(make_member: MakeMember) -> None:
     async with make_member("a", models={"m": SLOW_START, "n": SLOW_START}) as a:
         await planned(a, "m")
@@ -201,10 +191,44 @@ async def test_a_model_is_deleted_and_changed_while_it_loads(make_member: MakeMe
 
 @pytest.mark.slow
 async def test_as_many_replicas_as_asked_for_also_when_a_node_goes(make_member: MakeMember) -> None:
-    async with make_member("a", models={"m": {}}) as a, make_member("c", join=a) as c:
+    soon = {"scale_down_delay": 0, "keep_alive_min": 0, "keep_alive_loads": 0.01, "residency_min": 0}
+    async with make_member("a", models={"m": {}}, scheduler=soon) as a, make_member("c", join=a) as c:
         async with make_member("b", join=a):
             await planned(a, "m")
             wanted = replace(spec_of(a, "m"), min_replicas=2)
             await a.node.control.propose(DeploymentPut(ModelName("m"), wanted, None))
             await confirmed(a, ReplicaState.READY, ReplicaState.READY)
         await until(lambda: a.replicas() == c.replicas() == ["m"])
+        await confirmed(a, ReplicaState.READY, ReplicaState.READY)
+        await a.node.control.propose(DeploymentPut(ModelName("m"), replace(wanted, min_replicas=1), None))
+        await until(lambda: len(a.replicas() + c.replicas()) == 1)
+        await confirmed(a, ReplicaState.READY)
+
+
+@pytest.mark.slow
+async def test_a_node_that_has_nothing_to_report_is_not_forgotten(make_member: MakeMember) -> None:
+    hasty = {"scheduler": {"stale_after": 0.2}, "routing": {"report_interval": 0.05}}
+    async with (
+        make_member("a", models={"m": {}}, **hasty) as a,
+        make_member("b", models={"n": {}}, join=a) as b,
+    ):
+        view = a.daemon.plane.leader.picture.view
+        quiet = b.node.identity.node
+        await planned(a, "n")
+        while view.heard_seconds - view.nodes[quiet].heard_seconds < 0.2:
+            await a.complete("m")  # which a reports, while b has nothing to say
+        assert (await planned(a, "n")).node == quiet
+
+
+@pytest.mark.slow
+async def test_a_model_whose_replicas_died_with_their_node_can_be_deleted(make_member: MakeMember) -> None:
+    async with make_member("a") as a, make_member("c", join=a) as c:
+        async with make_member("b", models={"m": {}}, join=a) as b:
+            await three_vote(a)
+            await c.knows("m")
+            assert (await c.complete("m"))[1].node == b.node.identity.node
+            await confirmed(c, ReplicaState.READY)
+        await confirmed(c)
+        desk = c.daemon.operator.cluster
+        assert desk is not None
+        await desk.steering.delete_deployment("m")

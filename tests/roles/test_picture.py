@@ -128,8 +128,22 @@ def test_generations_come_go_on_and_end_with_what_they_teach(picture: Picture) -
     picture.take(N, inventory("serving", ended=(last,)), 5.0)
     known = picture.view.models[M]
     assert picture.view.replicas[KEY].generations == {}
+    assert known.arrivals.count == 1
     assert known.token_seconds.value == pytest.approx(4.0 / 200)
     assert known.recompute.seconds(100) == pytest.approx(0.7)
+
+
+def test_lines_are_counted_over_all_nodes_and_go_with_them(picture: Picture) -> None:
+    other = NodeId("other")
+    for node, waiting in ((N, 3), (other, 2)):
+        picture.take(
+            node, replace(inventory(), replicas=(ReplicaFact(M, X, "starting", 0, waiting, 8),)), 1.0
+        )
+    assert picture.view.models[M].waiting == 5
+    picture.take(N, inventory(), 2.0)
+    assert picture.view.models[M].waiting == 2
+    picture.forget(other)
+    assert picture.view.models[M].waiting == 0
 
 
 def test_one_that_closes_may_serve_again_and_other_bytes_are_not_used(picture: Picture) -> None:
