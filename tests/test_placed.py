@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.live import FAKE, Answer, LiveDaemon, announced, put_model, start, until
+from tests.live import FAKE, Answer, LiveDaemon, announced, put_model, start
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 

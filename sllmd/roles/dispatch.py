@@ -17,6 +17,9 @@ class Places(Protocol):
     def choose(self, work: Work) -> Iterable[Place]:
         """The places to ask, the best first; few, and one at least."""
 
+    def elsewhere(self, work: Work, node: NodeId) -> Place | None:
+        """The best place to move what runs on ``node`` to, if there is one."""
+
     def at(self, node: NodeId) -> Place:
         """The place that is ``node``. Raises RecordNotFound."""
 
@@ -33,6 +36,9 @@ class OnlyHere:
     def choose(self, work: Work) -> Iterable[Place]:  # noqa: ARG002
         """This node."""
         return (self._here,)
+
+    def elsewhere(self, work: Work, node: NodeId) -> Place | None:
+        """There is none."""
 
     def at(self, node: NodeId) -> Place:
         """This node, if that is what ``node`` says."""

@@ -31,7 +31,7 @@ from sllmd.roles.inventory import Inventory
 from sllmd.roles.lasting import lasting
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
-from sllmd.scheduler.decisions import Load, Placement, Refuse, Use
+from sllmd.scheduler.decisions import Load, Placement, Refuse, Use, Way
 from sllmd.scheduler.estimate import peers, quickest
 from sllmd.scheduler.facts import Model, Request
 from sllmd.scheduler.placement import place
@@ -212,11 +212,18 @@ class Leader:
             answer = self._answer(placement, _now() - began, tuple(refusals))
             if answer.node and refusal is None:
                 self._sent[question.model].append((_now(), answer.node))
-            if answer.node or isinstance(placement.decision, Refuse) or refusal is not None:
-                return answer
-            if question.avoid:  # it was sent to one that could not: where it was ready to wait, it knows best
+            if answer.node or refusal is not None or not self._may_change(placement, question):
                 return answer
             await self._until(news)
+
+    def _may_change(self, placement: Placement, question: Question) -> bool:
+        """Whether to wait: for a node that refused a moment ago, or whose devices are taken.
+
+        Who was sent to a node that could not run it has waited already; its router knows whom else to ask.
+        """
+        taken = any(candidate.way is not Way.NONE for candidate in placement.candidates)
+        refused = isinstance(placement.decision, Refuse)
+        return not refused and not question.avoid and (taken or bool(self._avoided))
 
     async def _until(self, news: asyncio.Event) -> None:
         """Something has changed, or somebody's minimum residency may have passed."""

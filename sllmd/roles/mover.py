@@ -221,10 +221,10 @@ class Mover:
 
     def _another(self, carriage: Carriage) -> Place:
         assert carriage.place is not None
-        for place in self._places().choose(carriage.work):
-            if place.node != carriage.place.node:
-                return place
-        raise RecordNotFound(f"no other node can run `{carriage.work.model}` now")
+        place = self._places().elsewhere(carriage.work, carriage.place.node)
+        if place is None:
+            raise RecordNotFound(f"no other node can run `{carriage.work.model}` now")
+        return place
 
     def observe(self, carriage: Carriage, passage: Passage) -> None:
         """A change of place is over, or did not come about."""

@@ -92,6 +92,11 @@ class Placing:
                 return
             asked.add(place.node)
 
+    def elsewhere(self, work: Work, node: NodeId) -> Place | None:
+        """See ``dispatch.Places``. What runs goes on meanwhile, so nobody is asked."""
+        candidates = self.candidates(work.model, work.digest)
+        return next((self._place(each.node) for each in candidates if each.node != node), None)
+
     async def _ask(self, work: Work, asked: Collection[NodeId]) -> tuple[Place, Decided | None]:
         """The next place, and the leader's reasons if it is its choice. Raises NotHere when none is left."""
         decision = None

@@ -16,7 +16,8 @@ from sllmd.core.ids import ModelName
 from sllmd.roles.decided import Decided
 from sllmd.roles.picture import replica_id
 from tests.roles import test_cluster
-from tests.roles.test_cluster import MakeMember, Member, until
+from tests.roles.test_cluster import MakeMember, Member
+from tests.waiting import eventually
 
 make_member = test_cluster.make_member
 SLOW_START = {"build_seconds": 1.0}
@@ -50,11 +51,11 @@ async def planned(member: Member, model: str) -> Decided:
 async def three_vote(member: Member) -> None:
     control = member.node.control
     assert isinstance(control, RaftControl)
-    await until(lambda: len(control.membership.voters) == 3)
+    await eventually(lambda: len(control.membership.voters) == 3)
 
 
 async def confirmed(member: Member, *states: ReplicaState) -> None:
-    await until(lambda: [each.state for each in intents(member)] == list(states))
+    await eventually(lambda: [each.state for each in intents(member)] == list(states))
 
 
 async def test_a_cold_model_starts_where_the_plans_first_line_says(make_member: MakeMember) -> None:
@@ -80,7 +81,7 @@ async def test_of_three_nodes_the_one_with_the_bytes_and_everybody_agrees(make_m
     ):
         await c.knows("m")
         leader = a.daemon.plane.leader
-        await until(lambda: len(leader.picture.view.nodes) == 3 and leader.picture.digests)
+        await eventually(lambda: len(leader.picture.view.nodes) == 3 and leader.picture.digests)
         plans = [await planned(each, "m") for each in (a, b, c)]
         assert {plan.node for plan in plans} == {b.node.identity.node}
         assert len(plans[0].ways) == 3
@@ -100,7 +101,7 @@ async def test_of_three_nodes_the_one_with_the_bytes_and_everybody_agrees(make_m
             leader.take(me, lie)
             return leader.plan(ModelName("m")).node == me
 
-        await until(believes)
+        await eventually(believes)
         assert (await a.complete("m"))[0]
 
 
@@ -111,7 +112,7 @@ async def test_ten_models_rush_one_device(make_member: MakeMember) -> None:
         await planned(a, "m9")
         answers = await asyncio.gather(*(a.complete(name) for name in models for _ in range(3)))
         assert len(answers) == 30
-        await until(lambda: len(intents(a)) == 1)
+        await eventually(lambda: len(intents(a)) == 1)
         assert len(a.replicas()) == 1
 
 
@@ -122,7 +123,7 @@ async def test_a_leader_that_goes_after_the_intent_leaves_no_ghost(make_member: 
         async with make_member("b", models={"m": {}}, join=a) as b, make_member("c", join=a) as c:
             await c.knows("m")
             await three_vote(a)
-            await until(lambda: a.daemon.plane.leader.picture.digests)
+            await eventually(lambda: a.daemon.plane.leader.picture.digests)
             digest = a.daemon.plane.leader.picture.digests[ModelName("m")]
             me = b.node.identity.node
             key = replica_id(ModelName("m"), digest, me)
@@ -131,7 +132,7 @@ async def test_a_leader_that_goes_after_the_intent_leaves_no_ghost(make_member: 
             a.daemon.plane.leader.rest()  # it would see at once that nobody carries it out
             await a.node.control.propose(ReplicaPlan((ghost,)))
             await founders.aclose()
-            await until(lambda: b.daemon.plane.leader.leads or c.daemon.plane.leader.leads)
+            await eventually(lambda: b.daemon.plane.leader.leads or c.daemon.plane.leader.leads)
             await confirmed(c)
             _, timing = await c.complete("m")
             assert timing.node == me
@@ -150,16 +151,16 @@ async def test_a_leader_that_goes_before_the_confirmation_has_nothing_done_twice
         ):
             await c.knows("m")
             await three_vote(a)
-            await until(lambda: len(a.daemon.plane.leader.picture.view.nodes) == 3)
+            await eventually(lambda: len(a.daemon.plane.leader.picture.view.nodes) == 3)
             await planned(c, "m")
             starts: list[str] = []
             b.daemon.agent.observers.append(lambda _residence, change, _reason: starts.append(change))
             answer = asyncio.create_task(c.complete("m"))
-            await until(b.daemon.agent.residences)
+            await eventually(b.daemon.agent.residences)
             await founders.aclose()
             _, timing = await answer
             assert timing.node == b.node.identity.node
-            await until(lambda: any(each.daemon.plane.leader.leads for each in (b, c)))
+            await eventually(lambda: any(each.daemon.plane.leader.leads for each in (b, c)))
             await confirmed(c, ReplicaState.READY)
             assert starts == ["starting", "serving"]
             assert c.replicas() == []
@@ -172,19 +173,19 @@ async def test_a_model_is_deleted_and_changed_while_it_loads(make_member: MakeMe
         await planned(a, "n")
         control = a.node.control
         answer = asyncio.create_task(a.complete("n"))
-        await until(lambda: "n" in a.replicas())
+        await eventually(lambda: "n" in a.replicas())
         changed = replace(spec_of(a, "n"), min_replicas=1)
         await control.propose(DeploymentPut(ModelName("n"), changed, None))
         assert (await answer)[0]
         await confirmed(a, ReplicaState.READY)
 
         doomed = asyncio.create_task(a.complete("m"))
-        await until(lambda: "m" in a.replicas())
+        await eventually(lambda: "m" in a.replicas())
         desk = a.daemon.operator.cluster
         assert desk is not None
         await desk.steering.delete_deployment("m")
         assert control.view().catalogue.deployments.get("m") is None
-        await until(lambda: "m" not in a.replicas())
+        await eventually(lambda: "m" not in a.replicas())
         await asyncio.wait([doomed])
         assert [each.deployment for each in intents(a)] == ["n"]
 
@@ -198,10 +199,10 @@ async def test_as_many_replicas_as_asked_for_also_when_a_node_goes(make_member: 
             wanted = replace(spec_of(a, "m"), min_replicas=2)
             await a.node.control.propose(DeploymentPut(ModelName("m"), wanted, None))
             await confirmed(a, ReplicaState.READY, ReplicaState.READY)
-        await until(lambda: a.replicas() == c.replicas() == ["m"])
+        await eventually(lambda: a.replicas() == c.replicas() == ["m"])
         await confirmed(a, ReplicaState.READY, ReplicaState.READY)
         await a.node.control.propose(DeploymentPut(ModelName("m"), replace(wanted, min_replicas=1), None))
-        await until(lambda: len(a.replicas() + c.replicas()) == 1)
+        await eventually(lambda: len(a.replicas() + c.replicas()) == 1)
         await confirmed(a, ReplicaState.READY)
 
 

@@ -40,6 +40,9 @@ class Preferred:
     def choose(self, work: Work) -> list[Place]:
         return list(self.places)
 
+    def elsewhere(self, work: Work, node: NodeId) -> Place | None:
+        return next((place for place in self.places if place.node != node), None)
+
     def at(self, node: NodeId) -> Place:
         return next(place for place in self.places if place.node == node)
 
