@@ -9,6 +9,7 @@ more of the node and asks for its inventory; a promise can be withdrawn without 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import assert_never
 
 from sllmd.core.ids import ModelName, NodeId, ReplicaId
@@ -48,7 +49,7 @@ class Keeper:
 
     def put_model(self, model: Model) -> None:
         """A model is deployed, or its deployment changed. Replicas that are there keep what they were made
-        of."""
+        of, and follow the new rules."""
         self.view.version += 1
         known = self.view.models.get(model.name)
         if known is None:
@@ -56,6 +57,8 @@ class Keeper:
             for node in self.view.nodes.values():
                 self._index_copies(node, known)
         known.model = model
+        for replica in known.replicas.values():
+            replica.model = replace(replica.model, rules=model.rules)
 
     def drop_model(self, name: ModelName) -> None:
         """It is no longer deployed: nothing new is placed. Its replicas go when the nodes say so."""
