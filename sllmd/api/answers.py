@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sllmd.roles.status import ModelCard, MovedStatus, ReplicaStatus, RequestStatus
+from sllmd.roles.status import ModelCard, MovedStatus, PlanStatus, ReplicaStatus, RequestStatus
 
 
 class _Answer(BaseModel):
@@ -55,6 +55,16 @@ class Request(_Answer):
 
     request_id: str
     generations: tuple[RequestStatus, ...]
+    names: dict[str, str]
+    """Of the cluster's nodes, by id."""
+
+
+class Plan(_Answer):
+    """Where a model would start soonest."""
+
+    plan: PlanStatus
+    names: dict[str, str]
+    """Of the cluster's nodes, by id."""
 
 
 class Moves(_Answer):

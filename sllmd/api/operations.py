@@ -127,6 +127,9 @@ OPERATIONS = (
     Operation("get", f"{_V1}/models", "listModelCards", "List models and where they are", answers.ModelCards),
     Operation("get", f"{_V1}/models/{{model}}", "modelCard", "Show a model", status.ModelCard),
     Operation(
+        "get", f"{_V1}/models/{{model}}/plan", "planModel", "Show where it would start soonest", answers.Plan
+    ),
+    Operation(
         "post",
         f"{_V1}/models/{{model}}/load",
         "loadModel",
