@@ -130,7 +130,7 @@ def _as_planned(nodes: Nodes) -> None:
     assert (first["node"], first["way"], first["source"]) == (has_it, "load", "ssd")
     assert all(way["total_seconds"] >= first["total_seconds"] for way in others)
     answer = nodes.up[asked].complete("planned", max_tokens=1)
-    assert (answer.status, answer.headers["X-Sllmd-Node"], answer.headers["X-Sllmd-Cold"]) == (
+    assert (answer.status, answer.headers["X-Sllmd-Ran-On"], answer.headers["X-Sllmd-Cold"]) == (
         200,
         has_it,
         "1",
@@ -153,7 +153,7 @@ def _server_dies_after_it_accepted(nodes: Nodes, threads: ThreadPoolExecutor) ->
     chosen = _where_it_starts(nodes, "twice")
     [other] = [name for name in servers if name != chosen]
     nodes.kill(chosen)
-    assert (answer.result().status, answer.result().headers["X-Sllmd-Node"]) == (200, other)
+    assert (answer.result().status, answer.result().headers["X-Sllmd-Ran-On"]) == (200, other)
     assert decided_for(nodes.up[leads]) == other
     nodes.begin(chosen)
 
@@ -178,7 +178,7 @@ def _leader_dies_while_it_loads(nodes: Nodes, threads: ThreadPoolExecutor) -> No
     answer = _ask(nodes, threads, asked, "ordered")
     until(lambda: starting(nodes.up[has_it], "ordered"), "the order is carried out")
     nodes.kill(leads)
-    assert (answer.result().status, answer.result().headers["X-Sllmd-Node"]) == (200, has_it)
+    assert (answer.result().status, answer.result().headers["X-Sllmd-Ran-On"]) == (200, has_it)
     served = [line for line in nodes.up[has_it].log() if line["event"] == "replica serves"]
     assert [line["model"] for line in served].count("ordered") == 1
     assert not starting(nodes.up[asked], "ordered")

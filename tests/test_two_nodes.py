@@ -98,6 +98,8 @@ def test_the_death_of_the_replicas_node_is_a_pause_where_there_is_another_copy(
     try:
         announced(far)
         until(lambda: {"only", "m"} <= served(near), "the first node knows the models")
+        for model in ("m", "only"):
+            assert far.ask(f"/sllmd/v1/models/{model}/load", {}).status == 200
         text = far.complete("m", **asked).body["choices"][0]["text"]
         until(lambda: card(near, "m")["state"] == "serving", "the first node knows the replica")
         with near.streaming("m", **asked) as pieces, near.streaming("only", max_tokens=2000) as lost:
@@ -125,6 +127,7 @@ def test_an_operator_moves_what_runs(near: LiveDaemon, tmp_path: Path) -> None:
         put_model(tmp_path / name, "m", STEADY)
     asked = {"max_tokens": 800, "seed": 5}
     with joined(near, tmp_path / "far", "m") as far:
+        assert far.ask("/sllmd/v1/models/m/load", {}).status == 200  # both have it on disk
         text = far.complete("m", **asked).body["choices"][0]["text"]
         with far.streaming("m", **asked) as pieces:
             texts = [next(pieces)["choices"][0]["text"]]

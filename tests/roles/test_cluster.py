@@ -222,6 +222,7 @@ async def test_a_model_imported_anew_or_removed_is_so_on_every_node(make_member:
         await asyncio.to_thread(import_again, b, replace=True)
         digest = b.daemon.router.model("m").digest
         await eventually(lambda: a.daemon.router.model("m").digest == digest)
+        await eventually(lambda: digest in a.daemon.plane._elsewhere())
         assert (await a.complete("m"))[0] == "aaaaaaaa" == (await b.complete("m"))[0]
         Store(b.directory / "data" / "store").remove("m")
         await eventually(lambda: "m" not in a.models() and "m" not in b.models())
