@@ -35,8 +35,8 @@ from sllmd.wire.tls import Admission, Peer, Tls, admit_all, check_peer, explain_
 
 _log = structlog.get_logger(__name__)
 
-_CLOSE_SECONDS = 5.0
 _LOOK_AGAIN_SECONDS = 0.05
+_CLOSE_SECONDS = 5.0
 """Threads end within milliseconds of their sockets' shutdown, unless a disk holds them."""
 
 
