@@ -77,8 +77,8 @@ def test_three_new_nodes_with_one_key_found_a_cluster_and_one_leaves(tmp_path: P
             until(lambda daemon=daemon: alive(daemon) == set("abc"), "all are members")  # type: ignore[misc]
         assert sum("founded now" in "\n".join(daemon.lines) for daemon in daemons) == 1
         a, _, c = daemons
-        loaded = c.ask("/sllmd/v1/models/m/load", {"tier": "device", "stream": False})
-        assert loaded.body["status"] == "ready", loaded.body
+        load = "/sllmd/v1/models/m/load", {"tier": "device", "stream": False}
+        until(lambda: c.ask(*load).status == 200, "it has heard who holds the model")
         assert c.complete("m", max_tokens=2).status == 200
         sllmd("--addr", f"unix:{c.socket}", "leave")
         assert c.process.wait(END_SECONDS) == 0
@@ -105,7 +105,7 @@ def test_two_nodes_agree_by_an_etcd_and_serve_without_it(tmp_path: Path) -> None
         announced(b)
         for daemon in daemons:
             until(lambda daemon=daemon: alive(daemon) == set("ab"), "both are members")  # type: ignore[misc]
-        assert b.complete("m", max_tokens=2).status == 200
+        until(lambda: b.complete("m", max_tokens=2).status == 200, "it has heard who holds the model")
         etcd.stop()
         assert b.complete("m", max_tokens=2).status == 200
         etcd.resume()

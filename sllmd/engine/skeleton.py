@@ -68,7 +68,7 @@ def attends_through_interface(model_class: type) -> bool:
 def assign(model: Any, weights: Weights) -> None:
     """Make ``weights`` the parameters of ``model``, converting only where type or layout differ.
 
-    Raises MalformedCheckpoint naming the first tensor that is missing or has the wrong shape; tensors
+    Raises MalformedCheckpoint naming the first tensor that is missing, of the wrong shape or type; tensors
     that the model has no use for are logged.
     """
     wanted: dict[str, torch.Tensor] = model.state_dict()
@@ -79,6 +79,11 @@ def assign(model: Any, weights: Weights) -> None:
         if tensor.shape != expected.shape:
             raise MalformedCheckpoint(
                 f"tensor {name} has shape {list(tensor.shape)}, the model wants {list(expected.shape)}"
+            )
+        if not _rounds(tensor.dtype, expected.dtype):
+            raise MalformedCheckpoint(
+                f"tensor {name} holds {tensor.dtype}, the model wants {expected.dtype}",
+                hint="quantised weights are not served: import the bf16 or fp16 version of the model",
             )
         set_tensor(name, tensor if tensor.dtype == expected.dtype else tensor.to(expected.dtype))
         found.add(name)

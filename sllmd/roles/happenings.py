@@ -163,7 +163,7 @@ def _of_key(old: ApiKey | None, new: ApiKey | None, _: NameOf) -> Happening:
 def _of_token(old: JoinToken | None, new: JoinToken | None, _: NameOf) -> Happening:
     token = new or old
     assert token is not None
-    what = "created" if old is None else "gone" if new is None else "used"
+    what = "created" if old is None else "gone" if new is None or new.is_revoked else "used"
     facts = {"token": token.token_id, "uses_left": new.uses_left if new else 0}
     told = {"created": "was created", "used": "was used", "gone": "is spent, expired or revoked"}[what]
     return Happening(f"token.{what}", f"join token {token.token_id} {told}", facts)

@@ -67,7 +67,7 @@ def _hub_token() -> str | None:
 def _netrc_login(host: str) -> tuple[str, str] | None:
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
-        found = netrc.netrc(str(file)).authenticators(host)
+        found = netrc.netrc(str(file)).hosts.get(host)  # its `default` would tell any server that asks
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return None
     except netrc.NetrcParseError as error:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import cluster
 from benchmarks.cluster.options import Options
+from benchmarks.sections import chosen
 
 
 def test_targets_have_one_section_each():
@@ -18,10 +19,10 @@ def test_targets_have_one_section_each():
 
 
 def test_sections_are_chosen_by_name():
-    assert cluster.chosen([]) == list(cluster.SECTIONS)
-    assert cluster.chosen(["storm", "chunks"]) == ["chunks", "storm"]
+    assert chosen(cluster.SECTIONS, []) == list(cluster.SECTIONS)
+    assert chosen(cluster.SECTIONS, ["storm", "chunks"]) == ["chunks", "storm"]
     with pytest.raises(ValueError, match="no section chunk;"):
-        cluster.chosen(["chunk"])
+        chosen(cluster.SECTIONS, ["chunk"])
 
 
 def test_a_section_that_fails_is_a_miss_and_the_others_are_measured(monkeypatch):
@@ -37,6 +38,6 @@ def test_a_section_that_fails_is_a_miss_and_the_others_are_measured(monkeypatch)
         ),
     }
     monkeypatch.setattr(cluster, "SECTIONS", ("bad", "good"))
-    monkeypatch.setattr(cluster, "import_module", sections.__getitem__)
+    monkeypatch.setattr("benchmarks.sections.import_module", sections.__getitem__)
     report = cluster.run(Options(5))
     assert [target["ok"] for target in report.targets()] == [False, True]

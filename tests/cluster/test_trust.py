@@ -20,6 +20,7 @@ from sllmd.wire.bulk.pipe import Piece
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.rpc.joining import AUTHORITY_METHOD
 from tests.cluster.nodes import Nodes, names, nodes, why_not
+from tests.ports import free_ports
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 FOLLOWERS = {"voters": {"standbys": 0}}
@@ -170,7 +171,7 @@ async def test_a_joiner_whose_clock_is_wrong_hears_by_how_much(
 
 async def test_a_follower_that_knew_more_than_what_was_saved_reads_what_is_agreed_now(fleet: Nodes) -> None:
     """The only voter comes back with an old disk and goes on alone; its log is shorter than what was seen."""
-    one = await fleet.found("one", **FOLLOWERS)
+    one = await fleet.found("one", listen=f"127.0.0.1:{free_ports(3)}", **FOLLOWERS)
     two = await fleet.join("two", one, **FOLLOWERS)
     await eventually(lambda: names(two) == names(one) == {"one", "two"}, "it follows")
     saved = fleet.directory / "saved"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -50,6 +51,19 @@ def test_a_tensor_of_another_shape_is_named() -> None:
         for t in stored.manifest.tensors
     )
     with pytest.raises(MalformedCheckpoint, match=r"up_proj\.weight has shape \[64, 96\].*wants \[96, 64\]"):
+        _changed(stored, tensors=wrong).engine()
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), [("I16", 2), ("F8_E4M3", 1)])
+def test_codes_of_a_quantisation_are_no_numbers(dtype: str, item_bytes: int) -> None:
+    stored = checkpoint(random_model("LlamaForCausalLM"))
+    wrong = tuple(
+        t.model_copy(update={"dtype": dtype, "size_bytes": math.prod(t.shape) * item_bytes})
+        if t.name.endswith("2.mlp.up_proj.weight")
+        else t
+        for t in stored.manifest.tensors
+    )
+    with pytest.raises(MalformedCheckpoint, match=r"up_proj\.weight holds torch\.\w+, .* wants torch\."):
         _changed(stored, tensors=wrong).engine()
 
 

@@ -35,6 +35,7 @@ from sllmd.wire.tls import Admission, Peer, Tls, admit_all, check_peer, explain_
 
 _log = structlog.get_logger(__name__)
 
+_LOOK_AGAIN_SECONDS = 0.05
 _CLOSE_SECONDS = 5.0
 """Threads end within milliseconds of their sockets' shutdown, unless a disk holds them."""
 
@@ -76,7 +77,7 @@ class BulkServer:
         self._lock = threading.Lock()
         self._tickets: OrderedDict[str, _Granted] = OrderedDict()
         self._listening: list[socket.socket] = []
-        self._threads: set[threading.Thread] = set()
+        self._threads: list[threading.Thread] = []
         self._pipes: dict[Pipe, NodeId | None] = {}
         """Whose each open connection is; None: nobody's yet, or there is no TLS."""
         self._strangers = 0
@@ -112,14 +113,14 @@ class BulkServer:
                 work()
             except Exception:  # noqa: BLE001  a crash of one connection must not be silent, nor end the others
                 _log.exception("chunk connection crashed")
-            finally:
-                with self._lock:
-                    self._threads.discard(thread)
 
         thread = threading.Thread(target=run, name="chunks", daemon=True)
         with self._lock:  # ``close`` joins every thread that it finds there
             thread.start()
-            self._threads.add(thread)
+            self._threads = [*self._alive(), thread]
+
+    def _alive(self) -> list[threading.Thread]:
+        return [thread for thread in self._threads if thread.is_alive()]
 
     def _accept(self, listening: socket.socket, encrypted: bool) -> None:
         while not self._closing:
@@ -267,15 +268,17 @@ class BulkServer:
     def close(self) -> None:
         """Hang up on everybody; returns when the threads have ended. Blocks."""
         self._closing = True
-        with self._lock:
-            pipes, threads = list(self._pipes), list(self._threads)
         for listening in self._listening:
             _shut(listening)
-        for pipe in pipes:
-            pipe.interrupt()
         deadline = time.monotonic() + _CLOSE_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while time.monotonic() < deadline:  # one that was just being accepted turns up after the first look
+            with self._lock:
+                pipes, threads = list(self._pipes), self._alive()
+            if not threads:
+                break
+            for pipe in pipes:
+                pipe.interrupt()
+            threads[0].join(_LOOK_AGAIN_SECONDS)
         for listening in self._listening:
             listening.close()
 

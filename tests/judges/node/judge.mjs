@@ -10,6 +10,7 @@ const chat = {
   model: "tiny",
   messages: [{ role: "user", content: "hi" }],
   max_tokens: 24,
+  ignore_eos: true,
   temperature: 1,
   seed: 1,
 };
