@@ -9,7 +9,7 @@ import typer
 
 from sllmd.cli.client import segment
 from sllmd.cli.session import ModelArgument, Session, command
-from sllmd.cli.tables import Column, table
+from sllmd.cli.tables import Column
 from sllmd.core.units import format_seconds
 
 app = typer.Typer()
@@ -22,13 +22,13 @@ _PEER = "peer "
 def plan(session: Session, model: ModelArgument) -> None:
     """Show where a model would start soonest, and why not elsewhere. Nothing is done."""
     found = session.client.get(f"/sllmd/v1/models/{segment(model)}/plan")
-    session.show_object(found, plan_text(found["plan"], found["names"]))
+    session.show_object(found, plan_text(session, found["plan"], found["names"]))
 
 
-def plan_text(plan: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def plan_text(session: Session, plan: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """The picture of one PlanStatus."""
     rows = [_row(rank, way, names) for rank, way in enumerate(plan["ways"], 1)]
-    lines = [table(rows, _COLUMNS, wide=False)] if rows else []
+    lines = [session.table(rows, _COLUMNS).rstrip()] if rows else []
     if not plan["node"]:
         lines.append(f"nowhere: {plan['reason'] or 'nobody can tell when there will be room'}")
     elif plan["reason"]:
@@ -66,5 +66,5 @@ _COLUMNS = (
     Column("FREE", lambda row: row["free"], right=True),
     Column("LOAD", lambda row: row["load"], right=True),
     Column("TOTAL", lambda row: row["total"], right=True),
-    Column("NOTE", lambda row: row["note"]),
+    Column("NOTE", lambda row: row["note"], note=True),
 )

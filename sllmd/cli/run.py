@@ -168,4 +168,4 @@ def _request_id(headers: Mapping[str, str]) -> str | None:
 def _show_timings(talk: _Talk, request_id: str | None) -> None:
     if talk.timings and request_id:
         request = talk.session.client.get(f"/sllmd/v1/requests/{segment(request_id)}")
-        print(f"\n{request_text(request)}", file=sys.stderr)
+        print(f"\n{request_text(talk.session, request)}", file=sys.stderr)

@@ -265,19 +265,19 @@ def explain(
 ) -> None:
     """Show where a request's time went."""
     found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
-    session.show_object(found, request_text(found))
+    session.show_object(found, request_text(session, found))
 
 
-def request_text(found: Mapping[str, Any]) -> str:
+def request_text(session: Session, found: Mapping[str, Any]) -> str:
     """Where the time of a request's generations went, on which nodes they ran, and why there."""
-    return "\n\n".join(_explained(each, found["names"]) for each in found["generations"])
+    return "\n\n".join(_explained(session, each, found["names"]) for each in found["generations"])
 
 
-def _explained(generation: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _explained(session: Session, generation: Mapping[str, Any], names: Mapping[str, str]) -> str:
     plan = generation.get("decision")
     picture = waterfall(generation, names)
     if plan is None:
         return picture
     chosen = f"{printable(names.get(plan['leader'], plan['leader']))} decided (epoch {plan['epoch']})"
     refused = [f"  {printable(refusal)}" for refusal in plan["refusals"]]
-    return "\n".join([picture, "", chosen, plan_text(plan, names), *refused])
+    return "\n".join([picture, "", chosen, plan_text(session, plan, names), *refused])

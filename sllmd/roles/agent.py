@@ -163,12 +163,12 @@ class Agent:
         )
 
     def waiting(self, model: ModelName | None = None) -> int:
-        """How many wait for this model, or for any."""
-        return sum(model is None or ticket.need.model == model for ticket in self._tickets)
+        """How many requests wait for this model, or for any."""
+        return sum(model in (None, ticket.need.model) and ticket.is_request for ticket in self._tickets)
 
-    def requests_waiting(self, model: ModelName) -> int:
-        """How many requests wait for this model."""
-        return sum(ticket.need.model == model and ticket.is_request for ticket in self._tickets)
+    def _wanted(self, model: ModelName) -> bool:
+        """Whether anybody has this model started."""
+        return any(ticket.need.model == model for ticket in self._tickets)
 
     @property
     def rows(self) -> int:
@@ -389,7 +389,7 @@ class Agent:
         """Take a ticket out; a start that nobody waits for any more is cancelled."""
         self._tickets.remove(ticket)
         residence = self._residences.get(ticket.need.key)
-        if residence and residence.state is ReplicaState.STARTING and not self.waiting(ticket.need.model):
+        if residence and residence.state is ReplicaState.STARTING and not self._wanted(ticket.need.model):
             _log.info("start cancelled: nobody waits for it", model=residence.checkpoint.name)
             self._stop(residence)
         self._reopen()
@@ -497,7 +497,7 @@ class Agent:
     def _rest(self, residence: Residence) -> None:
         """Start the keep-alive clock of an idle replica."""
         seconds = residence.keep_alive_seconds
-        if seconds == 0 and not self.waiting(residence.need.model):
+        if seconds == 0 and not self._wanted(residence.need.model):
             self._stop(residence)
         elif seconds != float("inf"):
             residence.expiry = asyncio.get_running_loop().call_later(seconds, self._expire, residence)
@@ -509,7 +509,7 @@ class Agent:
 
     async def _close_when_idle(self, residence: Residence) -> None:
         residence.unloading = True
-        if residence.state is not ReplicaState.STARTING or not self.waiting(residence.need.model):
+        if residence.state is not ReplicaState.STARTING or not self._wanted(residence.need.model):
             self._close(residence)
         await residence.gone.wait()
 

@@ -36,7 +36,7 @@ from sllmd.roles.orders import Fence, Orders
 from sllmd.roles.place import Here
 from sllmd.roles.placing import Placing, Surroundings
 from sllmd.roles.relay import Relays, serve_generations
-from sllmd.roles.reporting import Reporter
+from sllmd.roles.reporting import TOLD_SECONDS, Reporter
 from sllmd.roles.resumption import Resumption
 from sllmd.roles.settings import MirrorSettings, ModelSettings, RoutingSettings, ServingSettings
 from sllmd.roles.stock import Stock
@@ -244,12 +244,17 @@ class DataPlane:
         others = (each for node, each in self.table.inventories.items() if node != self.here.node)
         return {fact.digest for each in others for fact in each.checkpoints if not fact.adopted}
 
-    def _file_holders(self, digest: Digest) -> list[NodeId]:
-        holders = self.table.holders(digest, files_only=True)
-        found = [node for node in holders if node in self._alive and node != self.here.node]
-        if not found:
-            raise NotHere(f"no node that is here has checkpoint {digest[:12]}")
-        return found
+    async def _file_holders(self, digest: Digest) -> list[NodeId]:
+        try:
+            async with asyncio.timeout(TOLD_SECONDS):
+                while True:
+                    holders = self.table.holders(digest, files_only=True)
+                    found = [node for node in holders if node in self._others]
+                    if found:
+                        return found
+                    await self.reporter.table_changed()
+        except TimeoutError:
+            raise NotHere(f"no node that is here has checkpoint {digest[:12]}") from None
 
 
 def _host(member: MemberView) -> str | None:

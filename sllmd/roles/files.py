@@ -5,7 +5,7 @@ Owns: the method ``files.checkpoint``. Weights do not come this way: those are c
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 import aiofiles
@@ -30,7 +30,8 @@ _NAMES = frozenset({MANIFEST_FILE, *SMALL_FILES})
 _log = structlog.get_logger(__name__)
 
 Find = Callable[[Digest], Checkpoint | None]
-Holders = Callable[[Digest], Sequence[NodeId]]
+Holders = Callable[[Digest], Awaitable[Sequence[NodeId]]]
+"""Raises NotHere when there are none."""
 
 
 def serve_files(methods: Methods, find: Find) -> None:
@@ -62,7 +63,7 @@ class FileFetch:
     async def fetch(self, digest: Digest) -> dict[str, bytes]:
         """Files by name, whatever they are: whoever asked checks them. Raises NotHere."""
         reason = "no node that is here has it"
-        for node in self._holders(digest):
+        for node in await self._holders(digest):
             try:
                 return await self._fetch_from(node, digest)
             except SllmdError as error:

@@ -31,6 +31,7 @@ from sllmd.roles.inventory import Inventory
 from sllmd.roles.lasting import lasting
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
+from sllmd.roles.reporting import TOLD_SECONDS
 from sllmd.scheduler.decisions import Load, Placement, Refuse, Use, Way
 from sllmd.scheduler.estimate import peers, quickest
 from sllmd.scheduler.facts import Model, Request
@@ -212,9 +213,17 @@ class Leader:
             answer = self._answer(placement, _now() - began, tuple(refusals))
             if answer.node and refusal is None:
                 self._sent[question.model].append((_now(), answer.node))
-            if answer.node or refusal is not None or not self._may_change(placement, question):
+            untold = self._is_untold(question) and _now() - began < TOLD_SECONDS
+            may_change = untold or self._may_change(placement, question)
+            if answer.node or refusal is not None or not may_change:
                 return answer
             await self._until(news)
+
+    def _is_untold(self, question: Question) -> bool:
+        """It is deployed, and no report that tells of it has come yet."""
+        deployed = self._cluster.control.view().catalogue.deployments.get(question.model)
+        is_wanted = deployed is not None and deployed.spec.digest == question.digest
+        return is_wanted and self.picture.digests.get(question.model) != question.digest
 
     def _may_change(self, placement: Placement, question: Question) -> bool:
         """Whether to wait: for a node that refused a moment ago, or whose devices are taken.
@@ -252,15 +261,16 @@ class Leader:
         holders = {replica.node for replica in known.replicas.values()}  # a node has one at most
         alive = self._alive()
         self.picture.keeper.heard(alive, now)
-        away = (node for node in self.picture.view.nodes if node not in alive)
-        avoided = {*question.avoid, *self._avoided, *holders, *away}
+        lost = {*question.avoid, *(node for node in self.picture.view.nodes if node not in alive)}
+        avoided = {*lost, *self._avoided, *holders}
         others = [node for node in self.picture.view.nodes if node not in avoided]
         recent = [each for each in self._sent[model] if now - each[0] < SENT_SECONDS]
         self._sent[model] = recent
         request = Request(question.request_id, model, now)
         only = others if avoided else None
         ahead = known.waiting + len(recent)
-        return place(self.picture.view, request, now, ahead=ahead, only=only, searching=Patient)
+        view = self.picture.view
+        return place(view, request, now, ahead=ahead, only=only, without=lost, searching=Patient)
 
     def _answer(self, placement: Placement, decide_seconds: float, refusals: tuple[str, ...]) -> Decided:
         return decided(
@@ -290,12 +300,13 @@ class Leader:
         work = self._works.get(replica_id(placement.model, digest, node))
         return None if work is None else await _outcome(work)
 
-    async def _carry_out(self, load: Load, name: ModelName) -> str | None:
-        """Promise, agree, order; why the node does not, or None. Goes on when the one who asked leaves."""
+    async def _carry_out(self, load: Load, name: ModelName, *, stays: bool = False) -> str | None:
+        """Promise, agree, order; why the node does not, or None. Goes on when the one who asked leaves;
+        ``stays``: the load does so, too."""
         model = self.picture.view.models[name].model
         key = replica_id(name, self.picture.digests[name], load.node)
         self.picture.keeper.promise(key, model, load, _now())
-        work = asyncio.get_running_loop().create_task(self._start(key, model, load))
+        work = asyncio.get_running_loop().create_task(self._start(key, model, load, stays=stays))
         self._works[key] = work
         work.add_done_callback(lambda done: self._started(key, load, done))
         return await _outcome(work)
@@ -322,7 +333,7 @@ class Leader:
             self.picture.keeper.withdraw(key)
             self._tell()
 
-    async def _start(self, key: ReplicaId, model: Model, load: Load) -> str | None:
+    async def _start(self, key: ReplicaId, model: Model, load: Load, *, stays: bool) -> str | None:
         epoch = self._epoch
         for victim in load.victims:
             await self._unload(victim.replica, "it makes room")
@@ -331,7 +342,8 @@ class Leader:
             return f"{self._name(load.node)}: {revision}"
         digest = self.picture.digests.get(model.name, Digest(""))
         order_id = f"{key}#{revision}"
-        order = Order(epoch, order_id, Verb.LOAD, model.name, digest, revision, waits=bool(load.victims))
+        waits = bool(load.victims)
+        order = Order(epoch, order_id, Verb.LOAD, model.name, digest, revision, waits=waits, stays=stays)
         try:
             answer = await give_order(self._cluster, self._orders, load.node, order)
         except (PeerError, StoreError) as error:
@@ -442,7 +454,7 @@ class Leader:
         placement = place(self.picture.view, request, _now(), ahead=far, only=only, searching=Patient)
         load = placement.decision
         if isinstance(load, Load) and not load.victims:
-            refusal = await self._carry_out(load, name)
+            refusal = await self._carry_out(load, name, stays=True)
             if refusal is not None:
                 _log.info("no further replica", model=name, reason=refusal)
 

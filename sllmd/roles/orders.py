@@ -16,6 +16,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,8 @@ ANSWERS_MAX = 4096
 """Answers remembered, so that an order sent twice is carried out once."""
 ORDER_SECONDS = 5.0
 """For a node to answer; carrying it out takes longer."""
+CLAIM_SECONDS = 3.0
+"""For those whom a model is loaded for to come to its node: from then on it starts for them alone."""
 
 _log = structlog.get_logger(__name__)
 
@@ -71,6 +74,8 @@ class Order:
     revision: int
     waits: bool = False
     """Of a load: somebody goes to make room for it, so the node shall wait for that as for any request."""
+    stays: bool = False
+    """Of a load: it goes on although no request waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +207,10 @@ class Orders:
 
     async def _load(self, order: Order) -> None:
         checkpoint = await self._library.obtain_exactly(order.model, order.digest)
-        async with self._agent.hold(checkpoint, is_request=False):
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if order.stays else CLAIM_SECONDS):
+                async with self._agent.hold(checkpoint, is_request=False):
+                    pass
 
     async def _unload(self, order: Order) -> None:
         residence = self._agent.find(order.model, order.digest)

@@ -31,6 +31,9 @@ RETRY_SECONDS = 0.2
 """After a report or a stream that failed: a new leader needs a moment until it knows that it leads."""
 RETRY_SECONDS_MAX = 2.0
 """Later: whoever leads next is followed at once, whatever this one's pause."""
+TOLD_SECONDS = 5.0
+"""How long whoever asks for a checkpoint waits for a node to tell that it has it: a model may be deployed
+before its holder's report has come round."""
 COALESCE_SECONDS = 0.02
 """What comes and goes together is told together."""
 
@@ -48,8 +51,6 @@ class Reporter:
         self, take: Callable[[], Inventory], connect: Connect, keeper: Bookkeeper, settings: RoutingSettings
     ) -> None:
         self.table = Table()
-        self.on_table: Callable[[], None] = lambda: None
-        """Called when the table has changed."""
         self.fence: Callable[[int], Awaitable[None]] = _fence_nothing
         """A leader of this epoch asks: orders of older ones are refused before it is answered."""
         self._take = take
@@ -59,6 +60,7 @@ class Reporter:
         self._boot = os.urandom(8).hex()
         self._version = 0
         self._changed = asyncio.Event()
+        self._told = asyncio.Event()
         self._leader: NodeId | None = None
         self._me = NodeId("")
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,7 +96,12 @@ class Reporter:
 
     def _set_table(self, table: Table) -> None:
         self.table = table
-        self.on_table()
+        self._told.set()
+        self._told = asyncio.Event()
+
+    async def table_changed(self) -> None:
+        """Returns when the table has changed next."""
+        await self._told.wait()
 
     # -- following -----------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Stock:
                     replica.digest,
                     replica.state.value,
                     replica.running,
-                    self._agent.requests_waiting(replica.model),
+                    self._agent.waiting(replica.model),
                     replica.rows_max,
                 )
                 for replica in view.replicas

@@ -9,9 +9,10 @@ is not there.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
-from sllmd.core.ids import ModelName
+from sllmd.core.ids import ModelName, NodeId
 from sllmd.scheduler.decisions import Source
 from sllmd.scheduler.facts import Model, Tier
 from sllmd.scheduler.view import ClusterView, GenerationView, ModelView, NodeView, Path, ReplicaView
@@ -143,14 +144,17 @@ def replica_rest_seconds(view: ClusterView, known: ModelView, replica: ReplicaVi
 
 
 def row_seconds(
-    view: ClusterView, known: ModelView, ahead: int, now: float
+    view: ClusterView, known: ModelView, ahead: int, now: float, without: Collection[NodeId] = ()
 ) -> tuple[float, ReplicaView | None]:
     """When a row is free for who has ``ahead`` others before it, and whose; infinite without any replica.
+    Those of the nodes ``without`` do not count.
 
     Rows free up when generations end and when loads do; after a round of all rows comes another one.
     """
     rows: list[tuple[float, ReplicaView]] = []
     for replica in known.replicas.values():
+        if replica.node in without:
+            continue
         rows.extend((seconds, replica) for seconds in _rows(view, known, replica, now))
     if not rows:
         return math.inf, None

@@ -79,16 +79,18 @@ def place(
     *,
     ahead: int = 0,
     only: Collection[NodeId] | None = None,
+    without: Collection[NodeId] = (),
     searching: Callable[[ClusterView, float, int, Sequence[NodeView]], Search] = Search,
 ) -> Placement:
     """What to do for ``request``, with ``ahead`` others before it in its model's line.
 
-    ``only``: load on no other nodes. ``searching`` looks for victims.
+    ``only``: load on no other nodes; ``without``: nor use the replicas of these. ``searching`` looks for
+    victims.
     """
     known = view.models.get(request.model)
     if known is None:  # 0
         return Placement(request.model, Refuse(f"`{request.model}` is not deployed"), (), view.version)
-    ready = _ready(view, known, ahead)
+    ready = _ready(view, known, ahead, without)
     if ready is not None:  # 1
         candidate = Candidate(Way.USE, ready.node, "", 0.0, 0.0, 0.0, 0.0, 0.0, CHOSEN)
         return Placement(request.model, Use(ready.replica, ready.node), (candidate,), view.version)
@@ -97,7 +99,7 @@ def place(
         decision = Refuse(_missing(view, known.model))
         return Placement(request.model, decision, tuple(survey.out), view.version)
     comparison = _Comparison(view, known, now)
-    comparison.wait_for_row(ahead)  # 2
+    comparison.wait_for_row(ahead, without)  # 2
     if _may_add(known):
         comparison.load_free(survey.free)
         priority = request.priority + known.model.rules.priority
@@ -105,11 +107,13 @@ def place(
     return comparison.placement(survey)  # 3
 
 
-def _ready(view: ClusterView, known: ModelView, ahead: int) -> ReplicaView | None:
+def _ready(
+    view: ClusterView, known: ModelView, ahead: int, without: Collection[NodeId]
+) -> ReplicaView | None:
     """The fullest replica with a free row that those ahead leave: so the others fall idle and may go."""
     best = None
     for replica in known.replicas.values():
-        if replica.state is not ReplicaState.READY:
+        if replica.state is not ReplicaState.READY or replica.node in without:
             continue
         rows = replica.free_rows
         if rows <= 0 or view.nodes[replica.node].draining:
@@ -200,9 +204,9 @@ class _Comparison:
             self.lost.append(self.best._replace(why=_SLOWER))
         self.decision, self.best = decision, candidate
 
-    def wait_for_row(self, ahead: int) -> None:
+    def wait_for_row(self, ahead: int, without: Collection[NodeId]) -> None:
         """A replica of the model that is busy or on its way."""
-        seconds, replica = row_seconds(self.view, self.known, ahead, self.now)
+        seconds, replica = row_seconds(self.view, self.known, ahead, self.now, without)
         if replica is None:
             return
         loading = replica.load is not None

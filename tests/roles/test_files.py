@@ -33,7 +33,11 @@ def checkpoint(store_root: Path, tmp_path: Path) -> Checkpoint:
 async def fetched(methods: Methods, digest: Digest) -> dict[str, bytes]:
     network = Network()
     async with speaking(network, HOLDER, methods), speaking(network, "asker") as asker:
-        return await FileFetch(asker.connection, lambda _: [HOLDER]).fetch(digest)
+        return await FileFetch(asker.connection, holder).fetch(digest)
+
+
+async def holder(_digest: Digest) -> list[NodeId]:
+    return [HOLDER]
 
 
 def serving(checkpoint: Checkpoint) -> Methods:
