@@ -17,7 +17,7 @@ import typer
 from sllmd.cli.client import Client, DaemonUnreachable, parse_address
 from sllmd.cli.place import configured_address
 from sllmd.cli.tables import Column, as_json, fields, table
-from sllmd.config.loading import Loaded, load_config
+from sllmd.config.loading import Loaded, load_config, refuse_unknown_variables
 from sllmd.core.errors import (
     BusyError,
     CallerError,
@@ -76,7 +76,8 @@ class Session:
 
     @functools.cached_property
     def client(self) -> Client:
-        """The daemon named by ``--addr`` or SLLMD_ADDR, else the configured one."""
+        """The daemon named by ``--addr`` or SLLMD_ADDR, else the configured one. Raises ConfigError."""
+        refuse_unknown_variables(os.environ)
         addr = self.options.addr
         address = parse_address(addr) if addr else configured_address(self.loaded)
         return Client(address, api_key=self.options.api_key)

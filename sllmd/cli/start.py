@@ -107,7 +107,7 @@ def _place_of_its_own(loaded: Loaded, name: str | None) -> list[tuple[KeyPath, A
     if loaded.origin(("api", "listen")) == "--dev":
         flags.append((("api", "next_free_port"), True, "--dev"))
     if name is not None and not loaded.is_set(("node", "data_dir")):
-        flags.append((("node", "data_dir"), data_directory() / "dev" / name, "--dev --name"))
+        flags.append((("node", "data_dir"), data_directory(dev=True) / "dev" / name, "--dev --name"))
     if name is not None and not loaded.is_set(("api", "uds")):
         flags.append((("api", "uds"), socket_file().with_name(f"{name}.sock"), "--dev --name"))
     return flags

@@ -32,6 +32,16 @@ from sllmd.core.errors import ConfigError
 
 FILE_VARIABLE = "SLLMD_CONFIG"
 """Names the file for every command; a command that takes a file as an argument prefers that."""
+VARIABLES = (FILE_VARIABLE, "SLLMD_ADDR", "SLLMD_API_KEY", "SLLMD_TOKEN")
+"""What the environment may say besides SLLMD_SECTION__KEY."""
+_VARIABLES_OF_TOOLS = (
+    "SLLMD_BENCH_CACHE",
+    "SLLMD_DEMO_MODEL",
+    "SLLMD_QUICKSTART_PROMPT",
+    "SLLMD_SIMULATION_SEED",
+    "SLLMD_STORM_SECONDS",
+)
+"""Of this project's scripts, tests and benchmarks, which run daemons."""
 
 DEV_VALUES: tuple[tuple[KeyPath, Any], ...] = (
     (("api", "listen"), ["127.0.0.1:8343"]),
@@ -89,13 +99,13 @@ def load_config(
     environ = os.environ if environ is None else environ
     named = config_file or (Path(environ[FILE_VARIABLE]) if environ.get(FILE_VARIABLE) else None)
     file = named or (None if dev else paths.default_config_file())
-    layers = [machine_defaults()]
+    layers = [machine_defaults(dev=dev)]
     if dev:
         layers.append(layer_of([(path, value, "--dev") for path, value in DEV_VALUES]))
     if file is not None:
         layers += [file_layer(path) for path in (file, *sorted((file.parent / "conf.d").glob("*.toml")))]
     sequences = frozenset(sequence_keys(Config))
-    _refuse_keys_without_section(environ)
+    refuse_unknown_variables(environ)
     layers.append(environment_layer(environ, sequences))
     layers.append(layer_of([_flag(path, value, name, sequences) for path, value, name in flags]))
     merged = merge(layers)
@@ -107,11 +117,11 @@ def load_config(
     return Loaded(config, merged.origins, file)
 
 
-def machine_defaults() -> Layer:
+def machine_defaults(*, dev: bool = False) -> Layer:
     """Defaults that depend on the machine and on who runs the daemon."""
     return Layer(
         {
-            "node": {"name": socket.gethostname(), "data_dir": paths.data_directory()},
+            "node": {"name": socket.gethostname(), "data_dir": paths.data_directory(dev=dev)},
             "api": {
                 "uds": str(paths.socket_file()),
                 "keys_file": str(paths.configuration_directory() / "keys.toml"),
@@ -163,16 +173,23 @@ def _flag(path: KeyPath, value: Any, name: str, sequences: frozenset[KeyPath]) -
     return path, parse_value(value, path, sequences, name) if isinstance(value, str) else value, name
 
 
-def _refuse_keys_without_section(environ: Mapping[str, str]) -> None:
-    """``SLLMD_DATA_DIR`` would set nothing, and nobody would notice: ``SLLMD_NODE__DATA_DIR`` is meant."""
+def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for ``SLLMD_ADRR`` or ``SLLMD_DATA_DIR``: they would do nothing, and nobody would
+    notice."""
     for name in sorted(environ):
         key = name.removeprefix(ENVIRONMENT_PREFIX)
-        if key == name or "__" in key:
+        if key == name or "__" in key or name in VARIABLES or name in _VARIABLES_OF_TOOLS:
             continue
         section = next((section for section in Config.model_fields if _holds(section, key.lower())), None)
         if section is not None:
             meant = f"{ENVIRONMENT_PREFIX}{section.upper()}__{key}"
             raise ConfigError(f"environment {name} names no section; did you mean {meant}?")
+        close = difflib.get_close_matches(name, VARIABLES, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"environment {name} is no variable of sllmd's{meant}",
+            hint=f"there are {', '.join(VARIABLES)}, and SLLMD_SECTION__KEY for every configured key",
+        )
 
 
 def _describe(error: ValidationError, merged: Layer) -> str:

@@ -7,16 +7,19 @@ from pathlib import Path
 
 SYSTEM_CONFIG_FILE = Path("/etc/sllmd/sllmd.toml")
 SYSTEM_RUNTIME_DIRECTORY = Path("/run/sllmd")
+SYSTEM_DATA_DIRECTORY = Path("/var/lib/sllmd")
 
 
-def data_directory() -> Path:
-    """The store and what else must survive a restart."""
-    return _choose("STATE_DIRECTORY", Path("/var/lib/sllmd"), "XDG_DATA_HOME", ".local/share")
+def data_directory(*, dev: bool = False) -> Path:
+    """The store and what else must survive a restart; with ``dev`` a person's own, whoever it is."""
+    private = _private("XDG_DATA_HOME", ".local/share")
+    return _given("STATE_DIRECTORY", private if dev else SYSTEM_DATA_DIRECTORY, private)
 
 
 def configuration_directory() -> Path:
     """Where keys and ``sllmd.toml`` are looked for."""
-    return _choose("CONFIGURATION_DIRECTORY", SYSTEM_CONFIG_FILE.parent, "XDG_CONFIG_HOME", ".config")
+    private = _private("XDG_CONFIG_HOME", ".config")
+    return _given("CONFIGURATION_DIRECTORY", SYSTEM_CONFIG_FILE.parent, private)
 
 
 def socket_file() -> Path:
@@ -34,10 +37,9 @@ def default_config_file() -> Path | None:
     return None
 
 
-def _choose(systemd_name: str, system: Path, xdg_name: str, under_home: str) -> Path:
+def _private(xdg_name: str, under_home: str) -> Path:
     home = os.environ.get(xdg_name)
-    private = (Path(home) if home else Path.home() / under_home) / "sllmd"
-    return _given(systemd_name, system, private)
+    return (Path(home) if home else Path.home() / under_home) / "sllmd"
 
 
 def _given(systemd_name: str, system: Path, private: Path) -> Path:

@@ -59,6 +59,12 @@ class TransformersBuilder:
         return self._builder.finish(Weights.over_memory(self._manifest, buffers))
 
 
+def give_back() -> None:
+    """What no tensor needs any more goes back to the devices: torch would keep it for the next ones."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def rehearse() -> None:
     """Go once through what an attach will do, in the worker that will do it.
 

@@ -148,6 +148,20 @@ class Threads:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """Give back what the engine holds; nothing runs on it. Answer with ``Asleep``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Build the engine anew over the memory that is mapped already; answer with ``Ready``."""
+
+    devices: tuple[str, ...]
+    threads: int
+    """0: as it was attached with."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Exit."""
 
@@ -172,6 +186,11 @@ class Ready:
     stages_seconds: dict[str, float]
     context_tokens: int
     """Longest prompt + completion that fits; 0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """The engine is gone, and what it held; the memory is still mapped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +259,13 @@ Message = (
     | Prefill
     | AskStats
     | Threads
+    | Sleep
+    | Wake
     | Stop
     | Waiting
     | Mapped
     | Ready
+    | Asleep
     | Failed
     | Exported
     | Prefilled

@@ -69,6 +69,15 @@ class Replica(Protocol):
     async def stats(self) -> EngineStats:
         """A snapshot. Raises WorkerLost."""
 
+    async def sleep(self) -> None:
+        """Give back what the engine holds of devices and memory, and keep process and mapping.
+
+        Call when nothing runs on it. Raises ModelLoadFailed when it is gone instead.
+        """
+
+    async def wake(self, devices: Sequence[str]) -> None:
+        """Build the engine anew; returns when it can serve. Raises as ``begin``."""
+
     async def close(self) -> None:
         """Stop it; returns when its memory is really free."""
 
@@ -195,6 +204,15 @@ class LocalReplica:
         finally:
             del self._prefills[own_id]
 
+    async def sleep(self) -> None:
+        """Drop the engine."""
+        await self._stop_stepping()
+        self._engine = None
+
+    async def wake(self, devices: Sequence[str]) -> None:  # noqa: ARG002 - it needs none
+        """Build it anew."""
+        await self.begin()
+
     async def stats(self) -> EngineStats:
         """A snapshot."""
         return self._require_engine().stats()
@@ -246,10 +264,13 @@ class LocalReplica:
                 done.set_exception(error)
 
     async def _end(self, reason: str) -> None:
+        await self._stop_stepping()
+        self._lose(reason)
+
+    async def _stop_stepping(self) -> None:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])
-        self._lose(reason)
 
 
 def refuse_duplicate(table: Container[GenerationId], generation_id: GenerationId) -> None:

@@ -2,14 +2,16 @@
 
 A life: (1) forked by the zygote, rehearse, say ``Waiting``; (2) ``Attach``: map the memory, say ``Mapped``,
 build the model without weights; (3) ``Begin``: put the weights in, say ``Ready``; (4) step until ``Stop`` or
-until the daemon hangs up. An I/O thread only moves messages into a queue; everything that touches the engine
-happens in the main thread, between two steps.
+until the daemon hangs up; or until ``Sleep``: drop the engine, say ``Asleep``, and from ``Wake`` on go
+through (2) and (3) again without mapping anything. An I/O thread only moves messages into a queue; everything
+that touches the engine happens in the main thread, between two steps.
 
 A worker holds nothing that needs saving: it ends by ``os._exit``, whatever its threads are doing.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import socket
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -29,6 +31,7 @@ from sllmd.engine.memory import MappedPartition, Populator, map_partitions
 from sllmd.engine.messages import (
     Add,
     AskStats,
+    Asleep,
     Attach,
     Begin,
     Cancel,
@@ -42,10 +45,12 @@ from sllmd.engine.messages import (
     Progress,
     Ready,
     Refused,
+    Sleep,
     Stats,
     Stop,
     Threads,
     Waiting,
+    Wake,
     decode,
     encode,
     pack_events,
@@ -127,6 +132,7 @@ class Worker:
         self._prefills: dict[GenerationId, int] = {}
         self._populator: Populator | None = None
         self._told_seconds = 0.0
+        self._sleeps = False
 
     def run(self) -> NoReturn:
         """The whole life."""
@@ -139,21 +145,36 @@ class Worker:
         attach, descriptors = self._inbox.get()
         if not isinstance(attach, Attach):
             raise ProtocolError(f"{type(attach).__name__} came before Attach")
-        self._serve(self._build(attach, descriptors))
-
-    def _build(self, attach: Attach, descriptors: list[int]) -> Engine:
         manifest = Manifest.model_validate_json(attach.manifest_json)
+        mapped = self._map(attach, descriptors)
+        whole = [partition.span_bytes for partition in mapped]
+        self._serve(self._build(attach, manifest, mapped, self._await_begin))
+        while True:
+            attach = self._sleep(attach)
+            self._serve(self._build(attach, manifest, mapped, lambda builder: builder.progress(whole)))
+
+    def _map(self, attach: Attach, descriptors: list[int]) -> list[MappedPartition]:
         on_cpu = all(device.startswith("cpu") for device in attach.devices)
         mapped = map_partitions(_partitions(attach, descriptors), shared=not on_cpu)
         close_descriptors(descriptors)
         if on_cpu:
             self._populator = Populator(mapped)
         self._send(Mapped())
+        return mapped
+
+    def _build(
+        self,
+        attach: Attach,
+        manifest: Manifest,
+        mapped: list[MappedPartition],
+        fill: Callable[[EngineBuilder], None],
+    ) -> Engine:
+        """The engine; ``fill`` returns when all bytes are there."""
         started_seconds = time.monotonic()
         builder = self._builder(attach, manifest, mapped)
         builder.skeleton()
         skeleton_seconds = time.monotonic() - started_seconds
-        self._await_begin(builder)
+        fill(builder)
         started_seconds = time.monotonic()
         engine = builder.finish()
         finish_seconds = time.monotonic() - started_seconds
@@ -182,19 +203,42 @@ class Worker:
                 case _:
                     raise ProtocolError(f"{type(message).__name__} came before Begin")
 
-    def _serve(self, engine: Engine) -> NoReturn:
+    def _sleep(self, attach: Attach) -> Attach:
+        """Nobody holds the engine any more. Returns what it is to be built as, once it is needed again."""
+        gc.collect()
+        if self._engine_kind == "transformers":
+            from sllmd.engine import bring_up  # noqa: PLC0415 - torch, and only here
+
+            bring_up.give_back()
+        self._send(Asleep())
         while True:
+            message, _ = self._inbox.get()
+            match message:
+                case Wake():
+                    self._sleeps = False
+                    options = replace(attach.options, threads=message.threads or attach.options.threads)
+                    return replace(attach, devices=message.devices, options=options)
+                case Progress() | Threads():
+                    pass  # of the engine that is gone, and for it
+                case _:
+                    raise ProtocolError(f"a sleeping worker cannot act on {type(message).__name__}")
+
+    def _serve(self, engine: Engine) -> None:
+        """Until it shall sleep."""
+        while not self._sleeps:
             idle = not engine.has_work()
             self._drain(engine)
-            if idle:
+            if idle and not self._sleeps:
                 for message in close_behind(self._inbox):
                     self._act(engine, message)
-            if engine.has_work():
+                    if self._sleeps:
+                        return
+            if engine.has_work() and not self._sleeps:
                 self._emit(engine, engine.step())
 
     def _drain(self, engine: Engine) -> None:
         """Act on every message that is here; wait for one when there is nothing else to do."""
-        while True:
+        while not self._sleeps:
             try:
                 message, _ = self._inbox.get(block=not engine.has_work())
             except queue.Empty:
@@ -223,6 +267,8 @@ class Worker:
                 pass  # the engine's own, to look again whether it has work
             case Threads():
                 engine.use_threads(message.count)
+            case Sleep() if not self._handles:
+                self._sleeps = True
             case AskStats():
                 self._send(Stats(message.request, engine.stats()))
             case _:

@@ -20,6 +20,7 @@ from sllmd.engine.cores import CoreShares
 from sllmd.engine.messages import (
     Add,
     AskStats,
+    Asleep,
     Attach,
     Begin,
     Cancel,
@@ -33,8 +34,10 @@ from sllmd.engine.messages import (
     Progress,
     Ready,
     Refused,
+    Sleep,
     Stats,
     Threads,
+    Wake,
     unpack_events,
 )
 from sllmd.engine.postmortem import Cause
@@ -79,6 +82,7 @@ class WorkerReplica:
         self._threads = 0
         self._mapped: asyncio.Future[None] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
+        self._asleep: asyncio.Future[None] = loop.create_future()
         self._numbers = count(1)
         self._handles: dict[GenerationId, int] = {}
         self._generation_ids: dict[int, GenerationId] = {}
@@ -172,6 +176,21 @@ class WorkerReplica:
         stats: EngineStats = await self._ask(AskStats)
         return stats
 
+    async def sleep(self) -> None:
+        """Have the engine dropped; see ``Replica``."""
+        loop = asyncio.get_running_loop()
+        self._ready, self._asleep = loop.create_future(), loop.create_future()
+        self.worker.send(Sleep())
+        await self._bring_up(self._asleep, self._settings.begin_timeout_seconds, "drop the engine")
+        self._settled()
+
+    async def wake(self, devices: Sequence[str]) -> None:
+        """Have it built anew; see ``Replica``."""
+        self._settling = True
+        self._account()
+        self.worker.send(Wake(tuple(devices), self._threads))
+        await self._bring_up(self._ready, self._settings.begin_timeout_seconds, "build the engine")
+
     async def close(self) -> None:
         """Stop the worker; returns when it is reaped and its memory free."""
         await self.worker.stop(Cause("it was closed"))
@@ -202,6 +221,8 @@ class WorkerReplica:
                 self.context_tokens = message.context_tokens
                 self._ready.set_result(None)
                 asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settled)
+            case Asleep() if not self._asleep.done():
+                self._asleep.set_result(None)
             case _:
                 raise ProtocolError(f"an attached worker sent {type(message).__name__}")
 

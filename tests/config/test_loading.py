@@ -109,8 +109,16 @@ def test_a_variable_without_its_section_is_an_error() -> None:
         load(environ={"SLLMD_DATA_DIR": "/tmp"})
 
 
-def test_variables_of_the_command_line_are_no_keys() -> None:
-    load(environ={"SLLMD_ADDR": "x", "SLLMD_API_KEY": "y"})
+@pytest.mark.parametrize(
+    ("name", "meant"), [("SLLMD_ADRR", "SLLMD_ADDR"), ("SLLMD_API_KYE", "SLLMD_API_KEY")]
+)
+def test_a_misspelt_variable_is_told_the_nearest(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is no variable of sllmd's; did you mean {meant}"):
+        load(environ={name: "x"})
+
+
+def test_variables_of_the_command_line_and_of_the_scripts_are_no_keys() -> None:
+    load(environ={"SLLMD_ADDR": "x", "SLLMD_API_KEY": "y", "SLLMD_DEMO_MODEL": "z"})
 
 
 @pytest.mark.parametrize(
@@ -247,10 +255,11 @@ def test_directories_follow_systemd_then_root_then_xdg(monkeypatch: pytest.Monke
     for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setenv("HOME", "/home/me")
     assert paths.data_directory() == Path("/var/lib/sllmd")
     assert paths.socket_file() == Path("/run/sllmd/sllmd.sock")
+    assert load_config(dev=True, environ={}).config.node.data_dir == Path("/home/me/.local/share/sllmd")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    monkeypatch.setenv("HOME", "/home/me")
     assert paths.data_directory() == Path("/home/me/.local/share/sllmd")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert paths.socket_file() == Path("/run/user/1000/sllmd/sllmd.sock")

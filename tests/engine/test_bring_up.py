@@ -116,6 +116,9 @@ async def test_a_worker_over_slabs_says_what_the_engine_says(
     await replica.begin()
     assert await ask(replica) == run(given.engine(threads=threads))
     assert (await replica.stats()).threads == threads
+    await replica.sleep()
+    await replica.wake(["cpu:1", "cpu:0"][:partitions])
+    assert await ask(replica) == run(given.engine(threads=threads)), "woken, it says the same"
     await replica.close()
 
 

@@ -365,6 +365,39 @@ async def test_close_ends_generations_and_a_second_close_is_nothing(supervisor: 
     assert await replica.lost == "it was closed"
 
 
+async def test_it_sleeps_and_wakes_in_the_same_process(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor)
+    pid, given = replica.worker.process.pid, state("g", [1, 2, 3])
+    for _ in range(2):
+        assert await collect(replica, given) == expected(given)
+        await replica.sleep()
+        with pytest.raises(ProtocolError, match="cannot serve"):
+            await collect(replica, given)
+        await replica.wake(["cpu"])
+    assert replica.worker.process.pid == pid
+    assert await collect(replica, given) == expected(given)
+
+
+async def test_one_that_dies_asleep_is_told_and_is_not_woken(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor)
+    await replica.sleep()
+    os.kill(replica.worker.process.pid, signal.SIGKILL)
+    assert "killed" in (await replica.lost).lower()
+    with pytest.raises(ModelLoadFailed):
+        await replica.wake(["cpu"])
+
+
+async def test_a_worker_does_not_sleep_while_something_runs(supervisor: Supervisor) -> None:
+    replica = await serve(supervisor, token_seconds=0.001)
+    stream = replica.generate(state(max_tokens=FOREVER))
+    await anext(stream)
+    with pytest.raises(ModelLoadFailed, match="cannot act on Sleep"):
+        await replica.sleep()
+    with pytest.raises(WorkerLost):
+        async for _ in stream:
+            pass
+
+
 class TestStopTimeout:
     @pytest.fixture
     def worker_settings(self) -> WorkerSettings:

@@ -6,51 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllmd.core.ids import ModelName, NodeId, ReplicaId, RequestId
+from sllmd.core.ids import ModelName, NodeId, ReplicaId
 from sllmd.scheduler.arrivals import Arrivals
 from sllmd.scheduler.eviction import Copy, NoRoom, choose, copies_of, worth_seconds
-from sllmd.scheduler.facts import Request, Rules, Tier
+from sllmd.scheduler.facts import Rules, Tier
 from sllmd.scheduler.prefetch import prefetch
 from sllmd.scheduler.scaling import Idle, Steady, idle_action, keep_alive_seconds, wanted
 from sllmd.scheduler.settings import SchedulerSettings
-from sllmd.scheduler.turns import Served, in_turn, must_yield
+from sllmd.scheduler.turns import must_yield
 from tests.scheduler.cluster import GB, NOW, inventory, keeper, model, replica
 
 SETTINGS = SchedulerSettings()
 DAY = 86_400.0
 
 # --- turns ---
-
-
-def waiting(*keys: str, model_name: str = "a", at: float = NOW, **more) -> list[Request]:
-    return [
-        Request(RequestId(f"{key}{i}"), ModelName(model_name), at + i / 100, key=key, **more)
-        for i, key in enumerate(keys)
-    ]
-
-
-def test_a_key_with_many_requests_delays_another_by_one() -> None:
-    asked = waiting(*["big"] * 100, "small")
-    order = in_turn(asked, {}, Served(), NOW + 2, SETTINGS.starve_after)
-    assert [request.key for request in order[:3]] == ["big", "small", "big"]
-    assert sorted(r.request_id for r in order) == sorted(r.request_id for r in asked)
-
-
-def test_who_was_served_lately_goes_later_and_is_forgiven_in_time() -> None:
-    served = Served()
-    served.add("big", NOW, 10)
-    asked = waiting("big", "small")
-    assert in_turn(asked, {}, served, NOW + 1, 60)[0].key == "small"
-    assert in_turn(asked, {}, served, NOW + 50_000, 1e9)[0].key == "small"
-    assert served.of("big", NOW + 1200) < 0.01
-
-
-def test_priority_goes_first_and_the_starved_before_it() -> None:
-    low, high = waiting("low", at=NOW), waiting("high", at=NOW + 5, priority=1)
-    assert in_turn(low + high, {}, Served(), NOW + 10, 60)[0].key == "high"
-    assert in_turn(low + high, {}, Served(), NOW + 61, 60)[0].key == "low"
-    models = waiting("x", model_name="vip", at=NOW + 6)
-    assert in_turn(low + models, {"vip": 2}, Served(), NOW + 10, 60)[0].key == "x"
 
 
 def test_two_hot_models_on_one_device_take_turns_and_spend_at_most_half_on_switching() -> None:
