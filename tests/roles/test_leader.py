@@ -15,6 +15,7 @@ from sllmd.core.errors import SllmdError
 from sllmd.core.ids import ModelName
 from sllmd.roles.decided import Decided
 from sllmd.roles.picture import replica_id
+from tests.live import put_model
 from tests.roles import test_cluster
 from tests.roles.test_cluster import MakeMember, Member
 from tests.waiting import eventually
@@ -70,6 +71,23 @@ async def test_a_cold_model_starts_where_the_plans_first_line_says(make_member: 
         assert (await planned(a, "m")).ways[0].way == "use"
         await a.daemon.operator.unload("m")
         await confirmed(a)
+
+
+@pytest.mark.slow
+async def test_a_model_that_is_deployed_before_its_holder_has_reported_is_waited_for(
+    make_member: MakeMember,
+) -> None:
+    async with make_member("a") as a, make_member("b", join=a) as b:
+        leader, holder = a.node.identity.node, b.node.identity.node
+        await eventually(lambda: holder in a.daemon.plane.table.inventories)
+        b.daemon.plane.reporter.follow(None, holder)
+        put_model(b.directory, "m", {})
+        deployments = a.node.control.view
+        await eventually(lambda: deployments().catalogue.deployments.get("m") is not None)
+        answer = asyncio.create_task(a.complete("m"))
+        await eventually(a.daemon.router.requests)
+        b.daemon.plane.reporter.follow(leader, holder)
+        assert (await answer)[1].node == holder
 
 
 @pytest.mark.slow

@@ -48,6 +48,24 @@ async def test_a_load_and_an_unload_are_carried_out(make_node: MakeNode, path: P
         await orders.close()
 
 
+async def test_a_load_goes_on_for_those_who_come_for_it(
+    make_node: MakeNode, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sllmd.roles.orders.CLAIM_SECONDS", 0.05)
+    async with make_node(fake=FakeSettings(build_seconds=600)) as node:
+        orders = orders_of(node, path)
+        await orders.take(order(node))
+        await eventually(lambda: [each.state for each in node.agent.residences()] == ["starting"])
+        assert node.agent.waiting() == 0
+        await eventually(lambda: node.agent.residences() == ())  # nobody came
+
+        await orders.take(order(node, order_id="o2", stays=True))
+        await orders.take(order(node, model="b", order_id="o3"))
+        await eventually(lambda: len(node.agent.residences()) == 2)
+        await eventually(lambda: [each.checkpoint.name for each in node.agent.residences()] == ["a"])
+        await orders.close()
+
+
 async def test_nothing_is_fetched_to_unload_what_is_not_here(make_node: MakeNode, path: Path) -> None:
     async with make_node() as node:
         orders = orders_of(node, path)

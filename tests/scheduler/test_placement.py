@@ -13,6 +13,7 @@ from sllmd.core.ids import NodeId, ReplicaId
 from sllmd.scheduler import reports
 from sllmd.scheduler.decisions import Evict, Load, Move, Refuse, Use, Wait, Way
 from sllmd.scheduler.facts import Tier
+from sllmd.scheduler.placement import place
 from sllmd.scheduler.room import has_room
 from tests.scheduler.cluster import GB, NOW, decide, inventory, keeper, model, replica, request, told
 
@@ -26,6 +27,23 @@ def test_a_ready_replica_with_a_free_row_is_used_and_the_fullest_of_them() -> No
     )
     assert decide(made, "a").decision == Use(ReplicaId("r2"), NodeId("two"))
     assert decide(made, "a", ahead=1).decision == Use(ReplicaId("r1"), NodeId("one"))
+
+
+def test_a_replica_that_failed_the_request_is_neither_used_nor_waited_for() -> None:
+    made = keeper(
+        [model("a", rows=4)],
+        inventory("one", replica("r1", "a", 0, running=3)),
+        inventory("two", replica("r2", "a", 0, running=0)),
+        inventory("three", ssd="a"),
+    )
+    for lost, way, node in (
+        ({"one"}, Way.USE, "two"),
+        ({"one", "two"}, Way.LOAD, "three"),
+    ):
+        placement = place(made.view, request("a"), NOW, only={"three"}, without=lost)
+        best = placement.candidates[0]
+        assert (best.way, best.node) == (way, node)
+        assert lost.isdisjoint(candidate.node for candidate in placement.candidates)
 
 
 def test_dram_beats_ssd_beats_a_peer_beats_remote_at_these_bandwidths() -> None:
