@@ -18,6 +18,7 @@ from sllmd.api.chunks import DONE, KEEPALIVE, event
 from sllmd.api.errors import ErrorReply
 from sllmd.api.sending import UNSENT_BYTES_MAX, taken_within
 from sllmd.api.settings import ApiSettings
+from sllmd.telemetry.supervising import end_tasks
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -91,8 +92,4 @@ class EventStream:
 
     async def _stop_keeping(self) -> None:
         keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait([keeper])
-            if not keeper.cancelled():
-                keeper.exception()  # the client is gone; whoever sends next meets that too
+        await end_tasks(keeper)  # if it failed the client is gone, and whoever sends next meets that too

@@ -21,7 +21,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from sllmd.core.ids import GenerationId
-from sllmd.engine.protocol import GenerationState, TokenLogprob
+from sllmd.engine.protocol import GenerationState, PrefilledEvent, TokenLogprob
 
 RESERVE_TOKENS = 16
 """Room for output of every running row that the next must find to be admitted: less, and it would soon be
@@ -49,6 +49,27 @@ class Row:
     def length(self) -> int:
         """Tokens known: prompt and output."""
         return len(self.state.prompt_ids) + len(self.state.output_ids)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether it is to be run, and its output is not as long as it may get."""
+        return not self.warm_only and len(self.state.output_ids) < self.state.sampling.max_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether every position of its prompt is still to be judged."""
+        return self.state.sampling.prompt_logprobs is not None and not self.prefilled
+
+    def arrival(self) -> PrefilledEvent:
+        """Its prompt is in the cache."""
+        wanted = self.state.sampling.prompt_logprobs is not None
+        return PrefilledEvent(
+            self.state.generation_id,
+            prompt_tokens=len(self.state.prompt_ids),
+            reused_tokens=self.reused,
+            seconds=self.prefill_seconds,
+            prompt_logprobs=tuple(self.prompt_logprobs) if wanted else None,
+        )
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Prompt and output ids from ``start`` to before ``stop``."""

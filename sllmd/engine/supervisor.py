@@ -33,6 +33,7 @@ from sllmd.engine.worker_replica import WorkerReplica
 from sllmd.engine.zygote_process import ZygoteProcess
 from sllmd.store.manifest import Manifest
 from sllmd.telemetry.cores import usable_cores
+from sllmd.telemetry.supervising import end_tasks
 
 _log = structlog.get_logger(__name__)
 
@@ -82,9 +83,7 @@ class Supervisor:
     async def close(self) -> None:
         """End every process; returns when all are reaped."""
         self._closed = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        await end_tasks(self._keeper)
         self._refuse_takers(_STOPS)
         workers = [*self._waiting, *self._starting]
         self._waiting.clear()

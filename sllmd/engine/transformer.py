@@ -24,16 +24,13 @@ from typing import Any
 
 import torch
 
-from sllmd.core.context import CONTEXT_FIELDS, ROPE_FIELDS
-from sllmd.core.context import context_tokens as model_context_tokens
 from sllmd.core.errors import UnsupportedCheckpoint
 from sllmd.core.ids import GenerationId
 from sllmd.engine import allocator
-from sllmd.engine.batch import Batch, Chunk, Move, Row
+from sllmd.engine.batch import Batch, Chunk, Row
 from sllmd.engine.cache import SlotCache
 from sllmd.engine.cores import compute_cores
 from sllmd.engine.noise import VOCABULARY_MAX
-from sllmd.engine.prefix import PREFIX_TOKENS_MIN, PrefixStore, common_length
 from sllmd.engine.protocol import (
     Engine,
     EngineEvent,
@@ -44,17 +41,17 @@ from sllmd.engine.protocol import (
     FinishedEvent,
     FinishReason,
     GenerationState,
-    PrefilledEvent,
     TokenEvent,
 )
 from sllmd.engine.runner import Span, TransformersRunner
 from sllmd.engine.sampler import are_finite, sample, token_logprob
+from sllmd.engine.sizing import context_tokens, default_cache_tokens, free_bytes
 from sllmd.engine.skeleton import assign, build_skeleton
+from sllmd.engine.slots import Slots, begins_like
 from sllmd.engine.upgrade import Upgrade
 from sllmd.engine.weights import Weights, majority_dtype
 from sllmd.store.manifest import Manifest
 from sllmd.telemetry.cores import usable_cores
-from sllmd.telemetry.memory import available_memory_bytes
 
 UPGRADE_SLICE_SECONDS = 0.008
 """Time per step for preparing the fast forward: about half a token's, so that streams go on."""
@@ -116,20 +113,20 @@ class TransformerEngine:
         device = next(model.parameters()).device
         # The kernel commits a CPU cache's pages as they are written: room there costs nothing, growing would.
         capacity = self._context if device.type == "cpu" else min(self._context, 512)
-        self._cache = SlotCache(config.num_hidden_layers, slots=options.batch_max + 1, capacity=capacity)
+        cache = SlotCache(config.num_hidden_layers, slots=options.batch_max + 1, capacity=capacity)
         self._upgrade = Upgrade(
             model,
-            TransformersRunner(model, self._cache),
-            cache=self._cache,
+            TransformersRunner(model, cache),
+            cache=cache,
             slot=options.batch_max,
-            free_bytes=_free_bytes(device),
+            free_bytes=free_bytes(device),
             enabled=options.fast_path,
         )
         self._served = False
         self._batch = Batch(
             batch_max=options.batch_max, cache_tokens=cache_tokens, chunk_tokens=options.prefill_chunk_tokens
         )
-        self._prefixes = PrefixStore(cache_tokens // 4)
+        self._slots = Slots(self._batch, cache)
         self._pending: list[EngineEvent] = []
         self._steps = self._prefill_tokens = self._decode_tokens = 0
 
@@ -146,7 +143,7 @@ class TransformerEngine:
         self._pending = [event for event in self._pending if event.generation_id != generation_id]
         row = self._batch.find(generation_id)
         if row is not None:
-            self._retire(row)
+            self._slots.retire(row)
 
     def export(self, generation_id: GenerationId, *, stop: bool) -> GenerationState | None:
         """See ``Engine``."""
@@ -155,7 +152,7 @@ class TransformerEngine:
             return None
         exported = _copy(row.state)
         if stop:
-            self._retire(row)
+            self._slots.retire(row)
         return exported
 
     def has_work(self) -> bool:
@@ -193,7 +190,7 @@ class TransformerEngine:
         events, self._pending = self._pending, []
         self._steps += 1
         while (row := self._batch.overfull()) is not None:
-            self._retire(row)
+            self._slots.retire(row)
             self._batch.queue_again(row)
         if self._batch.decoding:
             self._decode(events)
@@ -224,7 +221,7 @@ class TransformerEngine:
         """Why this row cannot run here."""
         if not row.state.prompt_ids:
             return "the prompt is empty", "request"
-        if row.length + _has_more(row) > self._context:
+        if row.length + row.has_more > self._context:
             return f"{row.length} tokens do not fit into a context of {self._context}", "context"
         ids = row.tokens(0, row.length)
         if min(ids) < 0 or max(ids) >= self._vocabulary:
@@ -258,7 +255,7 @@ class TransformerEngine:
             if reason is not None:
                 ended.append(row)
         for row in ended:
-            self._retire(row)
+            self._slots.retire(row)
 
     def _finish_reason(self, row: Row, token: int) -> FinishReason | None:
         sampling = row.state.sampling
@@ -287,27 +284,18 @@ class TransformerEngine:
         wave: list[Chunk] = []
         while (chunk := self._batch.next_chunk(budget, behind=len(wave))) is not None:
             row = chunk.row
-            if wave and (_wants_prompt_logprobs(row) or self._begins_like(row, wave)):
+            if wave and (row.wants_prompt_logprobs or begins_like(row, wave)):
                 break
             if not row.started:
                 row.started = True
-                self._reuse(row, chunk.slot)
+                self._slots.reuse(row, chunk.slot)
                 chunk = self._batch.next_chunk(budget, behind=len(wave))
                 assert chunk is not None
             wave.append(chunk)
             budget -= chunk.stop - chunk.start
-            if _wants_prompt_logprobs(row):
+            if row.wants_prompt_logprobs:
                 break
         return wave
-
-    def _begins_like(self, row: Row, wave: Sequence[Chunk]) -> bool:
-        """Whether ``row`` had better wait until ``wave`` is in the cache, and copy from there."""
-        if row.started:
-            return False
-        tokens = row.tokens(0, row.length)
-        return any(
-            common_length(tokens, chunk.row.tokens(0, chunk.stop)) >= PREFIX_TOKENS_MIN for chunk in wave
-        )
 
     def _run_wave(self, wave: Sequence[Chunk]) -> torch.Tensor:
         """The logits after each chunk; a row that wants its prompt's log probabilities runs alone."""
@@ -317,7 +305,7 @@ class TransformerEngine:
             [token for chunk in wave for token in chunk.row.tokens(chunk.start, chunk.stop)]
         )
         first = wave[0]
-        if _wants_prompt_logprobs(first.row):
+        if first.row.wants_prompt_logprobs:
             every = runner.forward(first.slot, tokens[None], [first.start], every_position=True)
             _note_prompt_logprobs(first.row, first, every[0])
             logits = every[:, -1]
@@ -338,121 +326,26 @@ class TransformerEngine:
             self._batch.begin_decoding(row)
             if not row.prefilled:
                 row.prefilled = True
-                events.append(_prefilled_event(row))
-        runs = [i for i, row in enumerate(rows) if _has_more(row)]
-        leaving = [row for row in rows if not _has_more(row)]
+                events.append(row.arrival())
+        runs = [i for i, row in enumerate(rows) if row.has_more]
+        leaving = [row for row in rows if not row.has_more]
         if runs:
             self._emit([rows[i] for i in runs], logits[runs], events)
         for row in leaving:
             if not row.warm_only:
                 events.append(FinishedEvent(row.state.generation_id, FinishReason.LENGTH))
-            self._retire(row)
-
-    def _reuse(self, row: Row, slot: int) -> None:
-        """Copy the longest known beginning of ``row`` into its slot; its last token is always computed."""
-        if _wants_prompt_logprobs(row):
-            return
-        tokens = row.tokens(0, row.length)
-        retained, length = self._prefixes.longest(tokens)
-        source, shared = self._longest_running(tokens, slot)
-        if shared > length:
-            row.cached = min(shared, row.length - 1)
-            self._cache.copy_row(source, slot, row.cached)
-        elif retained is not None:
-            row.cached = min(length, row.length - 1)
-            self._cache.write_row(slot, retained.row, row.cached)
-        row.reused = min(row.cached, len(row.state.prompt_ids))
-
-    def _longest_running(self, tokens: list[int], own_slot: int) -> tuple[int, int]:
-        """The slot of the running row that begins most like ``tokens``, and how many tokens that is."""
-        best = (0, 0)
-        for slot, other in enumerate(self._batch.rows):
-            if slot != own_slot and other.cached >= PREFIX_TOKENS_MIN:
-                shared = common_length(other.tokens(0, other.cached), tokens)
-                if shared >= PREFIX_TOKENS_MIN and shared > best[1]:
-                    best = (slot, shared)
-        return best
+            self._slots.retire(row)
 
     def _fail(self, row: Row, events: list[EngineEvent]) -> None:
-        """Take out a row whose logits are no numbers, and what it left in the cache."""
+        """Take out a row whose logits are no numbers."""
         message = "the model computed no numbers for this prompt: they overflow, or its weights are damaged"
         events.append(FailedEvent(row.state.generation_id, message))
-        slot = self._batch.rows.index(row)
-        self._cache.wipe(slot, row.cached)
-        self._follow(self._batch.remove(row))
-
-    @torch.inference_mode()
-    def _retire(self, row: Row) -> None:
-        """Take a row out; what it had in the cache is retained for rows that begin alike."""
-        if row not in self._batch.rows:
-            self._batch.remove(row)
-            return
-        tokens = row.tokens(0, row.cached)
-        slot = self._batch.rows.index(row)
-        if self._prefixes.wants(tokens):
-            self._prefixes.put(tokens, self._cache.read_row(slot, len(tokens)))
-        self._cache.release(slot, row.cached)
-        self._follow(self._batch.remove(row))
-
-    def _follow(self, moves: Sequence[Move]) -> None:
-        for move in moves:
-            self._cache.copy_row(move.source, move.target, move.tokens)
-            self._cache.release(move.source, move.tokens)
-
-
-def context_tokens(config: Any, options: EngineOptions) -> int:
-    """Longest prompt + completion: what the model says, or less if the options do."""
-    fields = (*CONTEXT_FIELDS, *ROPE_FIELDS)
-    model_says = model_context_tokens({field: getattr(config, field, None) for field in fields})
-    return min(model_says, options.context_tokens_max or model_says)
-
-
-def default_cache_tokens(model: Any, context: int, batch_max: int) -> int:
-    """Room for ``batch_max`` full contexts, as far as a quarter of the memory that is free now goes."""
-    config = model.config.get_text_config()
-    parameter = next(model.parameters())
-    token_bytes = config.num_hidden_layers * layer_width(config) * parameter.element_size()
-    affordable = _free_bytes(parameter.device) // 4 // token_bytes
-    return int(max(min(context, 512), min(batch_max * context, affordable)))
-
-
-def layer_width(config: Any) -> int:
-    """Numbers that one layer caches per token: keys and values of all heads, or what they come from."""
-    if getattr(config, "kv_lora_rank", None):
-        return int(config.kv_lora_rank + config.qk_rope_head_dim)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * heads * width)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory_bytes()
+        self._slots.wipe(row)
 
 
 def _copy(state: GenerationState) -> GenerationState:
     return GenerationState(
         state.generation_id, list(state.prompt_ids), state.sampling, list(state.output_ids)
-    )
-
-
-def _wants_prompt_logprobs(row: Row) -> bool:
-    return row.state.sampling.prompt_logprobs is not None and not row.prefilled
-
-
-def _has_more(row: Row) -> bool:
-    return not row.warm_only and len(row.state.output_ids) < row.state.sampling.max_tokens
-
-
-def _prefilled_event(row: Row) -> PrefilledEvent:
-    wanted = row.state.sampling.prompt_logprobs is not None
-    return PrefilledEvent(
-        row.state.generation_id,
-        prompt_tokens=len(row.state.prompt_ids),
-        reused_tokens=row.reused,
-        seconds=row.prefill_seconds,
-        prompt_logprobs=tuple(row.prompt_logprobs) if wanted else None,
     )
 
 

@@ -27,7 +27,7 @@ from sllmd.loader.pool import Pool
 from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.slab import Slab
 from sllmd.loader.status import CopyStats, DramStats, LoadProgress, LoadReport
-from sllmd.loader.tiers import Copy, Shortage, make_room
+from sllmd.loader.tiers import Copy, Shortage, chance_of_idle, make_room
 from sllmd.loader.ways import Quarantine, Ways
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.manifest import Manifest
@@ -104,6 +104,8 @@ class DramTier:
             pin=settings.pin,
         )
         self._copies: dict[Digest, _Copy] = {}
+        self.chance_of: Callable[[Digest], float | None] = lambda _digest: None
+        """The chance that a checkpoint is asked for within ``tiers.HORIZON_SECONDS``; None: nobody knows."""
         self._leaving: list[_Copy] = []
         """Copies that failed or were given up, and still have leases or reads in flight."""
         self._closed = False
@@ -196,11 +198,16 @@ class DramTier:
                 slabs=len(copy.slabs),
                 leased=bool(copy.leases) or not copy.quiet,
                 idle_seconds=copy.idle_seconds(now),
+                chance=self._chance(copy, now),
                 reload_seconds=copy.checkpoint.manifest.size_bytes
                 / self._ways.bandwidth(copy.checkpoint, copy.lane),
             )
             for copy in self._copies.values()
         ]
+
+    def _chance(self, copy: _Copy, now: float) -> float:
+        known = self.chance_of(copy.digest)
+        return chance_of_idle(copy.idle_seconds(now)) if known is None else known
 
     def _insufficient(self, checkpoint: Checkpoint, count: int, shortage: Shortage) -> InsufficientCapacity:
         needed = format_bytes(count * self._pool.slab_bytes)

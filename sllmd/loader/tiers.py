@@ -1,8 +1,9 @@
 """Which copies leave DRAM to make room. Pure.
 
-A copy that nobody leases may go. Copies go in the order of *age over cost*: the time since the last use,
-divided by what bringing a slab of it back would take. Among copies from the same disk that is least
-recently used first; one that has to come over the network again is kept longer.
+A copy that nobody leases may go. Copies go in the order of *chance times cost*, least first: the chance that
+somebody asks for it soon, times what bringing a slab of it back would take (section 6 weighs loads the same
+way). Where nothing is known but when it was used, that is least recently used first among copies from the
+same disk, and one that has to come over the network again is kept longer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ from dataclasses import dataclass
 from sllmd.core.ids import Digest
 
 
+HORIZON_SECONDS = 60.0
+"""How far ahead a copy's chance looks."""
+
+
+def chance_of_idle(idle_seconds: float) -> float:
+    """Where nothing else is known: a silence goes on for as long again with an even chance."""
+    return HORIZON_SECONDS / (HORIZON_SECONDS + idle_seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """What the books know of one copy."""
@@ -21,6 +31,8 @@ class Copy:
     slabs: int
     leased: bool
     idle_seconds: float
+    chance: float
+    """That it is used within ``HORIZON_SECONDS``."""
     reload_seconds: float
     """What bringing it back is estimated to take."""
 
@@ -59,6 +71,6 @@ def make_room(copies: Iterable[Copy], needed_slabs: int, room_slabs: int) -> tup
     return tuple(copy.digest for copy in going)
 
 
-def _order(copy: Copy) -> tuple[float, str]:
+def _order(copy: Copy) -> tuple[float, float, str]:
     cost_per_slab = max(copy.reload_seconds, 1e-9) / copy.slabs
-    return -copy.idle_seconds / cost_per_slab, copy.digest
+    return copy.chance * cost_per_slab, -copy.idle_seconds, copy.digest

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sllmd.core.ids import ModelName
 from sllmd.scheduler.estimate import peers
 from sllmd.scheduler.facts import Model, Tier
-from sllmd.scheduler.view import ClusterView, ModelView, NodeView
+from sllmd.scheduler.view import ClusterView, ModelView, NodeView, ReplicaState
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,10 @@ def _without(view: ClusterView, node: NodeView, known: ModelView, tier: Tier, no
 
 def copies_of(view: ClusterView, node: NodeView, tier: Tier, now: float) -> list[Copy]:
     """The copies in a tier of a node, as ``choose`` wants them. In DRAM those are held that a replica on the
-    node maps or a load reads; a model that is no longer deployed is worth nothing."""
-    held = {replica.model.name for replica in node.replicas.values()}
+    node maps or a load reads, unless it sleeps: then it goes with its copy. A model that is no longer
+    deployed is worth nothing."""
+    replicas = node.replicas.values()
+    held = {each.model.name for each in replicas if each.state is not ReplicaState.ASLEEP}
     found = []
     for name, size in (node.dram if tier is Tier.DRAM else node.ssd).items():
         known = view.models.get(name)

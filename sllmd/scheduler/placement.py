@@ -269,7 +269,7 @@ class _Comparison:
             startup_seconds=startup_seconds,
             bytes_seconds=seen.fetch.load_seconds,
             victims=victims,
-            wakes=_asleep(self.known, seen.node),
+            wakes=asleep_on(self.known, seen.node),
         )
 
     def placement(self, survey: _Survey) -> Placement:
@@ -284,7 +284,8 @@ class _Comparison:
 _score = operator.attrgetter("score")
 
 
-def _asleep(known: ModelView, node: NodeView) -> ReplicaId | None:
+def asleep_on(known: ModelView, node: NodeView) -> ReplicaId | None:
+    """The model's replica that sleeps there."""
     for replica in known.replicas.values():
         if replica.node == node.node and replica.state is ReplicaState.ASLEEP:
             return replica.replica

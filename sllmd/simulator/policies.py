@@ -31,7 +31,7 @@ from sllmd.scheduler.decisions import Decision, Load, Refuse, Source, Use, Wait
 from sllmd.scheduler.estimate import load_seconds, quickest
 from sllmd.scheduler.facts import Model, Request, Tier
 from sllmd.scheduler.keeper import Keeper
-from sllmd.scheduler.placement import place
+from sllmd.scheduler.placement import asleep_on, place
 from sllmd.scheduler.room import choose_devices, has_room, may_take
 from sllmd.scheduler.victims import Clearing, Option, Search
 from sllmd.scheduler.view import ClusterView, ModelView, NodeView, ReplicaState, ReplicaView
@@ -90,7 +90,8 @@ def _waiting(setting: Setting) -> Policy:
     view = setting.keeper.view
 
     def decide(request: Request, now: float, ahead: int) -> Decision:
-        holders = {replica.node for replica in view.models[request.model].replicas.values()}
+        replicas = view.models[request.model].replicas.values()
+        holders = {each.node for each in replicas if each.state is not ReplicaState.ASLEEP}
         others = [node for node in view.nodes if node not in holders]
         only = others if holders else None
         return place(view, request, now, ahead=ahead, only=only, searching=_Patient).decision
@@ -137,7 +138,8 @@ def _settled(known: ModelView, ahead: int) -> Decision | None:
             rows += max(replica.free_rows, 0)
     if ahead < rows:
         return Wait("the model is loading", math.nan)
-    if len(known.replicas) >= known.model.rules.max_replicas:
+    asleep = sum(replica.state is ReplicaState.ASLEEP for replica in known.replicas.values())
+    if len(known.replicas) - asleep >= known.model.rules.max_replicas:
         return Wait("all rows of the model are taken", math.nan)
     return None
 
@@ -178,8 +180,10 @@ def _load(
         source, queue, seconds = fetch
     else:
         queue, seconds = max(node.in_path.until - now, 0.0), load_seconds(view, node, model, source)
-    startup = max(queue, clearing.free_seconds) + seconds + node.start.value
-    return Load(node.node, clearing.devices, source, startup, seconds, clearing.victims)
+    wakes = asleep_on(view.models[model.name], node)
+    start = node.start if wakes is None else node.wake
+    startup = max(queue, clearing.free_seconds) + seconds + start.value
+    return Load(node.node, clearing.devices, source, startup, seconds, clearing.victims, wakes)
 
 
 def _locality(setting: Setting) -> Policy:

@@ -29,6 +29,8 @@ class Result:
     failed: int = 0
     loads: dict[str, int] = field(default_factory=dict)
     """By the tier the bytes came from."""
+    woken: int = 0
+    """Loads that a sleeping replica took."""
     moved: int = 0
     preempted: int = 0
     busy_device_seconds: list[float] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Summary:
     p99: Interval
     cold_share: float
     loads: dict[str, int]
+    woken: int
     moved: int
     preempted: int
     utilisation: float
@@ -106,6 +109,7 @@ class Summary:
             "startup_p99_seconds_ci95": self.p99.half_width if math.isfinite(self.p99.half_width) else None,
             "cold_share": self.cold_share,
             "loads": self.loads,
+            "woken": self.woken,
             "moved": self.moved,
             "preempted": self.preempted,
             "utilisation": self.utilisation,
@@ -130,6 +134,7 @@ def summarise(results: Sequence[Result]) -> Summary:
         p99=interval([result.p(0.99) for result in ran]),
         cold_share=sum(result.cold for result in results) / max(requests, 1),
         loads=dict(sorted(loads.items())),
+        woken=sum(result.woken for result in results),
         moved=sum(result.moved for result in results),
         preempted=sum(result.preempted for result in results),
         utilisation=statistics.fmean(result.utilisation() for result in results),

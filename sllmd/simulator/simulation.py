@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sllmd.core.ids import GenerationId, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.scheduler import reports
@@ -278,7 +278,7 @@ class Simulation:
     def _row_freed(self, replica: Replica) -> None:
         if replica.closing:
             if not replica.jobs:
-                self._go(replica)
+                self._lie_down(replica)
             return
         name = replica.model.name
         line = self._lines.get(name)
@@ -309,6 +309,7 @@ class Simulation:
         self.keeper.promise(name, made, load, self.now)
         if load.wakes is not None:
             self._replicas.pop(load.wakes).gone = True
+            self.result.woken += 1
         replica = Replica(name, made, kind.pace, load.node, load.devices, load.source, load.wakes is not None)
         self._replicas[name] = replica
         self.result.loads[load.source.tier] = self.result.loads.get(load.source.tier, 0) + 1
@@ -327,7 +328,7 @@ class Simulation:
             return
         for job in list(victim.jobs.values()):
             self._preempt(job, victim)
-        self._at(self.now + self.hardware.evict_seconds, lambda: self._go(victim))
+        self._at(self.now + self.hardware.evict_seconds, lambda: self._lie_down(victim))
 
     def _preempt(self, job: Job, victim: Replica) -> None:
         """It is stopped and stands in line again, before all others of its model."""
@@ -342,14 +343,30 @@ class Simulation:
         self.keeper.waiting(name, len(self._lines[name]))
         self._at(self.now, lambda: self._look_again_for(name))
 
+    def _lie_down(self, replica: Replica) -> None:
+        """An idle replica leaves its devices and sleeps, if its bytes are in DRAM; for its keep-alive."""
+        if replica.gone or replica.asleep:
+            return
+        if replica.model.name not in self.view.nodes[replica.node].dram:
+            self._go(replica)
+            return
+        replica.asleep, replica.closing = True, False
+        self._tell(replica.node, reports.ReplicaAsleep(replica.replica))
+        self._at(self.now + self._keep_alive_seconds(replica), lambda: self._go(replica))
+        self._leave_room(replica)
+
     def _go(self, replica: Replica) -> None:
-        """A replica leaves its devices."""
+        """A replica ends."""
         if replica.gone:
             return
         replica.gone = True
         self._tell(replica.node, reports.ReplicaGone(replica.replica))
         del self._replicas[replica.replica]
-        heir = replica.frees
+        self._leave_room(replica)
+
+    def _leave_room(self, replica: Replica) -> None:
+        """Its devices are free: whoever waits for them starts."""
+        heir, replica.frees = replica.frees, None
         if heir is not None:
             heir.awaits.discard(replica.replica)
             if not heir.awaits:
@@ -398,27 +415,36 @@ class Simulation:
         missing = model.total_bytes - (node.dram_bytes - node.dram_used_bytes)
         going = choose(copies_of(self.view, node, Tier.DRAM, self.now), missing)
         if not isinstance(going, NoRoom):
-            lost = [reports.CopyLost(Tier.DRAM, name) for name in going]
-            self._tell(replica.node, *lost, reports.CopyGained(Tier.DRAM, model.name))
+            self._change_copies(replica.node, going, model.name)
+
+    def _change_copies(self, node: NodeId, going: Collection[ModelName], coming: ModelName) -> None:
+        """In DRAM; who sleeps there goes with its copy."""
+        for replica in [each for each in self._replicas.values() if each.asleep and each.node == node]:
+            if replica.model.name in going:
+                self._go(replica)
+        lost = [reports.CopyLost(Tier.DRAM, name) for name in going if name in self.view.nodes[node].dram]
+        self._tell(node, *lost, reports.CopyGained(Tier.DRAM, coming))
 
     def _stay_for_a_while(self, replica: Replica) -> None:
-        """An idle replica goes when its keep-alive is over; its bytes are in DRAM then."""
+        """An idle replica sleeps when its keep-alive is over."""
         seen = self.view.replicas.get(replica.replica)
         if seen is None or replica.jobs or replica.closing:
             return
-        load = replica.model.total_bytes / self.hardware.from_ssd
-        keep = keep_alive_seconds(replica.model.rules, load, self.view.settings)
         resident = seen.since_seconds + self.view.settings.residency_min
         if resident > self.now:
             self._at(resident, self._look_again)
         used = seen.used_seconds
-        self._at(self.now + keep, lambda: self._expire(replica, used))
+        self._at(self.now + self._keep_alive_seconds(replica), lambda: self._expire(replica, used))
+
+    def _keep_alive_seconds(self, replica: Replica) -> float:
+        load = replica.model.total_bytes / self.hardware.from_ssd
+        return keep_alive_seconds(replica.model.rules, load, self.view.settings)
 
     def _expire(self, replica: Replica, used_seconds: float) -> None:
         seen = self.view.replicas.get(replica.replica)
         unused = seen is not None and seen.used_seconds == used_seconds and not seen.reserved_rows
         if unused and not replica.jobs and not replica.closing:
-            self._go(replica)
+            self._lie_down(replica)
             self._look_again()
 
     # --- lifts ahead of need ---
@@ -442,8 +468,7 @@ class Simulation:
         room = seen.dram_bytes - seen.dram_used_bytes + sum(seen.dram.get(name, 0) for name in found.evict)
         fits = room >= self.view.models[found.model].model.total_bytes
         if found.model not in seen.dram and fits and not held.intersection(found.evict):
-            lost = [reports.CopyLost(Tier.DRAM, name) for name in found.evict if name in seen.dram]
-            self._tell(node, *lost, reports.CopyGained(Tier.DRAM, found.model))
+            self._change_copies(node, found.evict, found.model)
         self._lift(node)
 
     # --- migration ---
@@ -481,7 +506,7 @@ class Simulation:
                 self._leave(job, 0)
                 job.startup_seconds += pause
                 self._run_on(job, target, pause)
-        self._at(self.now + self.hardware.evict_seconds, lambda: self._go(source))
+        self._at(self.now + self.hardware.evict_seconds, lambda: self._lie_down(source))
         if not target.jobs:
             self._row_freed(target)
 

@@ -51,6 +51,7 @@ class Replica:
     wakes: bool = False
     ready: bool = False
     closing: bool = False
+    asleep: bool = False
     gone: bool = False
     jobs: dict[GenerationId, Job] = field(default_factory=dict)
     awaits: set[ReplicaId] = field(default_factory=set)

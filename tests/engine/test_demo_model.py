@@ -110,7 +110,7 @@ def test_equal_alone_while_the_fast_forward_takes_over(
 def test_equal_batched(
     engine: TransformerEngine, asked: list[list[int]], expected: dict[str, list[int]]
 ) -> None:
-    engine._prefixes._retained.clear()
+    engine._slots._prefixes._retained.clear()
     for number, prompt in enumerate(asked):
         engine.add(state(str(number), prompt, MAX_TOKENS))
     assert outputs(drain(engine)) == expected
@@ -131,7 +131,7 @@ def test_drawn_texts_go_on_when_they_are_moved(engine: TransformerEngine) -> Non
     """But where two tokens are as good as equal, which is rare."""
     asked = prompts(range(5, 29), 49_000, seed=6)
     given = [state(str(i), prompt, 64, seed=i, temperature=0.8) for i, prompt in enumerate(asked)]
-    parted = diverged(engine, engine._prefixes._retained.clear, given, moved_at=24)
+    parted = diverged(engine, engine._slots._prefixes._retained.clear, given, moved_at=24)
     assert len(parted) <= 1
     if parted:
         model = transformers.AutoModelForCausalLM.from_pretrained(DIRECTORY, dtype=torch.float32).eval()

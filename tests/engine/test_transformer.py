@@ -20,7 +20,7 @@ from sllmd.engine.protocol import (
     PrefilledEvent,
     TokenEvent,
 )
-from sllmd.engine.transformer import layer_width
+from sllmd.engine.sizing import layer_width
 from tests.engine.driving import diverged, drain, outputs, prompts, reference, runner_up_gap, state
 from tests.engine.models import ARCHITECTURES, VOCABULARY, InMemory, checkpoint, random_model
 
@@ -346,7 +346,7 @@ def test_drawn_texts_go_on_when_they_are_moved() -> None:
         state(str(i), prompt, 64, seed=i, temperature=0.8)
         for i, prompt in enumerate(prompts(range(1, 25), 4096))
     ]
-    parted = diverged(engine, engine._prefixes._retained.clear, given, moved_at=24)
+    parted = diverged(engine, engine._slots._prefixes._retained.clear, given, moved_at=24)
     assert len(parted) <= 1
     assert all(runner_up_gap(flat.model, one) < 1e-3 for one in parted)
 
@@ -440,7 +440,7 @@ def test_a_long_row_commits_memory_for_its_own_tokens_only() -> None:
     engine.add(state("long", prompts((2100,), VOCABULARY)[0], max_tokens=1))
     for _ in range(3):
         engine.step()
-    engine._cache.reserve(1, 2100)
+    engine._slots._cache.reserve(1, 2100)
     slots_bytes = 3 * 2 * 2 * 16 * 4 * 2048 * 65
     assert _resident_bytes() - before < slots_bytes / 4
 
@@ -450,7 +450,7 @@ def test_a_layer_caches_as_much_per_token_as_the_budget_counts(any_model: InMemo
     engine.add(state("one", [5, 6, 7], max_tokens=1))
     drain(engine)
     config = engine._upgrade._model.config.get_text_config()
-    kept = engine._cache.read_row(0, 1)
+    kept = engine._slots._cache.read_row(0, 1)
     assert sum(store.numel() for store in kept) == config.num_hidden_layers * layer_width(config)
 
 
@@ -501,7 +501,7 @@ def test_a_row_without_numbers_fails_alone_and_leaves_nothing_behind(rules: dict
     assert (failed.generation_id, failed.kind, len(events)) == ("bad", "internal", 1)
     engine.add(state("good", good, logit_bias=((9, -100.0),)))
     assert outputs(drain(engine))["good"] == expected
-    assert not any(store.isnan().any() for layer in engine._cache.layers for store in layer.stores)
+    assert not any(store.isnan().any() for layer in engine._slots._cache.layers for store in layer.stores)
 
 
 def test_a_row_that_runs_into_no_numbers_fails(llama: InMemory) -> None:
@@ -510,7 +510,7 @@ def test_a_row_that_runs_into_no_numbers_fails(llama: InMemory) -> None:
     engine.add(state("one", prompt, max_tokens=50))
     assert isinstance(engine.step()[-1], TokenEvent)
     with torch.inference_mode():
-        engine._cache.layers[0].keys[0, :, 3] = math.nan
+        engine._slots._cache.layers[0].keys[0, :, 3] = math.nan
     (failed,) = engine.step()
     assert isinstance(failed, FailedEvent)
     assert drain(engine) == []

@@ -7,18 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sllmd.core.ids import Digest
-from sllmd.loader.tiers import Copy, Shortage, make_room
+from sllmd.loader.tiers import Copy, Shortage, chance_of_idle, make_room
 
 
 def copy(
-    name: str, slabs: int = 1, *, leased: bool = False, idle: float = 1.0, reload: float | None = None
+    name: str,
+    slabs: int = 1,
+    *,
+    leased: bool = False,
+    idle: float = 1.0,
+    chance: float | None = None,
+    reload: float | None = None,
 ) -> Copy:
-    return Copy(Digest(name), slabs, leased, idle, reload if reload is not None else slabs * 1.0)
+    chance = chance_of_idle(idle) if chance is None else chance
+    return Copy(Digest(name), slabs, leased, idle, chance, reload if reload is not None else slabs * 1.0)
 
 
 OLD, NEW = copy("old", idle=100), copy("new", idle=1)
 LEASED = copy("leased", idle=0, leased=True)
-REMOTE = copy("remote", idle=100, reload=50)
+RARE, LIKELY = copy("rare", idle=1, chance=0.01), copy("likely", idle=3000, chance=0.9)
 BIG = copy("big", 4, idle=50)
 
 
@@ -34,8 +41,9 @@ BIG = copy("big", 4, idle=50)
         ([LEASED], 1, 0, Shortage(1)),
         ([LEASED, NEW], 5, 1, Shortage(3)),
         ([], 3, 1, Shortage(2)),
-        ([REMOTE, NEW], 1, 0, ("remote",)),
-        ([copy("far", idle=100, reload=200), NEW], 1, 0, ("new",)),
+        ([LIKELY, RARE], 1, 0, ("rare",)),
+        ([copy("far", reload=200, chance=0.01), LIKELY], 1, 0, ("likely",)),
+        ([copy("far", reload=50, chance=0.01), LIKELY], 1, 0, ("far",)),
         ([OLD, BIG], 4, 0, ("big",)),
         ([OLD, BIG], 5, 0, ("old", "big")),
         ([copy("b"), copy("a")], 1, 0, ("a",)),
@@ -50,8 +58,9 @@ BIG = copy("big", 4, idle=50)
         "nothing idle",
         "nobody goes when it would not help",
         "nothing there",
-        "a hundred times older outweighs fifty times dearer",
+        "what is likely to be asked for stays, however long ago it was used",
         "one that is dear to bring back stays",
+        "unless nobody is likely to ask for it",
         "a small one stays when a larger one has to go anyway",
         "unless both are needed",
         "equals go by name",
@@ -69,6 +78,7 @@ def test_make_room(copies, needed, room, expected):
             slabs=st.integers(0, 5),
             leased=st.booleans(),
             idle_seconds=st.floats(0, 1e6),
+            chance=st.floats(0, 1),
             reload_seconds=st.floats(0, 1e6),
         ),
         max_size=8,

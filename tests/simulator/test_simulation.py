@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sllmd.core.ids import ModelName
 from sllmd.scheduler.facts import Model
-from sllmd.simulator.hardware import KINDS, Hardware, Kind
+from sllmd.simulator.hardware import GB, KINDS, Hardware, Kind
 from sllmd.simulator.policies import POLICIES
 from sllmd.simulator.results import Result
 from sllmd.simulator.simulation import Simulation, simulate
@@ -67,6 +67,47 @@ def test_within_its_keep_alive_a_replica_is_still_there() -> None:
     result = simulate(STEADY, models, trace, "reactive", 0)
     assert result.startup_seconds[1] == 0
     assert result.cold == 1
+
+
+def test_an_idle_replica_sleeps_before_it_goes_and_is_woken_faster_than_loaded() -> None:
+    models = served(1)
+    keep = 8 * 13.4 / 5
+    for rest, woken, start in ((1.5 * keep, 1, STEADY.wake_seconds), (2.5 * keep, 0, STEADY.start_seconds)):
+        trace = [Arrival(at, models[0][1].name, 10, 10) for at in (0.0, rest + 5)]
+        result = simulate(STEADY, models, trace, "reactive", 0)
+        assert result.startup_seconds[1] == pytest.approx(13.4 / 20 + start)
+        assert result.woken == woken
+
+
+def test_a_sleeping_replica_goes_with_its_copy() -> None:
+    """Two models, and memory for one: the one that sleeps makes room, and is loaded anew."""
+    models = served(2)
+    hardware = replace(STEADY, nodes=1, devices=1, dram_bytes=20 * GB)
+    trace = [Arrival(at, models[index][1].name, 10, 10) for at, index in ((0.0, 0), (10.0, 1), (20.0, 0))]
+    result = simulate(hardware, models, trace, "reactive", 0)
+    assert (result.woken, result.loads) == (0, {"ssd": 3})
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 120), st.integers(0, 1)), min_size=30, max_size=150),
+    st.integers(1, 4),
+    st.integers(1, 120),
+    st.sampled_from(("startup", "reactive", "waiting")),
+)
+def test_two_hot_models_that_share_a_device_batch_their_queues(rows, rows_max, tokens, policy) -> None:
+    """Nobody fails, and the device is not spent on switching: a switch has the device serve for as long as it
+    took, or was at the end of what one of them was asked."""
+    models = served(2, replace(KIND, rows=rows_max))
+    trace = sorted(
+        (Arrival(at, models[index][1].name, 20, tokens) for at, index in rows),
+        key=lambda arrival: (arrival.seconds, arrival.model),
+    )
+    hardware = replace(STEADY, nodes=1, devices=1)
+    result = simulate(hardware, models, trace, policy, 0)
+    assert (result.failed, len(result.startup_seconds)) == (0, len(trace))
+    switch = 13.4 / 20 + STEADY.start_seconds + STEADY.evict_seconds
+    assert sum(result.loads.values()) * switch <= 0.5 * result.seconds + 2 * switch + 13.4 / 5 * 2
 
 
 def test_a_downloaded_model_comes_over_the_network_every_time() -> None:

@@ -22,9 +22,9 @@ from sllmd.cluster.etcd.proposals import Proposals
 from sllmd.cluster.etcd.sender import Sender
 from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.cluster.etcd.snapshots import Snapshots
-from sllmd.cluster.supervising import keep_running
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks, keep_running
 
 
 class EtcdControl:
@@ -65,15 +65,14 @@ class EtcdControl:
         except BaseException:
             await gateway.close()
             raise
-        for part in (
-            control._log.run,
-            control._log.pulse,
-            control._sender.run,
-            control._election.run,
-            control._snapshots.run,
-            control._memory.run,
-        ):
-            control._tasks.append(asyncio.create_task(keep_running(part)))
+        control._tasks = [
+            keep_running(control._log.run),
+            keep_running(control._log.pulse),
+            keep_running(control._sender.run),
+            keep_running(control._election.run),
+            keep_running(control._snapshots.run),
+            keep_running(control._memory.run),
+        ]
         try:
             if answers:
                 with contextlib.suppress(ControlUnavailable):
@@ -138,9 +137,7 @@ class EtcdControl:
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         self._proposals.fail("this node stops")
         await self._log.close()
         await self._memory.write()

@@ -31,6 +31,7 @@ from sllmd.cluster.etcd.requests import created, get, look, put, read_ended, rea
 from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks
 
 MARGIN = 0.1
 """Part of a lease's time that its holder does not use: two clocks' rates, and what is under way."""
@@ -197,9 +198,7 @@ class Election:
         finally:
             self._term = None
             self._on_change()
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            await end_tasks(*helpers)
         _log.info("leads no more", epoch=term.epoch)
         await self._revoke(term.lease)
         await self._next_seat(term, self._settings.hand_over_seconds)  # let others go first

@@ -35,6 +35,7 @@ from sllmd.cluster.etcd.requests import (
 from sllmd.cluster.etcd.settings import EtcdSettings
 from sllmd.core.errors import ControlUnavailable, ProtocolError
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks
 
 PAGE_PAIRS = 256
 """Batches read at once: some kB each as a rule, and 1 MiB at most."""
@@ -169,10 +170,7 @@ class Log:
 
     async def close(self) -> None:
         """Ask nothing more."""
-        asking = [task for task in (self._asking, self._asking_next) if task is not None]
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await end_tasks(self._asking, self._asking_next)
 
     async def _catch_up(self) -> int:
         """Read up to the present; which revision that was."""

@@ -31,9 +31,9 @@ from sllmd.cluster.member.stewardship import Steward
 from sllmd.cluster.raft import RaftSettings, RaftStatus
 from sllmd.cluster.raft.entries import Membership
 from sllmd.cluster.raft.events import Refusal
-from sllmd.cluster.supervising import keep_running
 from sllmd.core.errors import ControlUnavailable, ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.wire.rpc.methods import Methods
 
 _log = structlog.get_logger(__name__)
@@ -92,8 +92,7 @@ class RaftControl:
         )
         control = cls(place, connect, alive, voter_settings or VoterSettings(), methods)
         await control._seat.take(founding)
-        for part in (control._seat.look_around, control._steward.run):
-            control._tasks.append(asyncio.create_task(keep_running(part)))
+        control._tasks = [keep_running(part) for part in (control._seat.look_around, control._steward.run)]
         return control
 
     # --- what this node knows ---
@@ -173,9 +172,7 @@ class RaftControl:
 
     async def close(self) -> None:
         """Stop taking part."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        await end_tasks(*self._tasks)
         await self._proposer.close()
         await self._seat.close()
         await self._links.close()

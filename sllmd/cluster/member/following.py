@@ -17,9 +17,9 @@ from sllmd.cluster.member.known import Known
 from sllmd.cluster.member.links import Links
 from sllmd.cluster.member.settings import ControlSettings
 from sllmd.cluster.raft.entries import NOBODY, Membership
-from sllmd.cluster.supervising import keep_running
 from sllmd.core.errors import PeerUnreachable, ProtocolError, SllmdError
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.wire.rpc.outgoing import ReplyStream
 
 _log = structlog.get_logger(__name__)
@@ -67,7 +67,7 @@ class Following:
         self._heard_at = float("-inf")
         self._stale_seconds = 0.0
         self._hints: list[NodeId] = []
-        self._task = asyncio.create_task(keep_running(self._run))
+        self._task = keep_running(self._run)
 
     @property
     def age_seconds(self) -> float:
@@ -80,8 +80,7 @@ class Following:
 
     async def close(self) -> None:
         """The same, and wait for the end."""
-        self.stop()
-        await asyncio.wait([self._task])
+        await end_tasks(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sllmd.core.errors import SllmdError
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks
 from sllmd.wire.rpc.connection import Connection
 
 Connect = Callable[[NodeId], Awaitable[Connection]]
@@ -93,8 +94,4 @@ class Links:
 
     async def close(self) -> None:
         """Stop dialling. The connections belong to whoever made them."""
-        dialling = [link.dialling for link in self._links.values() if link.dialling is not None]
-        for task in dialling:
-            task.cancel()
-        if dialling:
-            await asyncio.wait(dialling)
+        await end_tasks(*(link.dialling for link in self._links.values()))

@@ -31,6 +31,7 @@ from sllmd.core.errors import (
     PeerUnreachable,
     SllmdError,
 )
+from sllmd.telemetry.supervising import end_tasks
 
 WINDOW = OPEN_MAX // 2
 """Numbers given out beyond the oldest unanswered one: the catalogue remembers so many answers."""
@@ -151,10 +152,7 @@ class Proposer:
         for timer in (self._sweep, self._retry):
             if timer is not None:
                 timer.cancel()
-        for task in self._sending:
-            task.cancel()
-        if self._sending:
-            await asyncio.wait(self._sending)
+        await end_tasks(*self._sending)
 
     # --- sending ---
 

@@ -63,6 +63,7 @@ from sllmd.cluster.raft.events import (
 from sllmd.cluster.raft.messages import Message, pack_message
 from sllmd.core.errors import SllmdError
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks
 
 _log = structlog.get_logger(__name__)
 
@@ -219,10 +220,7 @@ class Shell:
         for answer in [*self._reads.values(), *([self._next_read] if self._next_read else [])]:
             if not answer.done():
                 answer.set_result(Refusal.NO_LEADER)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(*self._tasks)
         await self._disk.close()
         self.changed.ring()
 
