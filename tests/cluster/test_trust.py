@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from sllmd.cluster.catalogue.commands import NodeRemove, SettingPut
+from sllmd.cluster.node import CHUNK_PORT
 from sllmd.cluster.recovering import go_on_alone
 from sllmd.core.errors import PeerRefused, RecordNotFound
 from sllmd.core.ids import NodeId
-from sllmd.wire.bulk.client import BulkClient
+from sllmd.wire.bulk.client import BulkAddress, BulkClient
 from sllmd.wire.bulk.pipe import Piece
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.rpc.joining import AUTHORITY_METHOD
@@ -40,7 +41,7 @@ async def test_who_is_not_to_keep_the_ca_lets_it_go_once_another_has_it(fleet: N
     """As after a demotion. Until somebody who is to keep it has it, it stays: it must not be lost."""
     one = await fleet.found("one", **FOLLOWERS)
     two = await fleet.join("two", one, **FOLLOWERS)
-    await eventually(lambda: two.keepers() == [one.identity.node], "it knows who has the CA")
+    await eventually(lambda: two.whereabouts.keepers() == [one.identity.node], "it knows who has the CA")
     authority = one.authority
     assert authority is not None
     two.home.save_authority(authority)
@@ -93,9 +94,7 @@ async def test_a_removed_nodes_open_chunk_connection_ends(fleet: Nodes, encrypti
     one.share = lambda _checkpoint: Zeros()
     await fleet.start(one)
     two = await fleet.join("two", one, chunk_encryption=encryption)
-    await two.connection(one.identity.node)
-    address = two.bulk_address(one.identity.node)
-    assert address is not None
+    address = BulkAddress(one.identity.node, "127.0.0.1", one.facts[CHUNK_PORT])
     client = BulkClient(address, two.settings.bulk, two.tls)
 
     def fetch() -> None:
