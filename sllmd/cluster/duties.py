@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MEET_SECONDS = 3.0
 """A node that starts waits so long for others and for what is agreed; later it goes on without."""
+HEAR_SECONDS = 1.0
+"""Where it knows what had been agreed before: longer than who leads needs to answer."""
 RETRY_SECONDS = 1.0
 """Before something that the cluster could not do is asked for again."""
 RECORD_TRIES = 3
@@ -59,7 +61,7 @@ class Duties:
     async def start(self, *, fresh: bool) -> None:
         """Begin. ``fresh``: this node was let in just now, and waits until gossip knows somebody.
 
-        Any node waits for its first catalogue: who serves knows which keys there are.
+        Any node waits for what is agreed now, for a while: who serves knows which keys there are.
         """
         duties = (
             self._meet,
@@ -74,8 +76,10 @@ class Duties:
         self._tasks = [keep_running(duty, expected=(ControlUnavailable, OutcomeUnknown)) for duty in duties]
         if fresh:
             await asyncio.wait(self._tasks[:1], timeout=MEET_SECONDS)
+        knows_something = self._node.control.view().position > 0
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._catalogue_known(), MEET_SECONDS)
+            patience_seconds = HEAR_SECONDS if knows_something else MEET_SECONDS
+            await asyncio.wait_for(self._node.heard.wait(), patience_seconds)
 
     async def close(self) -> None:
         """Stop."""
@@ -131,12 +135,6 @@ class Duties:
         )
 
     # --- what was agreed ---
-
-    async def _catalogue_known(self) -> None:
-        control = self._node.control
-        views = control.views()
-        if not control.view().position:
-            await anext(views)
 
     async def _follow_catalogue(self) -> None:
         views = self._node.control.views()
@@ -201,6 +199,7 @@ class Duties:
         """Put the record if it is another; what came of it."""
         node = self._node
         catalogue = await node.control.read()
+        node.heard.set()
         known = catalogue.nodes.get(node.identity.node)
         identity = node.home.identity()
         wanted = NodeAdmit(

@@ -95,6 +95,8 @@ class ClusterNode:
         self.duties: Duties
         self.failed: asyncio.Future[SllmdError]
         """Resolved when this node must stop: it was removed, or is a copy of another."""
+        self.heard = asyncio.Event()
+        """Set once it has read, since it started, what is agreed; until then it may know an older state."""
         self._name = name
         self._rooms = AsyncExitStack()
         self._ca_pin = ""
@@ -131,7 +133,11 @@ class ClusterNode:
         await self._leave_authority()
         await self.control.propose(NodeRemove(self.identity.node, None))
         await self.membership.leave()
-        await asyncio.to_thread(self.home.forget, self.identity.cluster_id)
+        try:
+            await asyncio.to_thread(self.home.forget, self.identity.cluster_id)
+        except OSError as error:  # it is no member any more: going on would be no remedy
+            hint = f"remove {self.home.directory}"
+            _log.error("what this node kept as a member is still there", reason=str(error), hint=hint)
 
     async def _leave_authority(self) -> None:
         """Who keeps the log now asks for the CA within seconds; it must not go with this node."""
@@ -347,17 +353,25 @@ class ClusterNode:
 
     def fail_as_removed(self) -> None:
         """This node is no member any more, and has no use for the CA."""
-        self.forget_authority()
         self.fail(
             PeerRefused(
                 f"node {self.identity.name} was removed from the cluster",
                 hint=f"to join again, as a new node, move {self.home.directory} away",
             )
         )
+        try:
+            self.forget_authority()
+        except OSError as error:
+            self.authority = None
+            _log.error(
+                "the CA is on this node's disk still, though it is no member any more",
+                reason=str(error),
+                hint=f"remove {self.home.directory}",
+            )
 
     def forget_authority(self) -> None:
-        """This node keeps the CA no longer, neither in memory nor on its disk."""
+        """This node keeps the CA no longer, neither on its disk nor in memory; OSError: it does, in both."""
         if self.authority is not None:
-            self.authority = None
             self.home.forget_authority()
+            self.authority = None
             _log.info("this node keeps the cluster's CA no longer")
