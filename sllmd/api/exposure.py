@@ -17,9 +17,10 @@ def key_needed(settings: ApiSettings, keys: KeyRing) -> bool:
 
     Loopback is no exception: other people on this machine, and proxies, come in through it. The Unix socket
     is one, because its file says who may open it. Whether keys exist may not be known yet: then they might.
+    A file of keys that vanished or was emptied opens nothing, see `keys`.
     """
     if settings.require_key == "auto":
-        return bool(exposed_addresses(settings)) or not keys.complete or len(keys) > 0
+        return bool(exposed_addresses(settings)) or keys.wanted
     return settings.require_key
 
 

@@ -7,6 +7,16 @@ one node: ``keys.toml``, read again whenever it changes::
     id = "team-a"
     sha256 = "9f86d0…"            # of the secret; or secret = "sk-…" in plain
     scopes = ["inference"]        # and "admin" for /sllmd/v1; default: inference only
+
+Invariants, of what opens and closes the door:
+
+1. Whoever puts a keys file there wants keys to be asked for: from then on one is, until the daemon restarts,
+   whatever becomes of the file. (Revoking the cluster's last key by a command opens loopback again.)
+2. A file that vanishes, is blank or broken says nothing: the keys that it had stay. One that can be read and
+   has no keys says that there are none: nobody gets in by it. Both are logged as errors.
+3. What the cluster agreed on may be known here as it was before the last start. Its keys open, as on any node
+   that is cut off: one that was revoked meanwhile does until this node hears of it. That there are none is
+   believed only once the cluster was heard: until then nobody gets in without a key.
 """
 
 from __future__ import annotations
@@ -61,21 +71,21 @@ class _KeysFile(BaseModel):
 
 Source = Literal["file", "cluster"]
 _NO_KEYS: Table[records.ApiKey] = Table()
+_ENDING_HINT = "put it back; to end its keys, write `keys = []` into it"
+_OPENING_HINT = "`sllmd keys create` makes a key; without any, restart sllmd without this file"
 
 
 class KeyRing:
-    """The keys of a file that need not exist, and those that the cluster agreed on.
-
-    A file that breaks later keeps the old keys, loudly.
-    """
+    """The keys of a file that need not exist, and those that the cluster agreed on. See the module."""
 
     def __init__(
         self, path: Path, agreed: Callable[[], Table[records.ApiKey] | None] = lambda: _NO_KEYS
     ) -> None:
-        """``agreed``: the catalogue's keys; None while this node has no catalogue."""
+        """``agreed``: the catalogue's keys; None while this node cannot know that there are none."""
         self._path = path
         self._stamp = self._read_stamp()
-        self._keys = _read_keys(path)
+        self._keys = _read_keys(path) or ()
+        self._file_seen = self._stamp is not None
         self._agreed = agreed
         self._agreed_seen: Table[records.ApiKey] | None = None
         self._agreed_keys: tuple[ApiKey, ...] = ()
@@ -88,6 +98,11 @@ class KeyRing:
     def complete(self) -> bool:
         """Whether the cluster's keys are known here: not yet where a node began without its cluster."""
         return self._agreed() is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are keys, or may be, or somebody wants that there are: nobody gets in without."""
+        return len(self) > 0 or self._file_seen or not self.complete
 
     def all(self) -> list[tuple[Source, ApiKey]]:
         """Every key and where it is from."""
@@ -117,11 +132,25 @@ class KeyRing:
         if stamp == self._stamp:
             return
         self._stamp = stamp
+        self._file_seen = True
         try:
-            self._keys = _read_keys(self._path)
-            _log.info("API keys read again", file=str(self._path), keys=len(self._keys))
+            keys = _read_keys(self._path)
         except ConfigError as error:
             _log.error("API keys not read again, the old ones stay", reason=str(error))
+            return
+        if keys is None:
+            what = "the file of API keys is gone or blank, its keys stay"
+            _log.error(what, hint=_ENDING_HINT, **self._facts())
+            return
+        self._keys = keys
+        if keys:
+            _log.info("API keys read again", **self._facts())
+        else:
+            what = "the file of API keys has none now: nobody gets in by it"
+            _log.error(what, hint=_OPENING_HINT, **self._facts())
+
+    def _facts(self) -> dict[str, str | int]:
+        return {"file": str(self._path), "keys": len(self._keys)}
 
     def _read_stamp(self) -> tuple[int, int, int] | None:
         try:
@@ -137,13 +166,16 @@ def _from_record(record: records.ApiKey) -> ApiKey:
     return ApiKey(id=record.key_id, sha256=record.sha256, scopes=scopes)
 
 
-def _read_keys(path: Path) -> tuple[ApiKey, ...]:
+def _read_keys(path: Path) -> tuple[ApiKey, ...] | None:
+    """None: there is no file, or it is blank. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return ()
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not text.strip():
+        return None
     try:
         keys = _KeysFile.model_validate(tomllib.loads(text)).keys
     except tomllib.TOMLDecodeError as error:

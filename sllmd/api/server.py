@@ -51,7 +51,7 @@ def build_app(
     """The application without a socket."""
     app = web.Application(client_max_size=int(settings.body_max_bytes), middlewares=[exchange_middleware])
     renderer = Renderer()
-    keys = keys or KeyRing(settings.keys_file, operator.agreed_keys)
+    keys = KeyRing(settings.keys_file, operator.agreed_keys) if keys is None else keys
     app[ROOMS] = Rooms(router, operator, settings, metrics, keys, renderer)
     app[CLOSING] = asyncio.Event()
     app.on_shutdown.append(_end_followers)
@@ -135,7 +135,9 @@ class ApiServer:
 
     async def _listen_unix(self, path: Path) -> None:
         if await _answers(path):
-            raise ConfigError(f"another daemon listens on {path}", hint="stop it, or set [api] uds")
+            raise ConfigError(
+                f"another daemon listens on {path}", hint="stop it, or choose another with --uds ([api] uds)"
+            )
         bound = _bound_unix(path, self._settings.backlog)
         self._unix_path = path
         await self._serve(bound)
@@ -198,7 +200,9 @@ def _bound_exactly(address: str, backlog: int) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not port.isdecimal() or int(port) > PORT_MAX:
-        raise ConfigError(f"cannot listen on {address}: not host:port", hint="set [api] listen")
+        raise ConfigError(
+            f"cannot listen on {address}: not host:port", hint="--listen HOST:PORT ([api] listen)"
+        )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=backlog)
@@ -206,7 +210,7 @@ def _bound_exactly(address: str, backlog: int) -> socket.socket:
         taken = error.errno == errno.EADDRINUSE
         raise ConfigError(
             f"cannot listen on {address}: {'the port is in use' if taken else error.strerror or error}",
-            hint="stop what uses it, or set [api] listen",
+            hint="stop what uses it, or choose another with --listen ([api] listen)",
         ) from error
 
 

@@ -3,6 +3,6 @@
 Owns: arguments, tables, progress bars, exit codes. Knows nothing of how a model is served: it speaks HTTP
 to a daemon (``client``) or opens the store on disk.
 Invariants: results go to standard output and everything else to standard error; bars only on a terminal;
-exit codes are 0 ok, 1 failed, 2 usage, 3 daemon unreachable, 4 not found, 5 timed out or busy; a command
-imports only what it needs, so that none is slow to start. Start at ``app``.
+exit codes are those of ``exits``; a command imports only what it needs, so that none is slow to start.
+Start at ``app``.
 """

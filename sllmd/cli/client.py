@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from sllmd.core.errors import (
     BusyError,
+    CallerError,
     Conflict,
     ContextLengthExceeded,
     InsufficientCapacity,
@@ -39,6 +40,12 @@ class DaemonUnreachable(SllmdError):
     """Nobody answers at the daemon's address."""
 
     code = "daemon_unreachable"
+
+
+class KeyRefused(CallerError):
+    """The daemon knows who asks and does not let them do this."""
+
+    code = "insufficient_scope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +221,10 @@ def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
     if status == 401:
         hint = "give a key with --api-key or SLLMD_API_KEY; on the node itself --addr unix:PATH needs none"
         return InvalidApiKey(message, hint=hint)
+    if status == 403:
+        return KeyRefused(message, code=code)
     if code == Conflict.code:
-        return SllmdError(message)
+        return Conflict(message)
     if status == 404 or code == ModelNotFound.code:
         return ModelNotFound(message, code=code)
     if code in _TRY_AGAIN or (status in (429, 503) and code not in _LOAD_FAILED):

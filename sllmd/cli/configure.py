@@ -17,7 +17,7 @@ from sllmd.cli.session import Session, command
 from sllmd.config.layers import ENVIRONMENT_PREFIX
 from sllmd.config.loading import Loaded, load_config
 from sllmd.config.reference import effective, json_schema, reference
-from sllmd.core.errors import ConfigError, InvalidRequest, ModelNotFound, StoreError
+from sllmd.core.errors import ConfigError, Conflict, InvalidRequest, ModelNotFound, StoreError
 from sllmd.store.store import Store
 
 app = typer.Typer()
@@ -114,7 +114,7 @@ def init(
         with file.open("w" if force else "x", encoding="utf-8") as out:
             out.write(reference())
     except FileExistsError:
-        raise StoreError(f"{file} is there already", hint="--force writes over it") from None
+        raise Conflict(f"{file} is there already", hint="--force writes over it") from None
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}") from None
     session.show_object({"file": str(file)}, f"wrote {file}")

@@ -12,7 +12,7 @@ import typer
 from sllmd.cli.client import segment
 from sllmd.cli.session import Session, command, duration_option
 from sllmd.cli.tables import Column
-from sllmd.core.errors import StoreError
+from sllmd.core.errors import Conflict, StoreError
 from sllmd.core.units import format_seconds
 from sllmd.wire.cluster_key import KEY_BYTES, ClusterKey
 
@@ -94,11 +94,11 @@ def rotate(session: Session) -> None:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """A new file for its owner's eyes. Raises StoreError."""
+    """A new file for its owner's eyes. Raises Conflict, StoreError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise StoreError(
+        raise Conflict(
             f"{path} is there already", hint="nothing was overwritten; choose another name"
         ) from None
     except OSError as error:

@@ -12,7 +12,7 @@ from sllmd.cli.session import Session, command
 from sllmd.cluster.home import Home, claimed
 from sllmd.cluster.recovering import go_on_alone
 from sllmd.config.loading import load_config
-from sllmd.core.errors import ConfigError, InvalidRequest
+from sllmd.core.errors import InvalidRequest, PathNotFound
 from sllmd.daemon import DEV_DIRECTORY, DIRECTORY
 
 app = typer.Typer()
@@ -43,7 +43,7 @@ def recover(
         raise InvalidRequest("an etcd keeps this cluster's agreement", hint="recover the etcd instead")
     directory = loaded.node.data_dir / (DEV_DIRECTORY if dev else DIRECTORY)
     if not directory.is_dir():
-        raise ConfigError(f"{directory} is not there: no node of a cluster", hint="name its --data-dir")
+        raise PathNotFound(f"{directory} is not there: no node of a cluster", hint="name its --data-dir")
     with claimed(loaded.node.data_dir):
         home = Home(directory)
         done = go_on_alone(home, loaded.cluster.journal)

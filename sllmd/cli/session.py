@@ -14,28 +14,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sllmd.cli.client import Client, DaemonUnreachable, parse_address
+from sllmd.cli.client import Client, parse_address
+from sllmd.cli.exits import INTERRUPTED, exit_code
 from sllmd.cli.place import configured_address
 from sllmd.cli.tables import Column, as_json, fields, table
 from sllmd.config.loading import Loaded, load_config, refuse_unknown_variables
-from sllmd.core.errors import (
-    BusyError,
-    CallerError,
-    ConfigError,
-    ContextLengthExceeded,
-    InvalidApiKey,
-    InvalidRequest,
-    ModelNotFound,
-    SllmdError,
-)
+from sllmd.core.errors import ConfigError, InvalidRequest, SllmdError
 from sllmd.core.units import parse_duration_seconds
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-EXIT_NOT_FOUND = 4
-EXIT_BUSY = 5
-EXIT_INTERRUPTED = 130
 
 
 class OutputFormat(StrEnum):
@@ -150,21 +135,6 @@ class Session:
         return self.color and bool(stream.isatty())
 
 
-def exit_code(error: SllmdError) -> int:
-    """The exit code for ``error``."""
-    for kind, code in (
-        (DaemonUnreachable, EXIT_UNREACHABLE),
-        (ModelNotFound, EXIT_NOT_FOUND),
-        (BusyError, EXIT_BUSY),
-        (InvalidApiKey, EXIT_FAILED),
-        (ContextLengthExceeded, EXIT_FAILED),
-        (CallerError, EXIT_USAGE),
-    ):
-        if isinstance(error, kind):
-            return code
-    return EXIT_FAILED
-
-
 def duration_option(option: str, text: str) -> float:
     """The seconds that ``option`` was given as ``text``. Raises InvalidRequest."""
     try:
@@ -230,7 +200,7 @@ def command(
             except SllmdError as error:
                 session.fail(error)
             except KeyboardInterrupt:
-                raise typer.Exit(EXIT_INTERRUPTED) from None
+                raise typer.Exit(INTERRUPTED) from None
 
         run.__signature__ = _signature(function)  # type: ignore[attr-defined]
         app.command(name, epilog=epilog)(run)

@@ -10,7 +10,7 @@ import typer
 
 from sllmd.cli.session import Session, command
 from sllmd.cli.tables import Column
-from sllmd.core.errors import InvalidRequest, StoreError
+from sllmd.core.errors import InvalidRequest, PathNotFound, StoreError
 from sllmd.core.units import format_seconds
 from sllmd.scheduler.facts import Model
 from sllmd.simulator.hardware import GB, KINDS, Hardware, Kind
@@ -127,6 +127,8 @@ def _results(
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise PathNotFound(f"{path} is not there", hint="name a trace that is, or none") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} cannot be read as a trace: {error}") from error
 

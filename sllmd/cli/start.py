@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from sllmd.api.exposure import check_exposure
-from sllmd.cli.session import EXIT_INTERRUPTED, Session, command
+from sllmd.cli.exits import INTERRUPTED
+from sllmd.cli.session import Session, command
 from sllmd.config.layers import KeyPath
 from sllmd.config.loading import Loaded, load_config
 from sllmd.config.paths import data_directory, socket_file
@@ -79,7 +80,7 @@ def start(
         raise startup_error(error) from error
     session.note("stopped at once" if cut_short else "stopped")
     if cut_short:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _load(config: Path | None, flags: list[tuple[KeyPath, Any, str]], *, dev: bool) -> Loaded:

@@ -4,8 +4,9 @@ Owns: ``gossip`` (who is a member and who lives: a machine without IO), ``member
 ``wire``'s sealed datagrams), ``raft`` (who leads and in which order things were agreed: a machine without
 IO), ``journal`` (what this node must not forget, on its disk), ``catalogue`` (what the agreed commands make
 of the cluster's state), ``control`` (what the daemon sees of all that; ``member`` and ``etcd`` stand behind
-it), ``node`` (all of it put together: what founds, joins, comes back and leaves), ``home`` (a node's own
-files), ``codec`` (their bytes). Knows nothing of HTTP towards clients, of engines and checkpoints.
+it), ``node`` (all of it put together: what founds, joins, comes back and leaves), ``whereabouts`` (who else
+is there, and where), ``calls`` (connections to them), ``home`` (a node's own files), ``codec`` (their bytes).
+Knows nothing of HTTP towards clients, of engines and checkpoints.
 
 Invariants: nothing is promised to another node before it is durable here; the same commands in the same
 order give the same catalogue on every node; a journal is never silently shorter than what was promised;

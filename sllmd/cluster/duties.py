@@ -1,13 +1,13 @@
 """What a member does all the time: follow what was agreed, tell who leads, keep its papers in order.
 
-Each duty is a task of its own; one that crashes is logged and begins anew after a pause.
+Each duty is a task of its own, which is tried again where the cluster cannot agree now.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from sllmd.cluster.home import Belonging
 from sllmd.cluster.membership import JOIN_RETRY_SECONDS_MAX, JOIN_RETRY_SECONDS_MIN
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerRefused, SllmdError
 from sllmd.core.ids import NodeId
+from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.wire.identity import make_identity, make_request, new_key, parse_authority
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 MEET_SECONDS = 3.0
 """A node that starts waits so long for others and for what is agreed; later it goes on without."""
+HEAR_SECONDS = 1.0
+"""Where it knows what had been agreed before: longer than who leads needs to answer."""
 RETRY_SECONDS = 1.0
-"""Before something that the cluster could not do is asked for again, or a crashed duty begins anew."""
+"""Before something that the cluster could not do is asked for again."""
 RECORD_TRIES = 3
 """For one change of this node's record: somebody else's may come in between (a cordon, its address)."""
 CERTIFICATE_SECONDS = 3600.0
@@ -58,46 +61,35 @@ class Duties:
     async def start(self, *, fresh: bool) -> None:
         """Begin. ``fresh``: this node was let in just now, and waits until gossip knows somebody.
 
-        Any node waits for its first catalogue: who serves knows which keys there are.
+        Any node waits for what is agreed now, for a while: who serves knows which keys there are.
         """
-        meeting = asyncio.create_task(self._keep_up("meet", self._meet))
-        self._tasks.append(meeting)
-        for name, duty in (
-            ("catalogue", self._follow_catalogue),
-            ("leadership", self._tell_leadership),
-            ("registration", self._register),
-            ("certificate", self._keep_certificate),
-            ("authority", self._keep_authority),
-            ("peers", self._remember_peers),
-            ("id", self._watch_id),
-        ):
-            self._tasks.append(asyncio.create_task(self._keep_up(name, duty)))
+        duties = (
+            self._meet,
+            self._follow_catalogue,
+            self._tell_leadership,
+            self._register,
+            self._keep_certificate,
+            self._keep_authority,
+            self._remember_peers,
+            self._watch_id,
+        )
+        self._tasks = [keep_running(duty, expected=(ControlUnavailable, OutcomeUnknown)) for duty in duties]
         if fresh:
-            await asyncio.wait([meeting], timeout=MEET_SECONDS)
+            await asyncio.wait(self._tasks[:1], timeout=MEET_SECONDS)
+        knows_something = self._node.control.view().position > 0
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._catalogue_known(), MEET_SECONDS)
+            patience_seconds = HEAR_SECONDS if knows_something else MEET_SECONDS
+            await asyncio.wait_for(self._node.heard.wait(), patience_seconds)
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _keep_up(self, name: str, duty: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                return await duty()
-            except (ControlUnavailable, OutcomeUnknown) as error:
-                _log.info("the cluster cannot agree now, trying again", duty=name, reason=str(error))
-            except Exception:  # noqa: BLE001  a duty that ends silently would be missed much later
-                _log.exception("duty crashed", duty=name)
-            await asyncio.sleep(RETRY_SECONDS)
+        await end_tasks(*self._tasks)
 
     # --- others ---
 
     async def _meet(self) -> None:
         """Until somebody is found where the others were, or through ``join``, or found this node."""
-        addresses = [peer.gossip for peer in self._node.remembered if peer.gossip]
+        addresses = [peer.gossip for peer in self._node.whereabouts.remembered if peer.gossip]
         if not addresses:
             return
         ways = [asyncio.create_task(self._rejoin(addresses)), asyncio.create_task(self._search())]
@@ -106,9 +98,7 @@ class Duties:
             for way in done:
                 way.result()
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            await end_tasks(*ways)
 
     async def _rejoin(self, addresses: list[str]) -> None:
         attempt = await self._node.membership.join_for_ever(addresses)
@@ -121,13 +111,14 @@ class Duties:
         while not node.members_here():
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(JOIN_RETRY_SECONDS_MAX, 2 * pause_seconds)
-            found = [await node.gossip_address(address) for address in node.settings.join]
+            found = [await node.calls.gossip_address(address) for address in node.settings.join]
             await node.membership.join([address for address in found if address])
 
     async def _remember_peers(self) -> None:
-        node, known = self._node, list(self._node.remembered)
+        node, known = self._node, list(self._node.whereabouts.remembered)
         async for _ in node.membership.changed():
-            peers = [peer for peer in node.known_peers() if peer.node != node.identity.node][:PEERS_MAX]
+            others = (peer for peer in node.whereabouts.known_peers() if peer.node != node.identity.node)
+            peers = list(itertools.islice(others, PEERS_MAX))
             if peers and peers != known:
                 await asyncio.to_thread(node.home.save_peers, peers)
                 known = peers
@@ -145,12 +136,6 @@ class Duties:
 
     # --- what was agreed ---
 
-    async def _catalogue_known(self) -> None:
-        control = self._node.control
-        views = control.views()
-        if not control.view().position:
-            await anext(views)
-
     async def _follow_catalogue(self) -> None:
         views = self._node.control.views()
         self._follow(self._node.control.view().catalogue)
@@ -163,7 +148,7 @@ class Duties:
         if node.identity.node in node.doorkeeper.removed:  # now, or before it started
             node.fail_as_removed()
         if removed:
-            node.hang_up(removed)
+            node.calls.hang_up(removed)
         keys = keyrings.agreed_keys(catalogue)
         if keys is not None and keyrings.follow(node.keyring, keys):
             node.home.save_keyring(node.keyring)
@@ -214,6 +199,7 @@ class Duties:
         """Put the record if it is another; what came of it."""
         node = self._node
         catalogue = await node.control.read()
+        node.heard.set()
         known = catalogue.nodes.get(node.identity.node)
         identity = node.home.identity()
         wanted = NodeAdmit(
@@ -272,7 +258,7 @@ class Duties:
         node = self._node
         while not node.dev:
             if self._is_to_keep(node.identity.node):
-                if node.authority is None and node.keepers():
+                if node.authority is None and node.whereabouts.keepers():
                     await self._fetch_authority()
             elif node.authority is not None and await self._another_keeps_it():
                 node.forget_authority()
@@ -295,7 +281,7 @@ class Duties:
     async def _another_keeps_it(self) -> bool:
         """By its own word, now, and this node is still not to: the last one must not let go."""
         node = self._node
-        for keeper in filter(self._is_to_keep, node.keepers()):
+        for keeper in filter(self._is_to_keep, node.whereabouts.keepers()):
             try:
                 if await node.call(keeper, KEEPING_METHOD, None) is True:
                     return not self._is_to_keep(node.identity.node)
@@ -305,7 +291,7 @@ class Duties:
 
     async def _ask_keepers(self, method: str, body: str | None) -> str:
         lost: SllmdError | None = None
-        for keeper in self._node.keepers():
+        for keeper in self._node.whereabouts.keepers():
             try:
                 return str(await self._node.call(keeper, method, body))
             except SllmdError as error:

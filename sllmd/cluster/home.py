@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from sllmd.cluster.passport import KnownPeer
-from sllmd.core.errors import ConfigError, StoreError
+from sllmd.core.errors import ConfigError, Conflict
 from sllmd.core.ids import NodeId
 from sllmd.store.durable import replace_file, store_errors
 from sllmd.wire.identity import (
@@ -93,7 +93,10 @@ def new_id() -> str:
 
 @contextmanager
 def claimed(data_directory: Path) -> Iterator[None]:
-    """Have the directory for this process alone. Raises StoreError: another has it, or it cannot be made."""
+    """Have the directory for this process alone.
+
+    Raises Conflict: another has it; StoreError: it cannot be made.
+    """
     with store_errors("create the data directory"):
         data_directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(data_directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -101,7 +104,7 @@ def claimed(data_directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(
+            raise Conflict(
                 f"another daemon uses {data_directory}",
                 hint="stop it, or give this one a directory of its own with --data-dir (or, with --dev, a "
                 "--name)",

@@ -1,6 +1,6 @@
-"""A member of the cluster: drives the gossip machine with the loop's clock, a UDP socket and a TCP socket.
+"""A member of the cluster: drives the gossip machine with the loop's clock, datagrams and ``inquiries``.
 
-Owns the sockets, the timer, and everything about times and addresses that people read. Decides nothing
+Owns the UDP socket, the timer, and everything about times and addresses that people read. Decides nothing
 about who lives: ``gossip`` does.
 """
 
@@ -21,10 +21,7 @@ from sllmd.cluster.gossip import Gossip, GossipSettings, Meta, Start, pack_meta,
 from sllmd.cluster.gossip.events import (
     Action,
     Answer,
-    Answered,
     Ask,
-    Asked,
-    AskFailed,
     ChangeMeta,
     Event,
     Gone,
@@ -42,23 +39,17 @@ from sllmd.cluster.gossip.events import (
     Tick,
 )
 from sllmd.cluster.gossip.members import Member
-from sllmd.cluster.gossip.messages import Status, pack_packet, pack_stream, unpack_packet, unpack_stream
+from sllmd.cluster.gossip.messages import Status, pack_packet, unpack_packet
+from sllmd.cluster.inquiries import Inquiries
 from sllmd.cluster.roster import GOSSIP_PORT, Change, Identity, JoinAttempt, Listen, MemberView
-from sllmd.core.errors import ProtocolError, SllmdError
+from sllmd.core.errors import ProtocolError
 from sllmd.core.ids import NodeId
-from sllmd.core.units import MIB
 from sllmd.wire.addresses import format_address, is_numeric, split_address
 from sllmd.wire.datagram import DatagramEndpoint
-from sllmd.wire.inquiry import InquiryServer, inquire
 from sllmd.wire.ports import bind_port
 from sllmd.wire.route import advertised_host
 from sllmd.wire.seal import OVERHEAD_BYTES, Drop, Keyring, Sealer
 
-TABLE_BYTES_MAX = 4 * MIB
-"""A table of 5,000 members takes 2 MB at most."""
-INQUIRIES_MAX = 32
-"""Streams served at once: what a stranger could make this node hold is this many tables."""
-INQUIRY_SECONDS = 15.0
 JOIN_RETRY_SECONDS_MIN = 1.0
 JOIN_RETRY_SECONDS_MAX = 30.0
 """A cluster that is away is asked again for ever, ever less often (Consul's retry_join)."""
@@ -83,26 +74,17 @@ class Membership:
         self._datagrams = DatagramEndpoint(
             self._sealer, bytes_max=settings.packet_bytes_max, on_contents=self._on_packet
         )
-        self._streams = InquiryServer(
-            self._sealer,
-            bytes_max=TABLE_BYTES_MAX,
-            connections_max=INQUIRIES_MAX,
-            timeout_seconds=INQUIRY_SECONDS,
-            on_question=self._on_question,
-        )
+        self._inquiries = Inquiries(self._sealer, self._handle)
         self._machine: Gossip
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._questions: dict[int, asyncio.Future[bytes]] = {}
-        self._question_count = 0
         self._joins: dict[str, asyncio.Future[JoinAttempt]] = {}
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._subscribers: weakref.WeakSet[Changes] = weakref.WeakSet()
         self._carriers: dict[type, Callable[[Any], None]] = {
             Send: self._send,
-            Ask: self._ask,
-            Answer: self._answer,
+            Ask: self._inquiries.ask,
+            Answer: self._inquiries.answer,
             MemberChanged: self._member_changed,
             MemberForgotten: self._member_forgotten,
             Joined: self._joined,
@@ -148,7 +130,7 @@ class Membership:
             )
         )
         await membership._datagrams.open(bound.datagrams)
-        await membership._streams.open(bound.streams)
+        await membership._inquiries.open(bound)
         membership._arm()
         return membership
 
@@ -196,7 +178,7 @@ class Membership:
     @property
     def dropped(self) -> Counter[Drop]:
         """What arrived and was not taken, by reason."""
-        return self._datagrams.dropped + self._streams.dropped
+        return self._datagrams.dropped + self._inquiries.dropped
 
     @property
     def datagrams(self) -> DatagramEndpoint:
@@ -239,10 +221,7 @@ class Membership:
     async def close(self) -> None:
         """Be gone without a word; idempotent."""
         self._datagrams.close()
-        await self._streams.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._inquiries.close()
         for future in self._joins.values():
             future.cancel()
         self._gone.cancel()
@@ -279,21 +258,6 @@ class Membership:
             return
         self._handle(Receive(self._loop.time(), address, messages))
 
-    async def _on_question(self, question: bytes) -> bytes | None:
-        try:
-            message = unpack_stream(question)
-        except ProtocolError as error:
-            self._streams.dropped[Drop.MALFORMED] += 1
-            _log.warning("a member asked what is no message", error=str(error))
-            return None
-        self._question_count += 1
-        ask_id = self._question_count
-        answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._questions[ask_id] = answer
-        self._handle(Asked(self._loop.time(), ask_id, message))
-        del self._questions[ask_id]
-        return answer.result() if answer.done() else None
-
     async def _join(self, address: str) -> JoinAttempt:
         host, port = split_address(address, default_port=GOSSIP_PORT)
         try:
@@ -317,30 +281,6 @@ class Membership:
 
     def _send(self, action: Send) -> None:
         self._datagrams.send(action.address, pack_packet(action.messages))
-
-    def _ask(self, action: Ask) -> None:
-        task = self._loop.create_task(self._inquire(action))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _inquire(self, action: Ask) -> None:
-        try:
-            answer = await inquire(
-                self._sealer,
-                action.address,
-                pack_stream(action.message),
-                bytes_max=TABLE_BYTES_MAX,
-                timeout_seconds=action.timeout_seconds,
-            )
-            message = unpack_stream(answer)
-        except (OSError, TimeoutError, SllmdError) as error:
-            reason = str(error) or "no answer in time"
-            self._handle(AskFailed(self._loop.time(), action.ask_id, reason))
-        else:
-            self._handle(Answered(self._loop.time(), action.ask_id, message))
-
-    def _answer(self, action: Answer) -> None:
-        self._questions[action.ask_id].set_result(pack_stream(action.message))
 
     def _member_changed(self, action: MemberChanged) -> None:
         after, before = action.after, action.before

@@ -8,7 +8,6 @@ port is. Stopping runs the other way round.
 from __future__ import annotations
 
 import asyncio
-import functools
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,51 +18,40 @@ import sllmd
 from sllmd.cluster.admitting import Admitting, Refused
 from sllmd.cluster.agreeing import agreement_role, keeps_authority, retire, start_control
 from sllmd.cluster.bootstrapping import State, bootstrap, offer_bootstrap
+from sllmd.cluster.calls import GOSSIP_ADDRESS, Calls
 from sllmd.cluster.catalogue.commands import NodeRemove
 from sllmd.cluster.control import ControlStore
 from sllmd.cluster.doorkeeper import Doorkeeper, tells_removal
 from sllmd.cluster.duties import Duties
 from sllmd.cluster.founding import found
 from sllmd.cluster.gossip import Meta
-from sllmd.cluster.gossip.messages import Status
 from sllmd.cluster.home import Belonging, Home, LastPorts
 from sllmd.cluster.joining import join
 from sllmd.cluster.keyrings import Keyrings, offer_status
+from sllmd.cluster.listening import choose_ports
 from sllmd.cluster.membership import Membership
-from sllmd.cluster.passport import KnownPeer
-from sllmd.cluster.roster import Identity, Listen, MemberView
-from sllmd.cluster.settings import RPC_PORT, ClusterSettings
+from sllmd.cluster.roster import Identity, MemberView
+from sllmd.cluster.settings import ClusterSettings
 from sllmd.cluster.tokens import Tokens
-from sllmd.core.errors import ConfigError, ControlUnavailable, PeerRefused, PeerUnreachable, SllmdError
+from sllmd.cluster.whereabouts import AUTHORITY_ROLE, Whereabouts
+from sllmd.core.errors import ConfigError, ControlUnavailable, PeerRefused, SllmdError
 from sllmd.core.ids import NodeId
-from sllmd.wire.addresses import format_address, is_loopback, split_address
-from sllmd.wire.bulk.client import BulkAddress
+from sllmd.wire.addresses import format_address, split_address
 from sllmd.wire.bulk.server import BulkServer, Provider
 from sllmd.wire.cluster_key import ClusterKey
 from sllmd.wire.identity import Authority, pin_of
-from sllmd.wire.ports import candidates, first_free
-from sllmd.wire.route import advertised_host
 from sllmd.wire.rpc.connection import Connection, Local
-from sllmd.wire.rpc.dialing import dial
 from sllmd.wire.rpc.hello import Hello
 from sllmd.wire.rpc.joining import offer_authority
-from sllmd.wire.rpc.listener import Listener
 from sllmd.wire.rpc.methods import Methods
-from sllmd.wire.rpc.peers import Address, Peers
 from sllmd.wire.seal import Keyring
 from sllmd.wire.tls import Tls
 from sllmd.wire.token import JoinToken
 
 CHUNK_PORT = "chunk_port"
 """In the facts of a node's hello: where it serves chunks."""
-GOSSIP_ADDRESS = "gossip_address"
-"""In the facts of a node's hello: where it gossips, for members that lost sight of it."""
 LEAVE_RETRY_SECONDS = 10.0
-HANG_UP_SECONDS = 1.0
-"""From a node's removal to the end of its connections; new ones are refused at once."""
 ROLE = "server"
-AUTHORITY_ROLE = "authority"
-"""Told in gossip by nodes that keep the CA."""
 
 _log = structlog.get_logger(__name__)
 
@@ -99,23 +87,18 @@ class ClusterNode:
         """None in a --dev cluster, which needs none."""
         self.keyring: Keyring
         self.keyrings: Keyrings
-        self.remembered: list[KnownPeer] = []
-        """Where other members were when this node last ran."""
         self.home = Home(directory)
         self.doorkeeper = Doorkeeper()
         self.authority: Authority | None = None
-        self.address = ""
-        """Where other nodes call this one."""
+        self.whereabouts: Whereabouts
+        self.calls: Calls
+        self.duties: Duties
         self.failed: asyncio.Future[SllmdError]
         """Resolved when this node must stop: it was removed, or is a copy of another."""
+        self.heard = asyncio.Event()
+        """Set once it has read, since it started, what is agreed; until then it may know an older state."""
         self._name = name
         self._rooms = AsyncExitStack()
-        self._local: Local
-        self._peers: Peers
-        self._listener: Listener
-        self.duties: Duties
-        self._bulk: BulkServer | None = None
-        self._gossip: Membership | None = None
         self._ca_pin = ""
         self._joined = False
         self._leaving = False
@@ -150,14 +133,18 @@ class ClusterNode:
         await self._leave_authority()
         await self.control.propose(NodeRemove(self.identity.node, None))
         await self.membership.leave()
-        await asyncio.to_thread(self.home.forget, self.identity.cluster_id)
+        try:
+            await asyncio.to_thread(self.home.forget, self.identity.cluster_id)
+        except OSError as error:  # it is no member any more: going on would be no remedy
+            hint = f"remove {self.home.directory}"
+            _log.error("what this node kept as a member is still there", reason=str(error), hint=hint)
 
     async def _leave_authority(self) -> None:
         """Who keeps the log now asks for the CA within seconds; it must not go with this node."""
         changes = self.membership.changed()
         try:
             async with asyncio.timeout(LEAVE_RETRY_SECONDS):
-                while self.authority is not None and self.members_here() and not self.keepers():
+                while self.authority is not None and self.members_here() and not self.whereabouts.keepers():
                     await anext(changes)
         except TimeoutError:
             raise ControlUnavailable(
@@ -170,13 +157,19 @@ class ClusterNode:
 
     # --- talking to others ---
 
-    async def connection(self, node: NodeId) -> Connection:
-        """To another node, where it was last seen.
+    @property
+    def address(self) -> str:
+        """Where other nodes call this one."""
+        return self.whereabouts.address
 
-        Raises PeerUnreachable, PeerRefused, ProtocolError, DeadlineExceeded.
-        """
+    def members_here(self) -> list[MemberView]:
+        """Other members that are not known to be dead or gone."""
+        return self.whereabouts.members_here()
+
+    async def connection(self, node: NodeId) -> Connection:
+        """To another node. Raises as ``Calls.connection``."""
         try:
-            return await self._peers.connection(node, self._address_of(node))
+            return await self.calls.connection(node)
         except PeerRefused as error:
             if tells_removal(error, self.identity.node):
                 self.fail_as_removed()
@@ -188,22 +181,6 @@ class ClusterNode:
         """What another node answers. Raises as ``connection``, and what its handler raises."""
         connection = await self.connection(node)
         return await connection.call(method, body, deadline_seconds=deadline_seconds)
-
-    def bulk_address(self, node: NodeId) -> BulkAddress | None:
-        """Where it serves chunks, if it does and this node has talked to it."""
-        try:
-            address = self._address_of(node)
-        except PeerUnreachable:
-            return None
-        connection = self._peers.connected(node, address) or next(
-            (one for one in self._listener.connections if one.peer.node == node and one.lost is None), None
-        )
-        port = connection.peer.facts.get(CHUNK_PORT) if connection is not None else None
-        return BulkAddress(node, address.host, port) if isinstance(port, int) else None
-
-    def members_here(self) -> list[MemberView]:
-        """Other members that are not known to be dead or gone."""
-        return [view for view in self._others() if view.status <= Status.SUSPECT]
 
     # --- who we are ---
 
@@ -260,20 +237,18 @@ class ClusterNode:
         if keyring is None:
             raise ConfigError(f"{self.home.directory} has lost its keyring", hint="join the cluster anew")
         self.keyring = keyring
-        self.remembered = self.home.peers()
         self.authority = self.home.authority()
-        tls = self._open_tls()
-        self._local = local = Local(self._hello, self.methods, self.settings.rpc, tls, self.doorkeeper)
-        self._peers, self._listener = Peers(local), Listener(local)
-        self._rooms.push_async_callback(self._peers.close)
-        self.control = await start_control(
+        self.whereabouts = Whereabouts(belonging.node, self.home.peers())
+        self.calls = self._open_calls()
+        self._rooms.push_async_callback(self.calls.close)
+        self.control = self.whereabouts.control = await start_control(
             self.settings,
             belonging,
             directory=self.home.journal_directory,
             memory=self.home.catalogue_file,
             methods=self.methods,
             connect=self.connection,
-            alive=self._alive,
+            alive=self.whereabouts.nodes_here,
         )
         self._rooms.push_async_callback(self.control.close)
         self.doorkeeper.follow(self.control.view().catalogue)
@@ -285,6 +260,13 @@ class ClusterNode:
         self._rooms.push_async_callback(self.duties.close)
         await self.duties.start(fresh=self._joined)
         self._rooms.push_async_callback(self._say_goodbye)
+
+    def _open_calls(self) -> Calls:
+        tls = self._open_tls()
+        local = Local(self._hello, self.methods, self.settings.rpc, tls, self.doorkeeper)
+        share = self.share
+        chunks = None if share is None else BulkServer(share, self.settings.bulk, tls, self.doorkeeper)
+        return Calls(local, self.whereabouts, chunks)
 
     def _open_tls(self) -> Tls | None:
         if self.dev:
@@ -323,65 +305,31 @@ class ClusterNode:
             control=self.control,
             authority=lambda: self.authority,
             keys=self.keyring.keys,
-            peers=self.known_peers,
-            keepers=self.keepers,
+            peers=self.whereabouts.known_peers,
+            keepers=self.whereabouts.keepers,
             may_keep=lambda node: keeps_authority(self.control, node),
             call=self.call,
             refused=self.on_refused,
         ).register(self.methods)
 
     async def _listen(self) -> None:
-        ports = self.settings.ports([peer.rpc for peer in self.remembered])
-        if self.dev and not is_loopback(ports.host):
-            raise ConfigError(
-                f"--dev does not listen on {ports.host}: it knows neither keys nor encryption",
-                hint="start without --dev to meet other machines",
-            )
-        host = advertised_host(ports.host, self.settings.advertise or None)
-        last, avoid = self.home.ports(), self._avoided(host)
-
-        def tried(port: int, before: int) -> list[int]:
-            return candidates(port, exactly=ports.exactly, last=before, avoid=avoid)
-
-        chunk_port = 0
-        if self.share is not None:
-            self._bulk = bulk = BulkServer(self.share, self.settings.bulk, self.tls, self.doorkeeper)
-            self._rooms.push_async_callback(asyncio.to_thread, bulk.close)
-
-            async def listen_for_chunks(port: int) -> int:
-                return bulk.start(ports.host, port)
-
-            chunk_port = await first_free(listen_for_chunks, tried(ports.chunks, last.chunks))
-            self.facts[CHUNK_PORT] = chunk_port
-        self._rooms.push_async_callback(self._listener.close)
-        listen = functools.partial(self._listener.start, ports.host)
-        port = await first_free(listen, tried(ports.rpc, last.rpc))
-        self.address = format_address(host, port)
-        self.membership = self._gossip = await Membership.start(
+        last, remembered = self.home.ports(), self.whereabouts.remembered
+        listening = choose_ports(self.settings, last, remembered, dev=self.dev)
+        self._rooms.push_async_callback(self.calls.shut)
+        chunk_port = self.facts[CHUNK_PORT] = await self.calls.serve_chunks(listening)
+        port = await self.calls.listen(listening)
+        self.whereabouts.address = format_address(listening.advertised_host, port)
+        self.membership = self.whereabouts.membership = await Membership.start(
             self.identity,
             self.keyring,
             Meta(self.address, sllmd.__version__, self.roles()),
-            listen=Listen(
-                ports.host,
-                ports.gossip,
-                ports.exactly,
-                self.settings.advertise or None,
-                last.gossip,
-                avoid,
-            ),
+            listen=listening.gossip,
             settings=self.settings.gossip,
         )
         self._rooms.push_async_callback(self.membership.close)
         self.facts[GOSSIP_ADDRESS] = self.membership.address
         _, gossip_port = split_address(self.membership.address)
         self.home.save_ports(LastPorts(port, gossip_port, chunk_port))
-
-    def _avoided(self, host: str) -> frozenset[int]:
-        """Ports on this machine that others remember somebody at: who restarts first must not take them."""
-        last = self.home.ports()
-        others = [address for peer in self.remembered for address in (peer.rpc, peer.gossip) if address]
-        taken = [port for at, port in map(split_address, others) if at == host]
-        return frozenset([*taken, last.rpc, last.gossip, last.chunks])
 
     async def _say_goodbye(self) -> None:
         """A restart rejoins; until then nobody needs to wait for this node, or wonder where it is."""
@@ -397,50 +345,6 @@ class ClusterNode:
         keeps = self.authority is not None
         return (ROLE, *([role] if role else []), *([AUTHORITY_ROLE] if keeps else []))
 
-    def known_peers(self) -> list[KnownPeer]:
-        """Where members are, this one among them."""
-        return [
-            KnownPeer(view.node, view.meta.address, view.address)
-            for view in self.membership.members()
-            if view.status <= Status.SUSPECT and view.meta is not None
-        ]
-
-    async def gossip_address(self, address: str) -> str | None:
-        """Where the member that takes calls at ``address`` gossips; None: no other of this cluster does."""
-        host, port = split_address(address, default_port=RPC_PORT)
-        if format_address(host, port) == self.address:
-            return None
-        try:
-            connection = await dial(self._local, host, port)
-        except SllmdError as error:
-            _log.info("nobody of this cluster found there", address=address, reason=error.message)
-            return None
-        found = connection.peer.facts.get(GOSSIP_ADDRESS)
-        await connection.close()
-        return found if isinstance(found, str) else None
-
-    def keepers(self) -> list[NodeId]:
-        """Other living nodes that keep the CA."""
-        return [
-            view.node
-            for view in self.members_here()
-            if view.meta is not None and AUTHORITY_ROLE in view.meta.roles
-        ]
-
-    def hang_up(self, nodes: frozenset[NodeId]) -> None:
-        """These are members no more: end what was begun with them, in a moment, so that a node that asked for
-        it hears so."""
-        asyncio.get_running_loop().call_later(HANG_UP_SECONDS, self._hang_up, nodes)
-
-    def _hang_up(self, nodes: frozenset[NodeId]) -> None:
-        for node in nodes:
-            self._peers.forget(node)
-        for connection in self._listener.connections:
-            if connection.peer.node in nodes:
-                connection.abort()
-        if self._bulk is not None:
-            self._bulk.hang_up(nodes)
-
     def fail(self, error: SllmdError) -> None:
         """This node must stop, because of ``error``."""
         if not self._leaving and not self.failed.done():
@@ -449,48 +353,25 @@ class ClusterNode:
 
     def fail_as_removed(self) -> None:
         """This node is no member any more, and has no use for the CA."""
-        self.forget_authority()
         self.fail(
             PeerRefused(
                 f"node {self.identity.name} was removed from the cluster",
                 hint=f"to join again, as a new node, move {self.home.directory} away",
             )
         )
+        try:
+            self.forget_authority()
+        except OSError as error:
+            self.authority = None
+            _log.error(
+                "the CA is on this node's disk still, though it is no member any more",
+                reason=str(error),
+                hint=f"remove {self.home.directory}",
+            )
 
     def forget_authority(self) -> None:
-        """This node keeps the CA no longer, neither in memory nor on its disk."""
+        """This node keeps the CA no longer, neither on its disk nor in memory; OSError: it does, in both."""
         if self.authority is not None:
-            self.authority = None
             self.home.forget_authority()
+            self.authority = None
             _log.info("this node keeps the cluster's CA no longer")
-
-    def _alive(self) -> list[NodeId]:
-        """Whom agreement may count on; until gossip knows somebody, those who were there last time."""
-        if not self._others():
-            return [peer.node for peer in self.remembered]
-        return [view.node for view in self.members_here()]
-
-    def _others(self) -> list[MemberView]:
-        """Members besides this one, dead ones too; none before gossip has begun."""
-        members = self._gossip.members() if self._gossip is not None else []
-        return [view for view in members if not view.is_me]
-
-    def _address_of(self, node: NodeId) -> Address:
-        """By gossip; else as agreed; else where it was when this node last ran."""
-        view = self._gossip.member(node) if self._gossip is not None else None
-        found = view.meta.address if view is not None and view.meta is not None else ""
-        if not found:
-            agreed = self._agreed_address(node)
-            found = agreed or next((peer.rpc for peer in self.remembered if peer.node == node), "")
-        if not found:
-            raise PeerUnreachable(f"nobody knows where node {node} is")
-        if found == self.address and node != self.identity.node:
-            raise PeerUnreachable(
-                f"the known address {found} of node {node} is outdated: it is this node's now"
-            )
-        return Address(*split_address(found))
-
-    def _agreed_address(self, node: NodeId) -> str:
-        control: ControlStore | None = getattr(self, "control", None)  # it asks for nodes while it starts
-        known = control.view().catalogue.nodes.get(node) if control is not None else None
-        return known.address if known is not None else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tomllib
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sllmd.core.errors import ConfigError
+from sllmd.core.errors import ConfigError, PathNotFound
 
 KeyPath = tuple[str, ...]
 
@@ -49,7 +50,7 @@ def layer_of(pairs: Sequence[tuple[KeyPath, Any, str]]) -> Layer:
 def file_layer(path: Path) -> Layer:
     """The layer of one TOML file, references to the environment and to files replaced.
 
-    Raises ConfigError naming file and line.
+    Raises ConfigError naming file and line, PathNotFound.
     """
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
@@ -57,7 +58,9 @@ def file_layer(path: Path) -> Layer:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="name a file that is there") from None
+        if error.errno == errno.ENOENT:
+            raise PathNotFound(f"{path} is not there", hint="name a file that is") from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:

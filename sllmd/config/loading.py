@@ -94,7 +94,8 @@ def load_config(
 
     ``flags`` are (path, value, name of the flag). With ``dev`` no file is read unless it is named, by
     ``config_file`` or by SLLMD_CONFIG.
-    Raises ConfigError; one message names every key that is wrong, where it stands and what was meant.
+    Raises PathNotFound, or ConfigError; one message names every key that is wrong, where it stands and what
+    was meant.
     """
     environ = os.environ if environ is None else environ
     named = config_file or (Path(environ[FILE_VARIABLE]) if environ.get(FILE_VARIABLE) else None)

@@ -31,6 +31,7 @@
     │   ├── UnsupportedCheckpoint   understood, and not something sllmd serves
     │   └── ChecksumMismatch        a chunk differs from what was imported
     ├── StoreError                  the store cannot take or give something (full, locked, denied)
+    │   └── PathNotFound            a file or directory that somebody named is not there
     ├── JournalError                the cluster's journal on this node
     │   ├── JournalCorrupt          synced bytes came back changed: this node must not vote on them
     │   └── JournalFailed           the disk refused a write or a sync (EIO, full): this node stops agreeing
@@ -238,6 +239,12 @@ class StoreError(SllmdError):
     """The store cannot take or give something: full, locked, denied, not there."""
 
     code = "store_error"
+
+
+class PathNotFound(StoreError):
+    """A file or directory that somebody named is not there."""
+
+    code = "path_not_found"
 
 
 class JournalError(SllmdError):

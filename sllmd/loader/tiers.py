@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from sllmd.core.ids import Digest
 
-
 HORIZON_SECONDS = 60.0
 """How far ahead a copy's chance looks."""
 

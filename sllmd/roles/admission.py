@@ -5,17 +5,19 @@ The rules, in the order ``decide`` tries them:
 0. what the node could not hold even when empty is refused, naming the resource;
 1. a replica that serves and has a row free is used;
 2. a replica that starts, or whose rows are all taken, is waited for;
-3. a replica that is on its way out is waited for (its memory is not free yet);
-4. devices with room: start there;
-5. idle replicas whose going makes room: the fewest, least recently used first;
+3. a replica that is on its way out or to sleep is waited for (its memory is not free yet);
+4. devices with room: start there, which wakes the model's replica if one sleeps;
+5. idle replicas whose going makes room: no more than needed, those first whose going is expected to cost
+   least; they sleep where devices are wanted, and end where memory is. Who sleeps goes first then;
 6. busy replicas that had their minimum residency take no new work, so that nobody starves; wait;
-7. wait: somebody's minimum residency has to pass first.
+7. wait: somebody's minimum residency has to pass first. It is never shorter than bringing the replica took:
+   of models that push each other out in turns, none spends more time on its way than there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sllmd.core.ids import Digest, ModelName, ReplicaId
@@ -23,12 +25,19 @@ from sllmd.core.units import format_bytes
 
 
 class ReplicaState(StrEnum):
-    """A replica's life. ``closing`` serves what it has and takes nothing new."""
+    """A replica's life. ``closing`` serves what it has and takes nothing new. ``asleep`` holds no device: its
+    process and its DRAM are kept. ``dozing`` is on its way there."""
 
     STARTING = "starting"
     SERVING = "serving"
     CLOSING = "closing"
+    DOZING = "dozing"
+    ASLEEP = "asleep"
     STOPPING = "stopping"
+
+
+_LEAVING = frozenset({ReplicaState.CLOSING, ReplicaState.DOZING, ReplicaState.STOPPING})
+_OFF_DEVICE = frozenset({ReplicaState.DOZING, ReplicaState.ASLEEP, ReplicaState.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,10 @@ class ReplicaView:
     """How many it runs together."""
     last_used_seconds: float
     resident_since_seconds: float
+    startup_seconds: float = 0.0
+    """What bringing it took."""
+    worth_seconds: float = 0.0
+    """What its going is expected to cost: chance of use times the time to bring it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,8 @@ class Evict:
     """Stop these idle replicas and ask again: memory comes back later, a place on the device at once."""
 
     replica_ids: tuple[ReplicaId, ...]
+    sleep: bool = False
+    """It is enough that they sleep: what is missing is on devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +154,7 @@ def decide(need: Need, view: NodeView) -> Decision:
     if missing:
         return Refuse(missing)
     for replica in view.replicas:
-        if (replica.model, replica.digest) != need.key:
+        if (replica.model, replica.digest) != need.key or replica.state is ReplicaState.ASLEEP:
             continue
         if replica.state is ReplicaState.SERVING and replica.running < replica.rows_max:  # 1
             return Use(replica.replica_id)
@@ -147,21 +162,24 @@ def decide(need: Need, view: NodeView) -> Decision:
             return Wait("all rows of the model are taken")
         if replica.state is ReplicaState.STARTING:  # 2
             return Wait("the model is starting")
+        if replica.state is ReplicaState.DOZING:  # 3
+            return Wait("the model's replica is going to sleep")
         return Wait("the model's last replica is stopping")  # 3
     devices = _room(need, view, view.replicas)
     if devices:  # 4
         return Start(devices)
-    victims = _fewest_victims(need, view, [r for r in view.replicas if _is_idle(r)])
+    victims = _fewest_victims(need, view, [r for r in view.replicas if _is_idle(r, need)])
     if victims:  # 5
-        return Evict(victims)
+        return Evict(victims, sleep=_sleep_is_enough(need, view, victims))
     return _wait_for_room(need, view)
 
 
 def _wait_for_room(need: Need, view: NodeView) -> Wait:
-    if any(replica.state in (ReplicaState.CLOSING, ReplicaState.STOPPING) for replica in view.replicas):
+    if any(replica.state in _LEAVING for replica in view.replicas):
         return Wait("another model is making room", for_room=True)
     serving = [r for r in view.replicas if r.state is ReplicaState.SERVING]
-    residents = [r for r in serving if _residency_end(r, view) <= view.now_seconds]
+    asleep = [r for r in view.replicas if r.state is ReplicaState.ASLEEP and r.digest != need.digest]
+    residents = [r for r in serving if _residency_end(r, view) <= view.now_seconds] + asleep
     victims = _fewest_victims(need, view, residents)
     if victims:  # 6
         return Wait("another model finishes its running requests first", for_room=True, close=victims)
@@ -173,11 +191,20 @@ def _wait_for_room(need: Need, view: NodeView) -> Wait:
 
 
 def _residency_end(replica: ReplicaView, view: NodeView) -> float:
-    return replica.resident_since_seconds + view.residency_min_seconds
+    return replica.resident_since_seconds + max(view.residency_min_seconds, replica.startup_seconds)
 
 
-def _is_idle(replica: ReplicaView) -> bool:
+def _is_idle(replica: ReplicaView, need: Need) -> bool:
+    if replica.state is ReplicaState.ASLEEP:
+        return replica.digest != need.digest
     return replica.state is ReplicaState.SERVING and replica.running == 0
+
+
+def _sleep_is_enough(need: Need, view: NodeView, victims: Sequence[ReplicaId]) -> bool:
+    def after(replica: ReplicaView) -> ReplicaView:
+        return replace(replica, state=ReplicaState.ASLEEP) if replica.replica_id in victims else replica
+
+    return _room(need, view, map(after, view.replicas)) is not None
 
 
 def _missing_when_empty(need: Need, view: NodeView) -> str | None:
@@ -224,9 +251,10 @@ def _places(need: Need, view: NodeView, replicas: Sequence[ReplicaView]) -> tupl
 
 
 def _tenants(device: DeviceView, replicas: Sequence[ReplicaView]) -> int:
-    """How many run there. One that is stopping runs no more; its memory still counts until it is reaped."""
+    """How many run there. One that is stopping or dozing runs no more; its memory still counts until it is
+    reaped or asleep."""
     here = (replica for replica in replicas if device.name in replica.devices)
-    return sum(replica.state is not ReplicaState.STOPPING for replica in here)
+    return sum(replica.state not in _OFF_DEVICE for replica in here)
 
 
 def _free_bytes(device: DeviceView, replicas: Sequence[ReplicaView]) -> float:
@@ -236,15 +264,20 @@ def _free_bytes(device: DeviceView, replicas: Sequence[ReplicaView]) -> float:
         size_bytes
         for replica in replicas
         for name, size_bytes in zip(replica.devices, replica.device_bytes, strict=True)
-        if name == device.name
+        if name == device.name and replica.state is not ReplicaState.ASLEEP
     )
     return device.memory_bytes - taken
 
 
+def _staying(replica: ReplicaView) -> tuple[bool, float, float]:
+    return replica.state is not ReplicaState.ASLEEP, replica.worth_seconds, replica.last_used_seconds
+
+
 def _fewest_victims(need: Need, view: NodeView, candidates: Sequence[ReplicaView]) -> tuple[ReplicaId, ...]:
-    """Candidates whose going makes room, least recently used first, none that would not have to go."""
+    """Candidates whose going makes room, none that would not have to go: those that sleep, then those worth
+    least, of equals the least recently used."""
     going: list[ReplicaView] = []
-    for candidate in sorted(candidates, key=lambda replica: replica.last_used_seconds):
+    for candidate in sorted(candidates, key=_staying):
         going.append(candidate)
         if _room(need, view, [r for r in view.replicas if r not in going]):
             break

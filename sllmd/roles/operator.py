@@ -85,9 +85,16 @@ class Operator:
         return self._node
 
     def agreed_keys(self) -> Table[records.ApiKey] | None:
-        """The cluster's API keys, as this node knows them; None while it knows nothing of its cluster."""
-        view = self.cluster.fleet.cluster.control.view() if self.cluster is not None else None
-        return view.catalogue.api_keys if view is not None and view.position else None
+        """The cluster's API keys, as this node knows them; None while there may be others.
+
+        After a restart it knows at first what had been agreed before. Keys of then are as good as on any node
+        that is cut off; that there were none then does not tell that there are none.
+        """
+        if self.cluster is None:
+            return None
+        node = self.cluster.fleet.cluster
+        keys = node.control.view().catalogue.api_keys
+        return keys if keys or node.heard.is_set() else None
 
     @property
     def draining(self) -> bool:

@@ -15,7 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
-from sllmd.core.errors import StoreError
+from sllmd.core.errors import ModelNotFound
 from sllmd.store.durable import write_file
 from sllmd.store.source import CONFIG_FILE, SINGLE_FILE, TOKENIZER_FILE
 
@@ -34,9 +34,9 @@ _CHAT_TEMPLATE = (
 
 
 def make_builtin(name: str, directory: Path) -> None:
-    """Write the built-in model ``name`` as a safetensors directory. Raises StoreError for an unknown name."""
+    """Write the built-in model ``name`` as a safetensors directory. Raises ModelNotFound for another name."""
     if name != "tiny":
-        raise StoreError(f"there is no built-in model `{name}`", hint="the only one is builtin:tiny")
+        raise ModelNotFound(f"there is no built-in model `{name}`", hint="the only one is builtin:tiny")
     directory.mkdir(parents=True)
     files = {
         CONFIG_FILE: _json(_config()),

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, StoreError
+from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, PathNotFound, StoreError
 from sllmd.core.units import format_bytes
 from sllmd.store import builtin
 from sllmd.store.catalogue import check_name
@@ -101,7 +101,7 @@ def import_checkpoint(
             return register_remote(destination, source, staging, settings, _stage(on_progress, "fetching"))
         local = _local_source(source, staging)
         if in_place and (local.kind != "safetensors" or source.startswith(builtin.PREFIX)):
-            raise StoreError(
+            raise InvalidRequest(
                 f"only safetensors can be served in place, {source} is not", hint="leave out --in-place"
             )
         if in_place:
@@ -137,10 +137,10 @@ def _local_source(source: str, staging: Path) -> LocalSource:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _not_there(source: str, path: Path) -> StoreError:
+def _not_there(source: str, path: Path) -> PathNotFound:
     if not _HUB_ID.fullmatch(source):
-        return StoreError(f"{path} does not exist", hint="give a directory, a file or a URL")
-    return StoreError(f"{path} does not exist", hint=f"a model on the Hugging Face hub is hf://{source}")
+        return PathNotFound(f"{path} does not exist", hint="give a directory, a file or a URL")
+    return PathNotFound(f"{path} does not exist", hint=f"a model on the Hugging Face hub is hf://{source}")
 
 
 def _import_copy(

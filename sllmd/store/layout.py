@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sllmd.core.errors import StoreError, UnsupportedCheckpoint
+from sllmd.core.errors import InvalidRequest, UnsupportedCheckpoint
 from sllmd.store.header import ITEM_BYTES
 from sllmd.store.manifest import Tensor, align_up
 from sllmd.store.source import SourceTensor
@@ -92,12 +92,12 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
 def lay_out(tensors: Sequence[SourceTensor], *, partitions: int) -> Layout:
     """Order and place tensors over ``partitions`` address spaces.
 
-    Raises StoreError when there are more partitions than units to put into them.
+    Raises InvalidRequest when there are more partitions than units to put into them.
     """
     ordered = sorted(tensors, key=lambda tensor: execution_key(tensor.name))
     units = _units(ordered)
     if not 1 <= partitions <= len(units):
-        raise StoreError(
+        raise InvalidRequest(
             f"the model cannot be spread over {partitions} partitions: it has {len(units)} indivisible parts"
         )
     starts = split_evenly([sum(align_up(tensor.size_bytes) for tensor in unit) for unit in units], partitions)

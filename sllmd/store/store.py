@@ -26,7 +26,9 @@ from typing import Literal
 import structlog
 
 from sllmd.core.errors import (
+    BusyError,
     ChecksumMismatch,
+    Conflict,
     MalformedCheckpoint,
     ModelNotFound,
     SourceUnavailable,
@@ -46,6 +48,8 @@ _log = structlog.get_logger(__name__)
 Kind = Literal["stored", "in-place", "remote"]
 QUARANTINED_COPIES_MAX = 4
 """Bad copies kept to be looked at, the latest ones; a failing disk must not fill itself."""
+IMPORT_SECONDS = 10.0
+"""Somebody else's import of the same name may take that long; a guess."""
 _DIRECTORIES = ("names", "models", "partial", "downloads", "quarantine", "locks")
 
 
@@ -172,14 +176,14 @@ class Store:
     def alias(self, alias: str, name: str) -> None:
         """Have ``alias`` stand for a model; an alias of another model moves.
 
-        Raises StoreError when a model itself has that name.
+        Raises Conflict when a model itself has that name.
         """
         check_name(alias)
         with self._changing("set an alias"):
             entry = self._entry(name)
             entries = self._catalogue.entries()
             if alias in entries:
-                raise StoreError(f"`{alias}` is a model, it cannot be an alias")
+                raise Conflict(f"`{alias}` is a model, it cannot be an alias", hint="choose another name")
             for other in entries.values():
                 if alias in other.aliases and other.name != entry.name:
                     kept = tuple(text for text in other.aliases if text != alias)
@@ -292,17 +296,19 @@ class Store:
     def importing(self, name: ModelName) -> Iterator[Path]:
         """An empty directory to build model ``name`` in, gone afterwards unless published.
 
-        Raises StoreError when another process imports the same name, or an alias has it. What killed
-        imports left is removed first.
+        Raises BusyError when another process imports the same name, Conflict when an alias has it. What
+        killed imports left is removed first.
         """
         self.prepare()
         entry = self._catalogue.find(name)
         if entry is not None and entry.name != name:
-            raise StoreError(f"`{name}` is an alias of `{entry.name}`", hint="import under another name")
+            raise Conflict(f"`{name}` is an alias of `{entry.name}`", hint="import under another name")
         with store_errors(f"import `{name}`"), _import_lock(self.root, slug(name)) as acquired:
             if not acquired:
-                raise StoreError(
-                    f"`{name}` is being imported by another process", hint="wait for it to finish"
+                raise BusyError(
+                    f"`{name}` is being imported by another process",
+                    retry_after_seconds=IMPORT_SECONDS,
+                    hint="wait for it to finish",
                 )
             staging = self.root / "partial" / slug(name)
             try:

@@ -234,6 +234,7 @@ def load_authority(directory: Path) -> Authority | None:
 def forget_authority(directory: Path) -> None:
     """Undo ``save_authority``: this node is not to keep the CA any more. Raises OSError."""
     (directory / AUTHORITY_FILE).unlink(missing_ok=True)
+    _sync_directory(directory)
 
 
 def _save_secret(path: Path, text: str) -> Path:
@@ -250,12 +251,16 @@ def _save_secret(path: Path, text: str) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    _sync_directory(path.parent)
     return path
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read_secret(path: Path) -> str | None:

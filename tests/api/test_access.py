@@ -2,9 +2,11 @@ import hashlib
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from sllmd.api.keys import KeyRing, is_loopback
 from sllmd.cluster.catalogue import EMPTY
+from sllmd.cluster.catalogue.commands import ApiKeyPut
 from sllmd.cluster.control import View
 from sllmd.core.errors import ConfigError
 
@@ -109,25 +111,36 @@ async def test_a_key_of_the_nodes_file_is_asked_for_on_loopback(serve, keys_file
     async with serve() as live:
         assert (await live.get("/v1/models")).status == 401
         assert (await live.get("/v1/models", headers=bearer("sk-team"))).status == 200
-        keys_file.unlink()
-        assert (await live.get("/v1/models")).status == 200
+        assert (await live.get("/v1/models", headers=bearer("sk-boss"))).status == 200
     keys_file.write_text(KEYS)
     async with serve(api={"require_key": False}) as live:
         assert (await live.get("/sllmd/v1/status")).status == 200
 
 
 async def test_a_node_that_does_not_know_its_clusters_keys_lets_nobody_in(live, monkeypatch):
-    """A restarted follower, before it has met anybody: there may be keys."""
-    control = live.daemon.node.control
-    empty = View(EMPTY, 0, float("inf"))
-    with monkeypatch.context() as patch:
-        patch.setattr(control, "view", lambda: empty)
+    """A restarted member, before it has heard anybody: there may be keys that it does not know."""
+    node = live.daemon.node
+    node.heard.clear()
+    for view in (View(EMPTY, 0, float("inf")), node.control.view()):
+        monkeypatch.setattr(node.control, "view", lambda view=view: view)
         for headers in ({}, bearer("sk-any")):
             refused = await live.get("/v1/models", headers=headers)
             assert refused.status == 503
             assert "which API keys its cluster has" in (await refused.json())["error"]["message"]
         assert (await live.get("/healthz")).status == 200
+    node.heard.set()
     assert (await live.get("/v1/models")).status == 200
+
+
+async def test_keys_that_a_node_knows_open_before_it_has_heard_its_cluster(live):
+    """What was agreed before it started: as on any node that is cut off."""
+    node = live.daemon.node
+    secret = "sk-known"
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    await node.control.propose(ApiKeyPut("known", digest, "inference", None))
+    node.heard.clear()
+    assert (await live.get("/v1/models", headers=bearer(secret))).status == 200
+    assert (await live.get("/v1/models")).status == 401
 
 
 async def test_a_public_address_without_keys_and_a_way_to_make_one_does_not_start(serve):
@@ -237,8 +250,42 @@ def test_keys_are_read_again_when_they_change(keys_file):
     assert ring.find("sk-team") is None
     replace(keys_file, "broken = ")
     assert ring.find("sk-new").id == "new"
-    keys_file.unlink()
-    assert ring.find("sk-new") is None
+
+
+GONE = {
+    "removed": lambda file: file.unlink(),
+    "emptied": lambda file: file.write_text(""),
+    "blank": lambda file: file.write_text(" \n"),
+    "broken": lambda file: file.write_text("keys ="),
+}
+
+
+@pytest.mark.parametrize("lose", GONE.values(), ids=GONE)
+async def test_a_keys_file_that_is_lost_opens_nothing(serve, keys_file, lose):
+    async with serve() as live:
+        assert (await live.get("/v1/models")).status == 401
+        lose(keys_file)
+        with capture_logs() as lines:
+            assert (await live.get("/v1/models")).status == 401
+        assert [line["event"] for line in lines if line["log_level"] == "error"]
+        assert (await live.get("/sllmd/v1/status")).status == 401
+        assert (await live.get("/v1/models", headers=bearer("sk-team"))).status == 200
+        replace(keys_file, KEYS.replace("sk-team", "sk-other"))
+        assert (await live.get("/v1/models", headers=bearer("sk-team"))).status == 401
+        assert (await live.get("/v1/models", headers=bearer("sk-other"))).status == 200
+
+
+@pytest.mark.parametrize("text", ["keys = []\n", "# nobody\n"])
+async def test_a_keys_file_that_says_that_there_are_none_lets_nobody_in(serve, keys_file, text):
+    async with serve() as live:
+        assert (await live.get("/v1/models", headers=bearer("sk-team"))).status == 200
+        replace(keys_file, text)
+        for headers in ({}, bearer("sk-team")):
+            assert (await live.get("/v1/models", headers=headers)).status == 401
+    for begins_with in (text, ""):
+        keys_file.write_text(begins_with)
+        async with serve() as live:
+            assert (await live.get("/v1/models")).status == 401, "whoever puts the file there wants keys"
 
 
 def replace(path, text):

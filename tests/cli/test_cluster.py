@@ -54,7 +54,7 @@ def test_keys(sllmd: RunCommand, leading: RunningDaemon) -> None:
     assert made.out.startswith(f"{KEY_BEGIN}team-")
     assert len(made.out.split()) == 1, "a script takes the output as it is"
     assert "not shown again" in made.err
-    assert sllmd("keys", "create", "team").code == 1
+    assert sllmd("keys", "create", "team").code == 7
     listed = sllmd("keys", "list")
     assert KEY_BEGIN not in listed.out
     assert "admin, inference" in listed.out
@@ -67,9 +67,9 @@ def test_keys(sllmd: RunCommand, leading: RunningDaemon) -> None:
 def test_what_is_refused_says_what_to_do(sllmd: RunCommand, leading: RunningDaemon) -> None:
     [row] = json.loads(sllmd("members", "-o", "json").out)
     for arguments, code, words in (
-        (("node", "rm", row["name"]), 1, "sllmd leave"),
+        (("node", "rm", row["name"]), 7, "sllmd leave"),
         (("node", "rm", "nobody"), 4, "sllmd members"),
-        (("leave",), 1, "no other node"),
+        (("leave",), 7, "no other node"),
         (("monitor", "nobody"), 4, "sllmd members"),
         (("leave", "--drain", "soon"), 2, "5m"),
     ):

@@ -19,7 +19,7 @@ def test_check_is_quiet_about_good_and_precise_about_bad(sllmd: RunCommand, tmp_
     assert sllmd("config", "check", str(file), "--config", str(file)).code == 2
     file.write_text('[serving]\nkeep_alife = "1m"\n')
     outcome = sllmd("config", "check", str(file))
-    assert (outcome.code, outcome.out) == (1, "")
+    assert (outcome.code, outcome.out) == (6, "")
     assert f"{file}:2: unknown key `serving.keep_alife`; did you mean `serving.keep_alive`?" in outcome.err
 
 
@@ -27,7 +27,7 @@ def test_check_refuses_what_start_would_refuse(sllmd: RunCommand, tmp_path: Path
     file = tmp_path / "sllmd.toml"
     file.write_text('[models.m]\nsource = "/no/such/place"\n')
     outcome = sllmd("config", "check", str(file))
-    assert outcome.code == 1
+    assert outcome.code == 6
     assert "/no/such/place does not exist" in outcome.err
 
 
@@ -60,7 +60,7 @@ def test_init_writes_once(sllmd: RunCommand, tmp_path: Path) -> None:
     written = tmp_path / "etc" / "sllmd.toml"
     assert sllmd("config", "init", str(written)).code == 0
     assert sllmd("config", "check", str(written)).code == 0
-    assert sllmd("config", "init", str(written)).code == 1
+    assert sllmd("config", "init", str(written)).code == 7
     written.write_text("")
     assert sllmd("config", "init", str(written), "--force").code == 0
     assert written.read_text()
@@ -76,7 +76,7 @@ def test_check_looks_for_the_models_it_would_import(sllmd: RunCommand, tmp_path:
     file = tmp_path / "sllmd.toml"
     file.write_text('[models.tiny]\nsource = "/nowhere"\n')
     outcome = sllmd("config", "check", str(file))
-    assert outcome.code == 1
+    assert outcome.code == 6
     assert f"{file}:2: `models.tiny.source`: /nowhere does not exist" in outcome.err
     assert sllmd("import", "builtin:tiny").code == 0
     assert sllmd("config", "check", str(file)).code == 0
@@ -86,5 +86,5 @@ def test_check_says_what_was_read(sllmd: RunCommand, tmp_path: Path, monkeypatch
     monkeypatch.setenv("SLLMD_LOG__LEVEL", "debug")
     assert "(no file, SLLMD_API__UDS, SLLMD_LOG__LEVEL)" in sllmd("config", "check").out
     outcome = sllmd("config", "check", str(tmp_path / "none.toml"))
-    assert outcome.code == 1
+    assert outcome.code == 4
     assert "--config" not in outcome.err

@@ -37,7 +37,7 @@ def test_a_key_file_is_made_once_and_for_its_owner(sllmd: RunCommand, tmp_path: 
     parse_cluster_key(text)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     again = sllmd("token", "keyfile", str(path))
-    assert again.code == 1
+    assert again.code == 7
     assert "is there already" in again.err
     assert path.read_text() == text
 
@@ -47,10 +47,10 @@ def test_recover_says_what_it_means_and_needs_a_cluster(sllmd: RunCommand, tmp_p
     assert outcome.code == 2
     assert "--force-new-cluster" in outcome.err
     outcome = sllmd("recover", "--force-new-cluster", "--data-dir", str(tmp_path))
-    assert outcome.code == 1
+    assert outcome.code == 4
     assert "no node of a cluster" in outcome.err
     nowhere = tmp_path / "nowhere"
-    assert sllmd("recover", "--force-new-cluster", "--data-dir", str(nowhere)).code == 1
+    assert sllmd("recover", "--force-new-cluster", "--data-dir", str(nowhere)).code == 4
     assert not nowhere.exists()
 
 

@@ -116,8 +116,8 @@ def test_a_copy_in_use_is_not_evicted_and_says_so(sllmd: RunCommand, at_daemon: 
     assert "more kept in reserve" in sllmd("status").out
 
 
-def test_a_prompt_over_the_context_is_1(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
-    assert sllmd("run", "tiny", "x" * 5000).code == 1
+def test_a_prompt_over_the_context_is_2(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
+    assert sllmd("run", "tiny", "x" * 5000).code == 2
 
 
 def test_status(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:

@@ -15,20 +15,11 @@ import typer
 from rich.text import Text
 
 from sllmd.cli.app import app
-from sllmd.cli.client import Address, DaemonUnreachable, error_of, parse_address
+from sllmd.cli.client import Address, error_of, parse_address
 from sllmd.cli.place import configured_address
-from sllmd.cli.session import exit_code
 from sllmd.cli.tables import Column, as_json, fields, table
 from sllmd.config.loading import load_config
-from sllmd.core.errors import (
-    ChecksumMismatch,
-    ConfigError,
-    InvalidRequest,
-    ModelNotFound,
-    QueueFull,
-    SllmdError,
-    StoreError,
-)
+from sllmd.core.errors import InvalidRequest
 from tests.cli.conftest import RunCommand, RunningDaemon, command, environment
 
 
@@ -93,49 +84,6 @@ def test_the_socket_of_this_user_comes_before_the_port(tmp_path: Path) -> None:
         assert address_with() == Address(socket_path=str(run / "sllmd.sock"))
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (SllmdError("x"), 1),
-        (StoreError("x"), 1),
-        (ConfigError("x"), 1),
-        (ChecksumMismatch(file="x", chunk_index=0), 1),
-        (InvalidRequest("x"), 2),
-        (DaemonUnreachable("x"), 3),
-        (ModelNotFound("x"), 4),
-        (QueueFull("x", retry_after_seconds=1), 5),
-    ],
-)
-def test_exit_codes(error: SllmdError, code: int) -> None:
-    assert exit_code(error) == code
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "expected"),
-    [
-        (400, "invalid_value", 2),
-        (401, "invalid_api_key", 1),
-        (400, "context_length_exceeded", 1),
-        (404, "model_not_found", 4),
-        (429, "rate_limit_exceeded", 5),
-        (500, "internal_error", 1),
-        (503, "queue_full", 5),
-        (503, "startup_timeout", 5),
-        (503, "model_load_failed", 1),
-        (503, "insufficient_capacity", 1),
-        (500, "startup_timeout", 5),
-        (500, "queue_full", 5),
-        (500, "memory_busy", 5),
-        (500, "worker_lost", 5),
-        (500, "model_not_found", 4),
-        (500, "model_load_failed", 1),
-    ],
-)
-def test_answers_become_exit_codes(status: int, code: str, expected: int) -> None:
-    error = error_of(status, {"error": {"message": "the cause", "code": code, "param": None}}, "7")
-    assert (exit_code(error), error.message) == (expected, "the cause")
-
-
 def test_an_answer_without_an_envelope() -> None:
     assert "502" in error_of(502, "<html>", None).message
 
@@ -149,11 +97,6 @@ def test_no_daemon_is_3(sllmd: RunCommand, tmp_path: Path, name: str) -> None:
 
 def test_waiting_for_a_daemon_ends(sllmd: RunCommand, tmp_path: Path) -> None:
     assert sllmd("--addr", f"unix:{tmp_path}/none.sock", "status", "--wait", "10ms").code == 3
-
-
-@pytest.mark.parametrize("arguments", [("nonsense",), ("ps", "--nonsense"), ("load",), ("ps", "-o", "xml")])
-def test_usage_is_2(sllmd: RunCommand, arguments: tuple[str, ...]) -> None:
-    assert sllmd(*arguments).code == 2
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("lst", "list"), ("stat", "start"), ("xylophone", None)])
@@ -238,7 +181,7 @@ def on_a_terminal(*arguments: str, variables: dict[str, str]) -> str:
     except OSError:  # its other end is closed
         pass
     os.close(ours)
-    assert process.wait(60) == 1
+    assert process.wait(60) != 0
     return shown.decode()
 
 

@@ -39,5 +39,5 @@ def test_what_is_wrong_is_said(sllmd: RunCommand, tmp_path: Path) -> None:
     assert sllmd("simulate", "--policy", "best").code == 2
     assert "startup" in sllmd("simulate", "--policy", "best").err
     missing = sllmd("simulate", "--trace", str(tmp_path / "none.csv"))
-    assert missing.code == 2
-    assert "cannot be read as a trace" in missing.err
+    assert missing.code == 4
+    assert "none.csv is not there" in missing.err

@@ -89,9 +89,9 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = start(tmp_path, "--listen", f"127.0.0.1:{port}")
-    assert result.returncode == 1
+    assert result.returncode == 6
     assert str(port) in result.stderr
-    assert "listen" in result.stderr.splitlines()[-1]
+    assert "--listen" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
 
 
@@ -137,14 +137,14 @@ def test_a_bad_value_of_an_option_is_2(sllmd: RunCommand, arguments: tuple[str, 
 def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "token"
     result = start(tmp_path, "--set", f"cluster.token_file={file}")
-    assert result.returncode == 1
+    assert result.returncode == 6
     assert f"sllmd token create --file {file}" in result.stderr
 
 
-def test_a_file_that_is_wrong_without_the_flags_too_is_1(sllmd: RunCommand, tmp_path: Path) -> None:
+def test_a_file_that_is_wrong_without_the_flags_too_is_6(sllmd: RunCommand, tmp_path: Path) -> None:
     file = tmp_path / "sllmd.toml"
     file.write_text("[serving]\nkeep_alve = 1\n")
-    assert sllmd("start", "--config", str(file), "--name", "a").code == 1
+    assert sllmd("start", "--config", str(file), "--name", "a").code == 6
 
 
 @pytest.mark.parametrize("assignment", ["serving", "keep_alive=1", "=1"])

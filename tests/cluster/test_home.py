@@ -12,7 +12,7 @@ import pytest
 from sllmd.cluster.founding import found
 from sllmd.cluster.home import VERSION, Belonging, Home, LastPorts, claimed
 from sllmd.cluster.passport import KnownPeer
-from sllmd.core.errors import ConfigError, StoreError
+from sllmd.core.errors import ConfigError, Conflict
 from sllmd.core.ids import NodeId
 from sllmd.wire.seal import Keyring
 
@@ -123,7 +123,7 @@ def test_who_leaves_keeps_no_key_of_the_cluster_and_may_leave_again(home: Home) 
 
 
 def test_a_directory_is_one_daemons(tmp_path: Path) -> None:
-    with claimed(tmp_path), pytest.raises(StoreError, match="another daemon uses"), claimed(tmp_path):
+    with claimed(tmp_path), pytest.raises(Conflict, match="another daemon uses"), claimed(tmp_path):
         raise AssertionError("both have it")
     with claimed(tmp_path):
         pass

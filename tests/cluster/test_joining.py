@@ -60,7 +60,7 @@ async def test_three_nodes_and_everybody_knows_everybody(fleet: Nodes) -> None:
 async def test_a_node_without_the_ca_passes_a_join_on(fleet: Nodes) -> None:
     one = await fleet.found("one")
     two = await fleet.join("two", one, voters={"standbys": 0})
-    await eventually(lambda: two.keepers() == [one.identity.node], "it knows who has the CA")
+    await eventually(lambda: two.whereabouts.keepers() == [one.identity.node], "it knows who has the CA")
     two.authority = None
     three = await fleet.join("three", two)
     await eventually(lambda: "three" in names(three), "it was let in")
@@ -71,7 +71,7 @@ async def test_who_keeps_the_log_gets_the_ca(fleet: Nodes) -> None:
     two = await fleet.join("two", one)
     await eventually(lambda: two.authority is not None, "a standby has the CA")
     assert two.home.authority() is not None
-    await eventually(lambda: one.keepers() == [two.identity.node], "and says so")
+    await eventually(lambda: one.whereabouts.keepers() == [two.identity.node], "and says so")
 
 
 async def test_nobody_else_gets_the_ca(fleet: Nodes) -> None:
@@ -292,7 +292,7 @@ async def test_who_is_nowhere_where_they_were_finds_its_cluster_through_join(fle
 
 async def test_an_address_that_is_ours_now_is_said_to_be_outdated(fleet: Nodes) -> None:
     one = await fleet.found("one")
-    one.remembered = [KnownPeer(NodeId("two"), one.address, "")]
+    one.whereabouts.remembered = [KnownPeer(NodeId("two"), one.address, "")]
     with pytest.raises(PeerUnreachable, match="outdated"):
         await one.connection(NodeId("two"))
 

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from sllmd.cluster.catalogue.commands import NodeRemove, SettingPut
+from sllmd.cluster.catalogue.commands import ApiKeyPut, NodeRemove, SettingPut
+from sllmd.cluster.node import CHUNK_PORT, ClusterNode
 from sllmd.cluster.recovering import go_on_alone
 from sllmd.core.errors import PeerRefused, RecordNotFound
 from sllmd.core.ids import NodeId
-from sllmd.wire.bulk.client import BulkClient
+from sllmd.wire.bulk.client import BulkAddress, BulkClient
 from sllmd.wire.bulk.pipe import Piece
 from sllmd.wire.cluster_key import ClusterKey
+from sllmd.wire.identity import AUTHORITY_FILE
 from sllmd.wire.rpc.joining import AUTHORITY_METHOD
 from tests.cluster.nodes import Nodes, names, nodes, why_not
 from tests.ports import free_ports
@@ -40,7 +43,7 @@ async def test_who_is_not_to_keep_the_ca_lets_it_go_once_another_has_it(fleet: N
     """As after a demotion. Until somebody who is to keep it has it, it stays: it must not be lost."""
     one = await fleet.found("one", **FOLLOWERS)
     two = await fleet.join("two", one, **FOLLOWERS)
-    await eventually(lambda: two.keepers() == [one.identity.node], "it knows who has the CA")
+    await eventually(lambda: two.whereabouts.keepers() == [one.identity.node], "it knows who has the CA")
     authority = one.authority
     assert authority is not None
     two.home.save_authority(authority)
@@ -63,6 +66,36 @@ async def test_a_removed_node_keeps_no_ca(fleet: Nodes) -> None:
     await asyncio.wait_for(asyncio.shield(two.failed), PATIENCE_SECONDS)
     assert two.authority is None
     assert two.home.authority() is None
+
+
+def have_the_disk_refuse_to_forget(node: ClusterNode) -> None:
+    """A directory cannot be unlinked, by root neither."""
+    file = node.home.directory / AUTHORITY_FILE
+    file.unlink()
+    file.mkdir()
+
+
+async def test_a_ca_that_the_disk_does_not_let_go_is_still_kept(fleet: Nodes) -> None:
+    """Not half: who tells that it keeps the CA is asked for it, and asked to let it go again."""
+    one = await fleet.found("one")
+    have_the_disk_refuse_to_forget(one)
+    with pytest.raises(OSError, match=AUTHORITY_FILE):
+        one.forget_authority()
+    assert one.authority is not None
+
+
+async def test_a_removed_node_stops_whatever_its_disk_says(fleet: Nodes) -> None:
+    one = await fleet.found("one")
+    two = await fleet.join("two", one)
+    await eventually(lambda: two.authority is not None, "a standby has the CA")
+    have_the_disk_refuse_to_forget(two)
+    with capture_logs() as lines:
+        await one.control.propose(NodeRemove(two.identity.node, None))
+        failure = await asyncio.wait_for(asyncio.shield(two.failed), PATIENCE_SECONDS)
+    assert "was removed" in failure.message
+    assert two.authority is None
+    [told] = [line for line in lines if "CA is on this node's disk" in line["event"]]
+    assert str(two.home.directory) in told["hint"]
 
 
 # --- what a removal ends ---
@@ -93,9 +126,7 @@ async def test_a_removed_nodes_open_chunk_connection_ends(fleet: Nodes, encrypti
     one.share = lambda _checkpoint: Zeros()
     await fleet.start(one)
     two = await fleet.join("two", one, chunk_encryption=encryption)
-    await two.connection(one.identity.node)
-    address = two.bulk_address(one.identity.node)
-    assert address is not None
+    address = BulkAddress(one.identity.node, "127.0.0.1", one.facts[CHUNK_PORT])
     client = BulkClient(address, two.settings.bulk, two.tls)
 
     def fetch() -> None:
@@ -194,3 +225,29 @@ async def test_a_follower_that_knew_more_than_what_was_saved_reads_what_is_agree
     settings = (await two.control.read()).settings
     assert "after" in settings
     assert "lost" not in settings
+
+
+# --- what is known after a restart ---
+
+
+@pytest.mark.slow
+async def test_a_member_that_starts_without_the_others_does_not_take_its_journal_for_news(
+    fleet: Nodes,
+) -> None:
+    """A key that was made while it was away is not in there: to know none is not to know that none is."""
+    where = f"127.0.0.1:{free_ports(3)}"
+    one = await fleet.found("one", listen=where)
+    two = await fleet.join("two", one)
+    await eventually(lambda: two.identity.node in two.control.membership.learners, "it keeps the log")
+    assert two.heard.is_set()
+    await two.close()
+    await one.control.propose(ApiKeyPut("made", "0" * 64, "inference", None))
+    await one.close()
+    again = await fleet.start(fleet.make("two"))
+    view = again.control.view()
+    assert view.position
+    assert not view.catalogue.api_keys
+    assert not again.heard.is_set()
+    await fleet.start(fleet.make("one", listen=where))
+    await asyncio.wait_for(again.heard.wait(), PATIENCE_SECONDS)
+    assert "made" in again.control.view().catalogue.api_keys

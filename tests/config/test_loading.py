@@ -13,7 +13,7 @@ from sllmd.api.keys import is_loopback
 from sllmd.config import paths
 from sllmd.config.layers import key_lines
 from sllmd.config.loading import Loaded, load_config
-from sllmd.core.errors import ConfigError
+from sllmd.core.errors import ConfigError, PathNotFound
 
 
 def load(path: Path | None = None, text: str | None = None, **options: object) -> Loaded:
@@ -143,7 +143,7 @@ def test_lists_that_may_be_absent() -> None:
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(PathNotFound, match=r"absent\.toml is not there"):
         load(tmp_path / "absent.toml")
 
 

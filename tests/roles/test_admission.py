@@ -25,6 +25,7 @@ from sllmd.roles.admission import (
 )
 
 NOW = 1000.0
+ASLEEP = ReplicaState.ASLEEP
 
 
 def need(name: str = "b", *, device_bytes: tuple[int, ...] = (10,), dram_bytes: int = 10) -> Need:
@@ -71,12 +72,36 @@ CASES: list[tuple[str, Need, NodeView, Decision]] = [
         node(devices=2),
         Start(("cpu:0", "cpu:1")),
     ),
-    ("5: an idle replica goes", need(), node(replica("a")), Evict((ReplicaId("a-1"),))),
+    ("5: an idle replica sleeps", need(), node(replica("a")), Evict((ReplicaId("a-1"),), sleep=True)),
+    ("4: one that sleeps is woken", need("a"), node(replica("a", state=ASLEEP)), Start(("cpu:0",))),
+    ("4: one that sleeps takes no device", need(), node(replica("a", state=ASLEEP)), Start(("cpu:0",))),
+    (
+        "4: nor memory of one",
+        need(device_bytes=(60,)),
+        node(replica("a", state=ASLEEP, device_bytes=(60,)), memory_bytes=100),
+        Start(("cpu:0",)),
+    ),
+    (
+        "5: who sleeps goes first where DRAM is missing",
+        need(dram_bytes=85),
+        node(replica("a", last_used_seconds=NOW - 99), replica("c", state=ASLEEP), slots=4),
+        Evict((ReplicaId("c-1"),)),
+    ),
+    (
+        "5: the one worth least goes, whenever it was used",
+        need(),
+        node(
+            replica("a", last_used_seconds=NOW - 9, worth_seconds=2.0),
+            replica("c", last_used_seconds=NOW - 1, worth_seconds=1.0),
+            slots=2,
+        ),
+        Evict((ReplicaId("c-1"),), sleep=True),
+    ),
     (
         "5: the least recently used one goes",
         need(),
         node(replica("a", last_used_seconds=NOW - 1), replica("c", last_used_seconds=NOW - 9), slots=2),
-        Evict((ReplicaId("c-1"),)),
+        Evict((ReplicaId("c-1"),), sleep=True),
     ),
     (
         "5: not more than must go: the small old one does not help",
@@ -87,7 +112,7 @@ CASES: list[tuple[str, Need, NodeView, Decision]] = [
             slots=4,
             memory_bytes=100,
         ),
-        Evict((ReplicaId("c-1"),)),
+        Evict((ReplicaId("c-1"),), sleep=True),
     ),
     (
         "4: one that is stopping has left its place, though not yet its memory",
@@ -140,7 +165,7 @@ def test_models_of_one_digest_share_their_slabs() -> None:
     assert isinstance(decide(twin, node(replica("a", dram_bytes=60), slots=2)), Start)
 
 
-@pytest.mark.parametrize("state", [ReplicaState.STARTING, ReplicaState.CLOSING, ReplicaState.STOPPING])
+@pytest.mark.parametrize("state", set(ReplicaState) - {ReplicaState.SERVING, ASLEEP})
 def test_2_3_its_own_replica_on_its_way_is_waited_for_and_blocks_nobody(state: ReplicaState) -> None:
     decision = decide(need("a"), node(replica("a", state=state)))
     assert isinstance(decision, Wait)
@@ -175,7 +200,30 @@ def test_7_a_young_busy_replica_keeps_its_residency() -> None:
     assert decision.until_seconds == NOW + 1.5
 
 
+def test_7_a_residency_is_never_shorter_than_the_start_took() -> None:
+    slow = replica("a", running=3, resident_since_seconds=NOW - 5, startup_seconds=20.0)
+    decision = decide(need(), node(slow))
+    assert isinstance(decision, Wait)
+    assert (decision.close, decision.until_seconds) == ((), NOW + 15)
+
+
+def test_3_memory_of_one_that_dozes_is_waited_for_and_its_place_is_free() -> None:
+    dozing = replica("a", state=ReplicaState.DOZING, device_bytes=(80,))
+    decision = decide(need(device_bytes=(30,)), node(dozing, slots=4, memory_bytes=100))
+    assert isinstance(decision, Wait)
+    assert decision.for_room
+    assert isinstance(decide(need(), node(dozing)), Start)
+
+
+def test_6_dram_of_one_that_sleeps_and_of_a_busy_one_together_is_enough() -> None:
+    view = node(replica("a", running=1, dram_bytes=50), replica("c", state=ASLEEP, dram_bytes=50), slots=4)
+    decision = decide(need(dram_bytes=90), view)
+    assert isinstance(decision, Wait)
+    assert set(decision.close) == {"a-1", "c-1"}
+
+
 states = st.sampled_from(list(ReplicaState))
+OFF_DEVICE = (ReplicaState.STOPPING, ReplicaState.DOZING, ASLEEP)
 
 
 @given(
@@ -194,10 +242,13 @@ def test_what_it_starts_fits_and_what_it_evicts_is_idle(
     match decide(need("z", device_bytes=(size_bytes,), dram_bytes=size_bytes), view):
         case Start(devices):
             assert devices == ("cpu:0",)
-            assert sum(r.device_bytes[0] for r in replicas) + size_bytes <= 60
-            assert sum(r.state is not ReplicaState.STOPPING for r in replicas) < slots
-        case Evict(replica_ids):
+            assert sum(r.device_bytes[0] for r in replicas if r.state is not ASLEEP) + size_bytes <= 60
+            assert sum(r.state not in OFF_DEVICE for r in replicas) < slots
+        case Evict(replica_ids, sleep):
             going = [r for r in replicas if r.replica_id in replica_ids]
             assert going
-            assert all(r.running == 0 and r.state is ReplicaState.SERVING for r in going)
-            assert sum(r.device_bytes[0] for r in replicas if r not in going) + size_bytes <= 60
+            assert all(r.running == 0 and r.state in (ReplicaState.SERVING, ASLEEP) for r in going)
+            left = [r for r in replicas if r not in going]
+            assert sum(r.device_bytes[0] for r in left if r.state is not ASLEEP) + size_bytes <= 60
+            if not sleep:
+                assert sum(r.dram_bytes for r in replicas) + size_bytes > 100

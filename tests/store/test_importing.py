@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from sllmd.core.errors import InvalidRequest, ModelNotFound, StoreError
+from sllmd.core.errors import InvalidRequest, ModelNotFound, PathNotFound
 from sllmd.core.units import MIB
 from sllmd.store.importing import ImportProgress, default_name
 from sllmd.store.settings import ImportSettings
@@ -201,11 +201,11 @@ def test_options_that_contradict_each_other(store: Store, tmp_path: Path) -> Non
     source = write_model(tmp_path / "m")
     with pytest.raises(InvalidRequest, match="one partition"):
         run_import(store, source, in_place=True, partitions=2)
-    with pytest.raises(StoreError, match="in place"):
+    with pytest.raises(InvalidRequest, match="in place"):
         run_import(store, "builtin:tiny", in_place=True)
-    with pytest.raises(StoreError, match="does not exist"):
+    with pytest.raises(PathNotFound, match="does not exist"):
         run_import(store, tmp_path / "nowhere")
-    with pytest.raises(StoreError, match="no built-in model"):
+    with pytest.raises(ModelNotFound, match="no built-in model"):
         run_import(store, "builtin:huge")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sllmd.core.errors import ModelNotFound, StoreError
+from sllmd.core.errors import BusyError, ModelNotFound, StoreError
 from sllmd.store.store import Store
 from tests.store.models import as_bytes, llama_tensors, read_back, run_import, snapshot, write_model
 
@@ -116,7 +116,7 @@ def test_two_imports_of_one_name_at_once_the_second_is_told(store: Store, tmp_pa
     with python(STOP_HALFWAY.format(name="m", in_place=False), store.root, source) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "halfway\n"
-        with pytest.raises(StoreError, match="being imported by another process"):
+        with pytest.raises(BusyError, match="being imported by another process"):
             run_import(store, source)
         run_import(store, source, "another-name")
         child.communicate(timeout=60)

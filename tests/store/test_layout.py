@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllmd.core.errors import StoreError, UnsupportedCheckpoint
+from sllmd.core.errors import InvalidRequest, UnsupportedCheckpoint
 from sllmd.store.layout import (
     absent_heads,
     execution_key,
@@ -127,7 +127,7 @@ def test_every_tensor_is_aligned_none_overlap_and_layers_stay_whole() -> None:
 
 @pytest.mark.parametrize("partitions", [0, 3, 1000])
 def test_more_partitions_than_parts_are_refused(partitions: int) -> None:
-    with pytest.raises(StoreError, match="2 indivisible parts"):
+    with pytest.raises(InvalidRequest, match="2 indivisible parts"):
         lay_out([tensor("model.embed_tokens.weight"), tensor("lm_head.weight")], partitions=partitions)
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from sllmd.core.errors import (
     ChecksumMismatch,
+    Conflict,
     InvalidRequest,
     MalformedCheckpoint,
     ModelNotFound,
-    StoreError,
     UnsupportedCheckpoint,
 )
 from sllmd.store.checkpoint import Checkpoint
@@ -95,13 +95,13 @@ def test_an_alias_is_another_name(store: Store) -> None:
     with pytest.raises(ModelNotFound):
         store.resolve("a")
     assert store.resolve("other") == other
-    with pytest.raises(StoreError, match="is a model"):
+    with pytest.raises(Conflict, match="is a model"):
         store.alias("tiny", "other")
     with pytest.raises(InvalidRequest):
         store.alias("../x", "other")
     with pytest.raises(ModelNotFound):
         store.alias("c", "nobody")
-    with pytest.raises(StoreError, match="is an alias of `other`"):
+    with pytest.raises(Conflict, match="is an alias of `other`"):
         run_import(store, "builtin:tiny", "b")
 
 
