@@ -89,7 +89,7 @@ def convert_gguf(file: Path, staging: Path, *, dtype: str) -> None:
 
     read_gguf_faster(advance)
     # Alone in a directory, so that nothing beside the file has a say in its config and tokenizer.
-    with _parser_errors(file), tempfile.TemporaryDirectory() as alone:
+    with tempfile.TemporaryDirectory() as alone, _parser_errors(file, alone):
         (Path(alone) / file.name).symlink_to(file.absolute())
         config = AutoConfig.from_pretrained(alone, gguf_file=file.name, trust_remote_code=False)
         with torch.device("meta"):
@@ -220,10 +220,14 @@ def _write_shards(tensors: Iterator[tuple[str, Any]], staging: Path) -> None:
 
 
 class _parser_errors:  # noqa: N801  (reads as a statement)
-    """Turn what GGUF parsers raise on bad input into a CheckpointError that names the file."""
+    """Turn what GGUF parsers raise on bad input into a CheckpointError that names the file.
 
-    def __init__(self, file: Path) -> None:
+    ``alone``: the directory where the parsers saw it, which nobody else knows.
+    """
+
+    def __init__(self, file: Path, alone: str) -> None:
         self.file = file
+        self.alone = alone
 
     def __enter__(self) -> None:
         return None
@@ -231,10 +235,10 @@ class _parser_errors:  # noqa: N801  (reads as a statement)
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None or isinstance(error, CheckpointError) or not isinstance(error, Exception):
             return
-        text = _first_line(error)
+        text = _first_line(error).replace(self.alone, str(self.file.parent))
         if "not supported" in text or isinstance(error, NotImplementedError):
-            raise UnsupportedCheckpoint(f"{self.file.name}: {text}") from error
-        raise MalformedCheckpoint(f"{self.file.name} is not a readable GGUF file: {text}") from error
+            raise UnsupportedCheckpoint(f"{self.file}: {text}") from error
+        raise MalformedCheckpoint(f"{self.file} is not a readable GGUF file: {text}") from error
 
 
 def _first_line(error: BaseException) -> str:
