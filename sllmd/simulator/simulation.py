@@ -1,34 +1,31 @@
 """One run: a trace, virtual nodes, one policy.
 
-Events are kept in a heap by time, then by the order in which they were made, so a seed gives one run.
 Whatever happens is told to the keeper as a node's report; whatever is decided is carried out as an agent
 would.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 
 from sllmd.core.ids import GenerationId, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.scheduler import reports
 from sllmd.scheduler.decisions import Decision, Evict, Load, Move, Refuse, Use, Wait
-from sllmd.scheduler.eviction import NoRoom, choose, copies_of
 from sllmd.scheduler.facts import Model, Request, Tier
-from sllmd.scheduler.keeper import Keeper
-from sllmd.scheduler.prefetch import Prefetch, prefetch
 from sllmd.scheduler.scaling import keep_alive_seconds
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.turns import longest_wait, must_yield
 from sllmd.scheduler.view import GenerationView
+from sllmd.simulator.copies import Copies
 from sllmd.simulator.hardware import Hardware, Kind
 from sllmd.simulator.policies import LIFTING, Setting, make_policy
 from sllmd.simulator.results import Result
 from sllmd.simulator.traces import Arrival
 from sllmd.simulator.truth import Job, Paths, Replica
+from sllmd.simulator.world import World
 
 _PAUSE_TOKENS = 4
 """Tokens recomputed in a migration's last round, while the stream stands still."""
@@ -39,7 +36,7 @@ _HEADS_MAX = 32
 """Models in a row for which nothing could be done before the others are not asked about."""
 
 
-class Simulation:
+class Simulation(World):
     """Runs ``trace`` once; ``run`` gives the result."""
 
     def __init__(
@@ -52,89 +49,54 @@ class Simulation:
         seed: int,
         settings: SchedulerSettings | None = None,
     ) -> None:
-        self.keeper = Keeper(settings)
-        self.view = self.keeper.view
-        self.hardware = hardware
+        super().__init__(hardware, [model for _, model in models], settings)
         self.result = Result(policy, seed, devices=hardware.nodes * hardware.devices)
-        self.now = 0.0
         self._trace = trace
         self._next = 0
-        self._events: list[tuple[float, int, Callable[[], object]]] = []
-        self._made = 0
         self._beat_due = 0.0
         self._kinds = {model.name: kind for kind, model in models}
         self._paths = Paths(hardware, random.Random(f"noise {seed}"))
-        self._sequences: dict[NodeId, int] = {}
         self._replicas: dict[ReplicaId, Replica] = {}
         self._lines: dict[ModelName, deque[Job]] = {}
         self._jobs: dict[GenerationId, Job] = {}
+        self._copies = Copies(self, self._paths, self._asleep_on, self._go)
         self._caches = policy != "download"
         self._preempts = policy == "shepherd"
         self._lifts = policy in LIFTING
-        self._lifting: dict[NodeId, ModelName] = {}
         if policy == "oracle":
             self.view.rest_seconds = self._true_rest
         chance = random.Random(f"policy {seed}")
         self._policy = make_policy(
             policy, Setting(self.keeper, chance, self._next_request, self._was_preempted)
         )
-        self._found(models)
-
-    def _found(self, models: Sequence[tuple[Kind, Model]]) -> None:
-        for _, model in models:
-            self.keeper.put_model(model)
-        names = tuple(model.name for _, model in models)
-        hardware = self.hardware
-        for index in range(hardware.nodes):
-            node = NodeId(f"node{index}")
-            self._sequences[node] = 0
-            self.keeper.take(
-                reports.Inventory(
-                    node,
-                    0,
-                    node,
-                    (hardware.device_bytes,) * hardware.devices,
-                    hardware.dram_bytes,
-                    ssd=names,
-                    bytes_per_second=hardware.bytes_per_second(),
-                ),
-                0.0,
-            )
 
     # --- the loop ---
 
     def run(self) -> Result:
         """Until every request of the trace has ended."""
         if self._trace:
-            self._at(self._trace[0].seconds, self._arrive)
-        for node in self._sequences:
+            self.at(self._trace[0].seconds, self._arrive)
+        for node in self.nodes:
             self._lift(node)
-        while self._events:
-            self.now, _, happen = heapq.heappop(self._events)
-            happen()
+        self.run_events()
         self.result.failed += sum(len(line) for line in self._lines.values())
         errors = [error for each in self.view.errors.values() for error in each.recent]
         if errors:
             self.result.error_median = sorted(abs(error) for error in errors)[len(errors) // 2]
         return self.result
 
-    def _at(self, seconds: float, happen: Callable[[], object]) -> None:
-        self._made += 1
-        heapq.heappush(self._events, (seconds, self._made, happen))
-
-    def _tell(self, node: NodeId, *changes: reports.Change) -> None:
-        self._sequences[node] += 1
-        agreed = self.keeper.apply(reports.Report(node, self._sequences[node], changes), self.now)
-        assert agreed, f"the view contradicts the simulation: {changes}"
-
     def _beat(self) -> None:
         """Nodes report now and then though nothing happens. Nobody looks at that but decisions, so it is
         made up for before one."""
         if self.now >= self._beat_due:
             self._beat_due = self.now + self.view.settings.stale_after / 4
-            for node in self._sequences:
-                self._tell(node)
+            for node in self.nodes:
+                self.tell(node)
                 self._lift(node)
+
+    def _lift(self, node: NodeId) -> None:
+        if self._lifts:
+            self._copies.lift(node)
 
     # --- what only the oracle may know ---
 
@@ -156,7 +118,7 @@ class Simulation:
         arrival = self._trace[self._next]
         self._next += 1
         if self._next < len(self._trace):
-            self._at(self._trace[self._next].seconds, self._arrive)
+            self.at(self._trace[self._next].seconds, self._arrive)
         name = f"{self._next}"
         request = Request(RequestId(name), arrival.model, self.now)
         job = Job(arrival, request, GenerationId(name), waiting_since=self.now)
@@ -226,7 +188,7 @@ class Simulation:
         tokens = job.arrival.tokens_in + job.tokens_done
         prefill = pace.prefill_seconds + tokens * pace.token_prefill_seconds
         job.startup_seconds += self.now - job.waiting_since
-        self._tell(replica.node, reports.Prefilled(replica.model.name, tokens, prefill))
+        self.tell(replica.node, reports.Prefilled(replica.model.name, tokens, prefill))
         self._run_on(job, replica, prefill)
 
     def _run_on(self, job: Job, replica: Replica, delay_seconds: float) -> None:
@@ -237,8 +199,8 @@ class Simulation:
         left = job.arrival.tokens_out - job.tokens_done
         job.end_seconds = job.began_seconds + left * replica.pace.token_seconds
         facts = reports.GenerationFacts(job.generation, job.arrival.tokens_in, job.tokens_done)
-        self._tell(replica.node, reports.GenerationBegan(replica.replica, facts))
-        self._at(job.end_seconds, lambda: self._end(job, turn))
+        self.tell(replica.node, reports.GenerationBegan(replica.replica, facts))
+        self.at(job.end_seconds, lambda: self._end(job, turn))
 
     def _leave(self, job: Job, tokens_out: int) -> Replica:
         """A request gives its row back; 0 tokens: it goes on elsewhere."""
@@ -248,7 +210,7 @@ class Simulation:
         job.turn += 1
         del replica.jobs[job.generation]
         ended = reports.GenerationEnded(replica.replica, job.generation, tokens_out)
-        self._tell(replica.node, ended)
+        self.tell(replica.node, ended)
         self._spend(replica, job)
         return replica
 
@@ -304,8 +266,7 @@ class Simulation:
     def _load(self, model: ModelName, load: Load) -> Replica:
         kind = self._kinds[model]
         made = self.view.models[model].model
-        self._made += 1
-        name = ReplicaId(f"r{self._made}")
+        name = ReplicaId(f"r{self.number()}")
         self.keeper.promise(name, made, load, self.now)
         if load.wakes is not None:
             self._replicas.pop(load.wakes).gone = True
@@ -328,7 +289,7 @@ class Simulation:
             return
         for job in list(victim.jobs.values()):
             self._preempt(job, victim)
-        self._at(self.now + self.hardware.evict_seconds, lambda: self._lie_down(victim))
+        self.at(self.now + self.hardware.evict_seconds, lambda: self._lie_down(victim))
 
     def _preempt(self, job: Job, victim: Replica) -> None:
         """It is stopped and stands in line again, before all others of its model."""
@@ -341,7 +302,10 @@ class Simulation:
         name = victim.model.name
         self._lines.setdefault(name, deque()).appendleft(job)
         self.keeper.waiting(name, len(self._lines[name]))
-        self._at(self.now, lambda: self._look_again_for(name))
+        self.at(self.now, lambda: self._look_again_for(name))
+
+    def _asleep_on(self, node: NodeId) -> list[Replica]:
+        return [each for each in self._replicas.values() if each.asleep and each.node == node]
 
     def _lie_down(self, replica: Replica) -> None:
         """An idle replica leaves its devices and sleeps, if its bytes are in DRAM; for its keep-alive."""
@@ -351,8 +315,8 @@ class Simulation:
             self._go(replica)
             return
         replica.asleep, replica.closing = True, False
-        self._tell(replica.node, reports.ReplicaAsleep(replica.replica))
-        self._at(self.now + self._keep_alive_seconds(replica), lambda: self._go(replica))
+        self.tell(replica.node, reports.ReplicaAsleep(replica.replica))
+        self.at(self.now + self._keep_alive_seconds(replica), lambda: self._go(replica))
         self._leave_room(replica)
 
     def _go(self, replica: Replica) -> None:
@@ -360,7 +324,7 @@ class Simulation:
         if replica.gone:
             return
         replica.gone = True
-        self._tell(replica.node, reports.ReplicaGone(replica.replica))
+        self.tell(replica.node, reports.ReplicaGone(replica.replica))
         del self._replicas[replica.replica]
         self._leave_room(replica)
 
@@ -375,24 +339,24 @@ class Simulation:
     def _start(self, replica: Replica) -> None:
         """The devices are free: its bytes move as soon as the paths are."""
         if replica.source.tier is Tier.SSD:
-            self._lifting.pop(replica.node, None)  # who is waited for goes first; the lift begins anew
+            self._copies.stop_lift(replica.node)
         begin, end = self._paths.book(replica, self.now)
-        self._at(begin, lambda: self._bytes_begin(replica))
-        self._at(end, lambda: self._bytes_end(replica, end - begin))
+        self.at(begin, lambda: self._bytes_begin(replica))
+        self.at(end, lambda: self._bytes_end(replica, end - begin))
 
     def _bytes_begin(self, replica: Replica) -> None:
         began = reports.LoadBegan(replica.replica, replica.model.name, replica.devices, replica.source)
-        self._tell(replica.node, began)
+        self.tell(replica.node, began)
 
     def _bytes_end(self, replica: Replica, seconds: float) -> None:
         if self._caches:
-            self._cache(replica)
+            self._copies.keep(replica)
         self._lift(replica.node)
         start = self.hardware.wake_seconds if replica.wakes else self.hardware.start_seconds
-        self._at(self.now + start, lambda: self._ready(replica, seconds, start))
+        self.at(self.now + start, lambda: self._ready(replica, seconds, start))
 
     def _ready(self, replica: Replica, bytes_seconds: float, start_seconds: float) -> None:
-        self._tell(replica.node, reports.LoadEnded(replica.replica, bytes_seconds, start_seconds))
+        self.tell(replica.node, reports.LoadEnded(replica.replica, bytes_seconds, start_seconds))
         replica.ready = True
         for source in replica.movers:
             self._hand_over(source, replica)
@@ -407,24 +371,6 @@ class Simulation:
             self._stay_for_a_while(replica)
         self._look_again()
 
-    def _cache(self, replica: Replica) -> None:
-        """The bytes have passed through DRAM: they stay there if there is room, or worse ones go."""
-        node, model = self.view.nodes[replica.node], replica.model
-        if model.name in node.dram:
-            return
-        missing = model.total_bytes - (node.dram_bytes - node.dram_used_bytes)
-        going = choose(copies_of(self.view, node, Tier.DRAM, self.now), missing)
-        if not isinstance(going, NoRoom):
-            self._change_copies(replica.node, going, model.name)
-
-    def _change_copies(self, node: NodeId, going: Collection[ModelName], coming: ModelName) -> None:
-        """In DRAM; who sleeps there goes with its copy."""
-        for replica in [each for each in self._replicas.values() if each.asleep and each.node == node]:
-            if replica.model.name in going:
-                self._go(replica)
-        lost = [reports.CopyLost(Tier.DRAM, name) for name in going if name in self.view.nodes[node].dram]
-        self._tell(node, *lost, reports.CopyGained(Tier.DRAM, coming))
-
     def _stay_for_a_while(self, replica: Replica) -> None:
         """An idle replica sleeps when its keep-alive is over."""
         seen = self.view.replicas.get(replica.replica)
@@ -432,9 +378,9 @@ class Simulation:
             return
         resident = seen.since_seconds + self.view.settings.residency_min
         if resident > self.now:
-            self._at(resident, self._look_again)
+            self.at(resident, self._look_again)
         used = seen.used_seconds
-        self._at(self.now + self._keep_alive_seconds(replica), lambda: self._expire(replica, used))
+        self.at(self.now + self._keep_alive_seconds(replica), lambda: self._expire(replica, used))
 
     def _keep_alive_seconds(self, replica: Replica) -> float:
         load = replica.model.total_bytes / self.hardware.from_ssd
@@ -446,30 +392,6 @@ class Simulation:
         if unused and not replica.jobs and not replica.closing:
             self._lie_down(replica)
             self._look_again()
-
-    # --- lifts ahead of need ---
-
-    def _lift(self, node: NodeId) -> None:
-        """Use an idle SSD."""
-        if not self._lifts or node in self._lifting or not self._paths.ssd_idle(node, self.now):
-            return
-        found = prefetch(self.view, self.view.nodes[node], self.now)
-        if found is not None:
-            self._lifting[node] = found.model
-            seconds = self.view.models[found.model].model.total_bytes / self.hardware.from_ssd
-            self._at(self.now + seconds, lambda: self._lifted(node, found))
-
-    def _lifted(self, node: NodeId, found: Prefetch) -> None:
-        if self._lifting.get(node) != found.model:
-            return
-        del self._lifting[node]
-        seen = self.view.nodes[node]
-        held = {copy.model for copy in copies_of(self.view, seen, Tier.DRAM, self.now) if copy.held}
-        room = seen.dram_bytes - seen.dram_used_bytes + sum(seen.dram.get(name, 0) for name in found.evict)
-        fits = room >= self.view.models[found.model].model.total_bytes
-        if found.model not in seen.dram and fits and not held.intersection(found.evict):
-            self._change_copies(node, found.evict, found.model)
-        self._lift(node)
 
     # --- migration ---
 
@@ -494,7 +416,7 @@ class Simulation:
             tokens = job.arrival.tokens_in + job.tokens_at(self.now, source.pace)
             delay += target.pace.prefill_seconds + tokens * target.pace.token_prefill_seconds
         jobs = list(source.jobs.values())
-        self._at(self.now + delay, lambda: self._switch(source, target, jobs))
+        self.at(self.now + delay, lambda: self._switch(source, target, jobs))
 
     def _switch(self, source: Replica, target: Replica, jobs: Sequence[Job]) -> None:
         pace = target.pace
@@ -506,7 +428,7 @@ class Simulation:
                 self._leave(job, 0)
                 job.startup_seconds += pause
                 self._run_on(job, target, pause)
-        self._at(self.now + self.hardware.evict_seconds, lambda: self._lie_down(source))
+        self.at(self.now + self.hardware.evict_seconds, lambda: self._lie_down(source))
         if not target.jobs:
             self._row_freed(target)
 
