@@ -51,6 +51,8 @@ class LoaderSettings(Frozen):
     """Least time between two progress events of one load: they wake the event loop."""
     close_timeout_seconds: FiniteSeconds = 10.0
     """How long stopping waits for reads in flight before it leaves them to the end of the process."""
+    dram_bandwidth_max_bytes: ByteSize = ByteSize(0)
+    """Bytes per second from memory to each device; 0: no cap. A CPU maps memory, and waits all the same."""
     disk_bandwidth_max_bytes: ByteSize = ByteSize(0)
     """Bytes per second read from one disk; 0: no cap."""
     remote_bandwidth_max_bytes: ByteSize = ByteSize(0)

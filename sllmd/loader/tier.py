@@ -115,6 +115,11 @@ class DramTier:
         """Memory that copies may fill, in whole slabs."""
         return self._pool.budget_slabs * self._pool.slab_bytes
 
+    @property
+    def to_device_max_bytes(self) -> int:
+        """Bytes per second that may pass from here to each device; 0: no cap."""
+        return self._settings.dram_bandwidth_max_bytes
+
     def slab_bytes_needed(self, checkpoint: Checkpoint) -> int:
         """Memory that a copy takes: each partition fills whole slabs."""
         partitions = checkpoint.manifest.partitions
@@ -303,7 +308,8 @@ class DramTier:
         """How long ``acquire`` + ``loaded`` would take: what is queued before it, and its own bytes."""
         copy = self._copies.get(checkpoint.manifest.digest)
         if copy is not None and copy.loaded:
-            return 0.0
+            to_device = self.to_device_max_bytes
+            return copy.size_bytes / to_device if to_device else 0.0
         lane = self._ways.known_lane(checkpoint)
         queued = lane.queued_bytes() if lane else 0
         if copy is None:

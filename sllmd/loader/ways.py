@@ -109,7 +109,8 @@ class Ways:
         return self._settings.remote_bandwidth_guess_bytes
 
     def rates(self) -> dict[str, float]:
-        """Bytes per second of each way into memory: measured, or as assumed until then; within its cap."""
+        """Bytes per second of each way into memory: measured, or as assumed until then; within its cap. And
+        of the way on to a device, ``dram``, if it has a cap."""
         settings = self._settings
         found = {
             "ssd": _capped(settings.disk_bandwidth_guess_bytes, settings.disk_bandwidth_max_bytes),
@@ -118,6 +119,8 @@ class Ways:
         }
         for name, measured in self.measured().items():
             found[_way_of_lane(name)] = measured
+        if settings.dram_bandwidth_max_bytes:
+            found["dram"] = float(settings.dram_bandwidth_max_bytes)
         return found
 
     def measured(self) -> dict[str, float]:

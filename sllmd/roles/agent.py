@@ -29,9 +29,7 @@ from sllmd.core.errors import (
 from sllmd.core.ids import Digest, ModelName, ReplicaId
 from sllmd.engine.devices import Device
 from sllmd.engine.protocol import EngineOptions
-from sllmd.engine.replica import Replica
 from sllmd.engine.supervisor import Supervisor
-from sllmd.loader.status import LoadReport
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import (
     DeviceView,
@@ -45,6 +43,7 @@ from sllmd.roles.admission import (
     Wait,
     decide,
 )
+from sllmd.roles.feeding import Feed
 from sllmd.roles.residence import Grant, Residence
 from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
 from sllmd.store.checkpoint import Checkpoint
@@ -95,6 +94,7 @@ class Agent:
         self._devices = tuple(_device_view(device, device_settings) for device in devices)
         self._residences: dict[tuple[ModelName, Digest], Residence] = {}
         self._lifted_bytes = 0
+        self._feed = Feed(tier.to_device_max_bytes)
         self._tickets: list[_Ticket] = []
         self._wake: asyncio.TimerHandle | None = None
         self._replica_count = 0
@@ -435,7 +435,7 @@ class Agent:
                 residence.options,
                 devices=residence.devices,
             )
-            report = await _follow(lease, replica)
+            report, passing_seconds = await self._feed.pass_on(lease, replica, residence.devices)
             loaded_seconds = time.monotonic()
             await replica.begin()
         except SllmdError as error:
@@ -448,7 +448,13 @@ class Agent:
         now_seconds = time.monotonic()
         if residence.tier != "dram":
             residence.stages_seconds[f"{residence.tier}→dram"] = report.seconds
-        bytes_there_seconds = residence.started_seconds if residence.tier == "dram" else loaded_seconds
+        if self._feed.bandwidth_max_bytes:
+            residence.stages_seconds["dram→device"] = passing_seconds
+        else:
+            passing_seconds = 0.0
+        bytes_there_seconds = loaded_seconds
+        if residence.tier == "dram":
+            bytes_there_seconds = residence.started_seconds + passing_seconds
         attach_seconds = now_seconds - bytes_there_seconds
         residence.stages_seconds["attach"] = attach_seconds
         self._start_overhead_seconds += 0.3 * (attach_seconds - self._start_overhead_seconds)
@@ -593,20 +599,6 @@ class Agent:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("a replica's task crashed", exc_info=task.exception())
-
-
-async def _follow(lease: Lease, replica: Replica) -> LoadReport:
-    """Wait for the load, telling the worker what has arrived: a GPU copies while the rest is on its way."""
-    loading = asyncio.ensure_future(lease.loaded())
-    try:
-        while not loading.done():
-            changed = asyncio.ensure_future(lease.progress_changed())
-            await asyncio.wait([changed, loading], return_when=asyncio.FIRST_COMPLETED)
-            changed.cancel()
-            replica.progress(lease.bytes_ready())
-        return loading.result()
-    finally:
-        loading.cancel()
 
 
 def _device_view(device: Device, settings: DeviceSettings) -> DeviceView:

@@ -54,7 +54,7 @@ class Stock:
         view = self._agent.view()
         rates = self._tier.rates()
         if all(device.memory_bytes is None for device in view.devices):
-            rates["dram"] = MAPPED_BYTES_PER_SECOND
+            rates.setdefault("dram", MAPPED_BYTES_PER_SECOND)
         return Detail(
             name=self.name,
             labels=dict(self.labels),
@@ -142,7 +142,7 @@ def _replica_detail(residence: Residence) -> ReplicaDetail:
         source=residence.tier,
         loaded_bytes=loading.bytes_done if loading is not None else 0,
         load_seconds=loading.seconds if loading is not None and loading.state == "loading" else 0.0,
-        bytes_seconds=stages.get(f"{residence.tier}→dram", 0.0),
+        bytes_seconds=stages.get(f"{residence.tier}→dram", 0.0) + stages.get("dram→device", 0.0),
         start_seconds=stages.get("attach", 0.0),
         generations=_generations(replica.tally.running.values()) if replica is not None else (),
     )
