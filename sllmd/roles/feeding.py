@@ -34,9 +34,7 @@ class Feed:
     ) -> tuple[LoadReport, float]:
         """Return when ``replica`` has been told of all bytes: the load's report, and how long that took
         beyond their arrival in DRAM. Raises the load's error."""
-        loading = asyncio.ensure_future(lease.loaded())
-        arrived: list[float] = []
-        loading.add_done_callback(lambda _: arrived.append(time.monotonic()))
+        loading = asyncio.ensure_future(_arrival(lease))
         told = (0,) * len(lease.memory)
         try:
             while not (loading.done() and told == lease.bytes_ready()):
@@ -48,7 +46,8 @@ class Feed:
                     changed.cancel()
                 told = await self._turn(told, lease.bytes_ready(), devices)
                 replica.progress(told)
-            return loading.result(), time.monotonic() - arrived[0]
+            report, arrived_seconds = loading.result()
+            return report, time.monotonic() - arrived_seconds
         finally:
             loading.cancel()
 
@@ -67,3 +66,8 @@ class Feed:
             ends = max(ends, link.book(after[-1] - before, now)[1])
         await asyncio.sleep(ends - now)
         return tuple(after)
+
+
+async def _arrival(lease: Lease) -> tuple[LoadReport, float]:
+    """The report of a load, and when its last byte was in DRAM."""
+    return await lease.loaded(), time.monotonic()
