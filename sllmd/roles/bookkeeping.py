@@ -20,10 +20,10 @@ from sllmd.core.ids import NodeId
 from sllmd.core.units import KIB
 from sllmd.roles.inventory import CODEC as REPORTS
 from sllmd.roles.inventory import Inventory, Report
-from sllmd.roles.lasting import lasting
 from sllmd.roles.settings import RoutingSettings
 from sllmd.roles.table import CODEC as CHANGES
 from sllmd.roles.table import Change, Delta, Ledger
+from sllmd.telemetry.supervising import keep_running
 from sllmd.wire.rpc.methods import Caller, Methods
 
 REPORT = "report"
@@ -71,7 +71,8 @@ class Bookkeeper:
             return  # a second ledger would count its versions anew
         self.rest()
         self._ledger = ledger = Ledger(epoch)
-        self._leading = lasting(self._lead(ledger, list(nodes)), "the leader's books")
+        asked = list(nodes)
+        self._leading = keep_running(lambda: self._lead(ledger, asked))
 
     def rest(self) -> None:
         """Another node leads, or nobody: who follows this one is sent away."""

@@ -29,7 +29,6 @@ from sllmd.roles.chunks import Chunks
 from sllmd.roles.deployments import Deployments
 from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
-from sllmd.roles.lasting import lasting
 from sllmd.roles.leader import Leader
 from sllmd.roles.library import Library, Shared
 from sllmd.roles.orders import Fence, Orders
@@ -43,6 +42,7 @@ from sllmd.roles.stock import Stock
 from sllmd.roles.table import Table
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.store.store import Store
+from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.wire.addresses import split_address
 from sllmd.wire.rpc.connection import Connection
 
@@ -152,17 +152,11 @@ class DataPlane:
         self._look_around()
         self.orders.open(Fence(self._directory / FENCE_FILE, identity.cluster_id))
         self._deployments.start(self._node.control, identity.cluster_id)
-        self._tasks = [
-            lasting(self._watch_members(), "who is here"),
-            lasting(self._watch_leaders(), "who leads"),
-        ]
+        self._tasks = [keep_running(self._watch_members), keep_running(self._watch_leaders)]
 
     async def close(self) -> None:
         """Take part no more; what runs here for others ends with the connections."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(*self._tasks)
         await self._deployments.close()
         self.leader.rest()
         await self.orders.close()

@@ -23,13 +23,13 @@ from sllmd.cluster.catalogue.table import Table
 from sllmd.cluster.control import ControlStore
 from sllmd.core.errors import BusyError, ModelNotFound, OutcomeUnknown, SllmdError, StoreError
 from sllmd.core.ids import Digest, ModelName
-from sllmd.roles.lasting import lasting
 from sllmd.roles.library import Library, as_own
 from sllmd.roles.naming import Deployed, Offer, reconcile
 from sllmd.roles.retiring import propose_retiring
 from sllmd.roles.settings import ModelSettings
 from sllmd.store.durable import replace_file, store_errors
 from sllmd.store.store import Store, StoredModel
+from sllmd.telemetry.supervising import end_tasks, keep_running
 
 LOOK_SECONDS = 1.0
 """How long an import may go unnoticed by other nodes; this node sees it at once."""
@@ -88,13 +88,11 @@ class Deployments:
         """Begin. Raises StoreError when the memory cannot be read."""
         self._cluster_id = cluster_id
         self._library.deployed = read_memory(self._memory, cluster_id)
-        self._task = lasting(self._run(control), "deploying what is imported")
+        self._task = keep_running(lambda: self._run(control))
 
     async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end_tasks(self._task)
 
     async def _run(self, control: ControlStore) -> None:
         while True:

@@ -28,6 +28,7 @@ from sllmd.roles.agent import Agent
 from sllmd.roles.passage import Passage
 from sllmd.roles.router import Generation, Router
 from sllmd.roles.status import DrainStep
+from sllmd.telemetry.supervising import end_tasks
 from sllmd.wire.rpc.methods import Caller, Methods
 
 EMPTY, DRAIN, UNDRAIN = "moves.empty", "node.drain", "node.undrain"
@@ -178,9 +179,7 @@ class Draining:
                 else:
                     yield result
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await end_tasks(*tasks)
 
     # -- what routers are asked ----------------------------------------------------------------
 
@@ -199,10 +198,7 @@ class Draining:
             for move in asyncio.as_completed(moves):
                 yield await move
         finally:
-            for task in moves:
-                task.cancel()
-            if moves:
-                await asyncio.wait(moves)
+            await end_tasks(*moves)
 
     async def _move(self, generation: Generation) -> Moved:
         assert generation.carriage is not None, "it runs somewhere"

@@ -28,7 +28,6 @@ from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.roles.decided import CODEC, Decided, Question, decided, unpack_question
 from sllmd.roles.intents import intent, repairs
 from sllmd.roles.inventory import Inventory
-from sllmd.roles.lasting import lasting
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
 from sllmd.roles.reporting import TOLD_SECONDS
@@ -40,6 +39,7 @@ from sllmd.scheduler.scaling import Idle, Steady, idle_action, wanted
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.victims import Option, Search
 from sllmd.scheduler.view import ModelView, NodeView, ReplicaState, ReplicaView
+from sllmd.telemetry.supervising import keep_running
 
 PLACE, PLAN, RETIRE = "place", "plan", "retire"
 TRIES_MAX = 8
@@ -130,10 +130,7 @@ class Leader:
         self._epoch = epoch
         self.picture = Picture(self._settings)
         self._asked = asyncio.Event()
-        self._tasks = [
-            lasting(self._follow(), "the leader's picture of what is agreed"),
-            lasting(self._serve(), "the leader's repairs and further replicas"),
-        ]
+        self._tasks = [keep_running(self._follow), keep_running(self._serve)]
 
     def rest(self) -> None:
         """Another node leads, or nobody; who waits here is sent away."""

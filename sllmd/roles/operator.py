@@ -39,6 +39,7 @@ from sllmd.roles.status import (
     UnloadReport,
 )
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.telemetry.supervising import end_tasks
 
 _WAITING_STATUS_SECONDS = 0.5
 """How often somebody who waits for a load hears that it still waits."""
@@ -274,10 +275,7 @@ async def _running(work: Coroutine[None, None, Any]) -> AsyncGenerator[asyncio.T
     try:
         yield task
     finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # whoever cared has awaited it
+        await end_tasks(task)  # if it failed, whoever cared has awaited it
 
 
 async def _follow(

@@ -32,6 +32,7 @@ from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.agent import Agent
 from sllmd.roles.library import Library
 from sllmd.store.durable import replace_file, store_errors
+from sllmd.telemetry.supervising import end_tasks
 from sllmd.wire.rpc.methods import Caller, Methods
 
 METHOD = "order"
@@ -229,10 +230,7 @@ class Orders:
 
     async def close(self) -> None:
         """Give up what is under way."""
-        for task in self._works:
-            task.cancel()
-        if self._works:
-            await asyncio.wait(self._works)
+        await end_tasks(*self._works)
 
 
 async def give_order(cluster: ClusterNode, here: Orders, node: NodeId, order: Order) -> Answer:

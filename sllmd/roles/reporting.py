@@ -19,10 +19,10 @@ from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import Digest, NodeId
 from sllmd.roles.bookkeeping import ASK, FOLLOW, REPORT, Bookkeeper, DeltaReader
 from sllmd.roles.inventory import CODEC, Inventory, Report, delta_report, full_report
-from sllmd.roles.lasting import lasting
 from sllmd.roles.relay import Connect
 from sllmd.roles.settings import RoutingSettings
 from sllmd.roles.table import Delta, Table
+from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.wire.rpc.methods import Caller, Methods
 
 REPORT_SECONDS = 3.0
@@ -110,11 +110,12 @@ class Reporter:
         self._leader, self._me = leader, me
         if whole:
             self.table = Table(self.table.epoch, 0, self.table.inventories)
-        self._stop()
+        for task in self._tasks:
+            task.cancel()
         if leader is not None:
             self._tasks = [
-                lasting(self._for_ever(lambda: self._report(leader)), "reports to the leader"),
-                lasting(self._for_ever(lambda: self._learn(leader)), "the routing table"),
+                keep_running(lambda: self._for_ever(lambda: self._report(leader))),
+                keep_running(lambda: self._for_ever(lambda: self._learn(leader))),
             ]
 
     def refresh(self) -> None:
@@ -190,12 +191,6 @@ class Reporter:
                 if whole is not None:
                     yield whole
 
-    def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
     async def close(self) -> None:
         """Tell and learn nothing more."""
-        self._stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(*self._tasks)

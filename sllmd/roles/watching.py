@@ -27,13 +27,13 @@ from sllmd.roles.happenings import (
     of_replica,
     of_stream,
 )
-from sllmd.roles.lasting import lasting
 from sllmd.roles.members import name_table
 from sllmd.roles.mirror import Mirror, Outcome
 from sllmd.roles.mover import Mover
 from sllmd.roles.passage import Passage
 from sllmd.roles.residence import Residence
 from sllmd.telemetry.feed import Feed
+from sllmd.telemetry.supervising import end_tasks, keep_running
 
 
 def record(feed: Feed, happening: Happening) -> None:
@@ -90,17 +90,14 @@ class Watcher:
     def start(self) -> None:
         """From what is known now on."""
         self._tasks = [
-            lasting(self._follow_members(), "events of members"),
-            lasting(self._follow_leadership(), "events of leaders"),
-            lasting(self._follow_catalogue(), "events of the catalogue"),
+            keep_running(self._follow_members),
+            keep_running(self._follow_leadership),
+            keep_running(self._follow_catalogue),
         ]
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(*self._tasks)
 
     async def _follow_members(self) -> None:
         changes = self._membership.changed()

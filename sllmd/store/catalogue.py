@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote
@@ -23,6 +22,7 @@ from sllmd.core.errors import InvalidRequest, StoreError
 from sllmd.core.frozen import Frozen
 from sllmd.core.ids import Digest, ModelName
 from sllmd.store.durable import replace_file, store_errors, sync_directory
+from sllmd.store.locks import open_lock
 
 _log = structlog.get_logger(__name__)
 
@@ -129,15 +129,11 @@ class Catalogue:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the catalogue against other processes' changes. Raises StoreError."""
-        with store_errors("lock the catalogue"):
-            descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
+        with ExitStack() as opened:
             with store_errors("lock the catalogue"):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(opened.enter_context(open_lock(self._lock_file)), fcntl.LOCK_EX)
             self._settled = False
             yield
-        finally:
-            os.close(descriptor)
 
     def put(self, entry: Entry) -> None:
         """Publish an entry. Raises OSError."""

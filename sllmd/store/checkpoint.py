@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from sllmd.core.ids import ModelName
-from sllmd.store.manifest import Manifest
+from sllmd.store.manifest import DataFile, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,13 @@ class Checkpoint:
     directory: Path
     data_directory: Path
     remote_url: str | None = None
+
+    def missing_files(self) -> Iterator[DataFile]:
+        """Data files that do not lie in ``data_directory`` as large as they should be. Raises OSError."""
+        for file in self.manifest.data_files:
+            path = self.data_directory / file.path
+            if not path.is_file() or path.stat().st_size != file.size_bytes:
+                yield file
 
     def validators(self) -> Mapping[str, str]:
         """ETag (or Last-Modified) of each remote file when it was registered; empty where unknown.

@@ -98,9 +98,5 @@ def _holder(store: Store, name: ModelName) -> Checkpoint | None:
         checkpoint = store.resolve(name)
     except (ModelNotFound, CheckpointError):
         return None
-    files = (file for partition in checkpoint.manifest.partitions for file in partition.files)
-    whole = checkpoint.remote_url is not None or all(
-        path.is_file() and path.stat().st_size == size_bytes
-        for path, size_bytes in ((checkpoint.data_directory / file.path, file.size_bytes) for file in files)
-    )
+    whole = checkpoint.remote_url is not None or not any(checkpoint.missing_files())
     return checkpoint if whole else None

@@ -111,7 +111,12 @@ class Manifest(Frozen):
     @property
     def size_bytes(self) -> int:
         """Bytes of all data files."""
-        return sum(file.size_bytes for partition in self.partitions for file in partition.files)
+        return sum(file.size_bytes for file in self.data_files)
+
+    @property
+    def data_files(self) -> list[DataFile]:
+        """Of all partitions."""
+        return [file for partition in self.partitions for file in partition.files]
 
     @property
     def span_bytes(self) -> int:

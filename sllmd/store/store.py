@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import difflib
 import fcntl
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,26 +30,25 @@ from sllmd.core.errors import (
     Conflict,
     MalformedCheckpoint,
     ModelNotFound,
-    SourceUnavailable,
     StoreError,
 )
 from sllmd.core.ids import Digest, ModelName
+from sllmd.store.arriving import arrived, complete
 from sllmd.store.catalogue import Catalogue, Entry, Quarantined, check_name, slug
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.directory import copy_small_files, read_manifest, tree_bytes, write_manifest
-from sllmd.store.durable import remove_tree, store_errors, sync_directory
+from sllmd.store.directory import read_manifest
+from sllmd.store.durable import remove_tree, store_errors
 from sllmd.store.local import fingerprint
-from sllmd.store.manifest import DataFile, Manifest
+from sllmd.store.locks import held_alone, open_lock, try_alone
+from sllmd.store.manifest import Manifest
+from sllmd.store.shelves import Shelves
 from sllmd.store.verify import VerifyProgress, verify_checkpoint
 
 _log = structlog.get_logger(__name__)
 
 Kind = Literal["stored", "in-place", "remote"]
-QUARANTINED_COPIES_MAX = 4
-"""Bad copies kept to be looked at, the latest ones; a failing disk must not fill itself."""
 IMPORT_SECONDS = 10.0
 """Somebody else's import of the same name may take that long; a guess."""
-_DIRECTORIES = ("names", "models", "partial", "downloads", "quarantine", "locks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +76,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._catalogue = Catalogue(root)
+        self._shelves = Shelves(root, self._catalogue)
         self._resolved: dict[str, tuple[Entry, Checkpoint]] = {}
 
     # Reading
@@ -170,8 +169,7 @@ class Store:
     def prepare(self) -> None:
         """Create the store's directories. Raises StoreError."""
         with store_errors("create the store"):
-            for name in _DIRECTORIES:
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._shelves.prepare()
 
     def alias(self, alias: str, name: str) -> None:
         """Have ``alias`` stand for a model; an alias of another model moves.
@@ -196,7 +194,7 @@ class Store:
         with self._changing(f"remove `{name}`"):
             if name not in self._catalogue.entries() and self._catalogue.fault(name):
                 self._catalogue.drop(name)
-                return self._sweep()
+                return self._shelves.sweep()
             entry = self._entry(name)
             if entry.name != name:
                 kept = tuple(text for text in entry.aliases if text != name)
@@ -205,7 +203,7 @@ class Store:
             self._catalogue.drop(name)
             if entry.quarantined and entry.quarantined.moved_to:
                 remove_tree(Path(entry.quarantined.moved_to))
-            return self._remove_directories(entry)
+            return self._shelves.remove(entry)
 
     def quarantine(self, checkpoint: Checkpoint, file: str, chunk_index: int) -> str:
         """Take a copy that failed a checksum out of service; where it is now, empty if it was not moved.
@@ -223,30 +221,15 @@ class Store:
             if entry.kind == "remote":
                 remove_tree(checkpoint.data_directory)
                 return ""
-            target = _unused(self.root / "quarantine" / entry.directory)
-            os.utime(checkpoint.directory)  # its age in quarantine begins now
-            moved_to = "" if entry.kind == "in-place" else str(target)
+            place = self._shelves.quarantine_place(entry)
+            moved_to = "" if entry.kind == "in-place" else str(place)
             if entry.remote_url:
-                self._make_remote_again(entry, checkpoint)
+                self._shelves.put_without_data(entry, checkpoint)
             else:
                 mark = Quarantined(file=file, chunk_index=chunk_index, moved_to=moved_to)
                 self._catalogue.put(entry.model_copy(update={"quarantined": mark}))
-            checkpoint.directory.rename(target)
-            sync_directory(target.parent)
-            self._forget_old_quarantine()
+            self._shelves.quarantine(checkpoint.directory, place)
             return moved_to
-
-    def _forget_old_quarantine(self) -> None:
-        copies = sorted((self.root / "quarantine").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for oldest in copies[:-QUARANTINED_COPIES_MAX]:
-            remove_tree(oldest)
-
-    def _make_remote_again(self, entry: Entry, checkpoint: Checkpoint) -> None:
-        directory = _unused(self.root / "models" / entry.directory)
-        directory.mkdir()
-        copy_small_files(checkpoint.directory, directory, checkpoint.manifest.small_files)
-        write_manifest(directory, checkpoint.manifest)
-        self._catalogue.put(entry.model_copy(update={"kind": "remote", "directory": directory.name}))
 
     def complete_remote(
         self, checkpoint: Checkpoint, chunk_digests: Mapping[str, Sequence[str]]
@@ -256,39 +239,24 @@ class Store:
         ``chunk_digests``: per file path, what its chunks hashed to while they passed. Raises
         SourceUnavailable when files or digests do not fit the manifest.
         """
-        manifest = _with_chunk_digests(checkpoint.manifest, chunk_digests)
-        staging = checkpoint.data_directory
-        for file in (file for partition in manifest.partitions for file in partition.files):
-            path = staging / file.path
-            if not path.is_file() or path.stat().st_size != file.size_bytes:
-                raise SourceUnavailable(f"{file.path} of `{checkpoint.name}` did not arrive whole")
+        manifest, staging = arrived(checkpoint, chunk_digests), checkpoint.data_directory
         with self._changing(f"publish `{checkpoint.name}`"):
             entry = self._catalogue.entries().get(checkpoint.name)
             if entry is None or entry.directory != checkpoint.directory.name:
                 raise StoreError(f"`{checkpoint.name}` was removed or replaced while it was loaded")
-            _keep_only(staging, [file.path for partition in manifest.partitions for file in partition.files])
-            copy_small_files(checkpoint.directory, staging, manifest.small_files)
-            write_manifest(staging, manifest)
-            self._publish_directory(entry.model_copy(update={"kind": "stored"}), staging)
+            complete(staging, manifest, checkpoint.directory)
+            self._shelves.put(entry.model_copy(update={"kind": "stored"}), staging)
         return self.resolve(checkpoint.name)
 
     @contextmanager
     def attended(self) -> Iterator[bool]:
         """Count as a daemon that serves this store, inside; gives whether others do already."""
-        with store_errors("open the store"):
-            descriptor = os.open(
-                self.root / "locks" / "daemons", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-            )
-        try:
-            shared = False
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                shared = True
+        with ExitStack() as opened:
+            with store_errors("open the store"):
+                descriptor = opened.enter_context(open_lock(self.root / "locks" / "daemons"))
+            shared = not try_alone(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             yield shared
-        finally:
-            os.close(descriptor)
 
     # For importing
 
@@ -303,18 +271,16 @@ class Store:
         entry = self._catalogue.find(name)
         if entry is not None and entry.name != name:
             raise Conflict(f"`{name}` is an alias of `{entry.name}`", hint="import under another name")
-        with store_errors(f"import `{name}`"), _import_lock(self.root, slug(name)) as acquired:
-            if not acquired:
+        lock = self._shelves.import_lock(slug(name))
+        with store_errors(f"import `{name}`"), held_alone(lock) as alone:
+            if not alone:
                 raise BusyError(
                     f"`{name}` is being imported by another process",
                     retry_after_seconds=IMPORT_SECONDS,
                     hint="wait for it to finish",
                 )
-            staging = self.root / "partial" / slug(name)
+            staging = self._shelves.clear_staging(name)
             try:
-                remove_tree(staging)
-                self._sweep_partial(name)
-                staging.mkdir()
                 yield staging
             finally:
                 remove_tree(staging)
@@ -344,8 +310,8 @@ class Store:
                 data_directory=str(data_directory) if data_directory else None,
                 remote_url=remote_url,
             )
-            self._publish_directory(entry, staging)
-            self._sweep()
+            self._shelves.put(entry, staging)
+            self._shelves.sweep()
         return self.resolve(name)
 
     def confirm(self, name: ModelName, *, remote_url: str | None = None) -> Checkpoint:
@@ -356,87 +322,11 @@ class Store:
             self._catalogue.put(entry.model_copy(update={"imported_at": time.time(), "remote_url": url}))
         return self.resolve(name)
 
-    def _publish_directory(self, entry: Entry, staging: Path) -> None:
-        """Rename ``staging`` into place, switch the entry over, remove what it stood for. Lock held."""
-        before = self._catalogue.entries().get(entry.name)
-        taken = before.directory if before else ""  # quarantined: free on disk, and about to be removed
-        target = _unused(self.root / "models" / f"{slug(entry.name)}@{entry.digest[:16]}", taken)
-        staging.rename(target)
-        sync_directory(target.parent)
-        self._catalogue.put(entry.model_copy(update={"directory": target.name}))
-        if before is not None:
-            self._remove_directories(before)
-
-    def _remove_directories(self, entry: Entry) -> int:
-        freed = 0
-        for parent in ("models", "downloads"):
-            directory = self.root / parent / entry.directory
-            freed += tree_bytes(directory) if directory.exists() else 0
-            remove_tree(directory)
-        return freed
-
-    def _sweep(self) -> int:
-        """Remove directories that no entry stands for: a process was killed between two steps. Lock held."""
-        entries = self._catalogue.entries()
-        if self._catalogue.has_faults:
-            return 0  # an unreadable entry may stand for one of them
-        for unfinished in (self.root / "names").glob(".*.tmp"):
-            unfinished.unlink()
-        used = {entry.directory for entry in entries.values()}
-        freed = 0
-        for parent in ("models", "downloads"):
-            for directory in (self.root / parent).iterdir():
-                if directory.name not in used:
-                    freed += tree_bytes(directory)
-                    remove_tree(directory)
-        return freed
-
-    def _sweep_partial(self, name: ModelName) -> None:
-        for leftover in (self.root / "partial").iterdir():
-            if leftover.name == slug(name):
-                continue
-            with _import_lock(self.root, leftover.name) as acquired:
-                if acquired:
-                    remove_tree(leftover)
-
     @contextmanager
     def _changing(self, action: str) -> Iterator[None]:
         self.prepare()
         with self._catalogue.locked(), store_errors(action):
             yield
-
-
-@contextmanager
-def _import_lock(root: Path, file_name: str) -> Iterator[bool]:
-    """Hold the lock of one name's imports, if nobody does; the kernel drops it with the process."""
-    path = root / "locks" / f"{file_name}.import"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
-
-
-def _keep_only(directory: Path, files: list[str]) -> None:
-    """Remove what a loader kept beside the data files for itself."""
-    kept = {directory / file for file in files}
-    for path in list(directory.rglob("*")):
-        if path not in kept and not path.is_dir():
-            path.unlink()
-
-
-def _unused(path: Path, taken: str = "") -> Path:
-    """``path``, or with a number behind it while that exists or is called ``taken``."""
-    candidate, number = path, 1
-    while candidate.exists() or candidate.name == taken:
-        number += 1
-        candidate = path.with_name(f"{path.name}.{number}")
-    return candidate
 
 
 def _stored_model(entry: Entry) -> StoredModel:
@@ -460,7 +350,7 @@ def _quarantine_error(mark: Quarantined) -> ChecksumMismatch:
 
 
 def _check_unchanged(checkpoint: Checkpoint) -> None:
-    files = [file.path for partition in checkpoint.manifest.partitions for file in partition.files]
+    files = [file.path for file in checkpoint.manifest.data_files]
     try:
         same = fingerprint(checkpoint.data_directory, files) == checkpoint.manifest.source.fingerprint
     except OSError as error:
@@ -473,20 +363,3 @@ def _check_unchanged(checkpoint: Checkpoint) -> None:
             f"{checkpoint.data_directory} changed since `{checkpoint.name}` was registered",
             hint="import it again",
         )
-
-
-def _with_chunk_digests(manifest: Manifest, chunk_digests: Mapping[str, Sequence[str]]) -> Manifest:
-    def completed(file: DataFile) -> DataFile:
-        found = tuple(chunk_digests.get(file.path, ()))
-        if len(found) != -(-file.size_bytes // manifest.chunk_bytes):
-            raise SourceUnavailable(f"{file.path}: {len(found)} chunk checksums do not cover the file")
-        for index, (digest, expected) in enumerate(zip(found, file.chunk_digests, strict=False)):
-            if digest != expected:
-                raise ChecksumMismatch(file=file.path, chunk_index=index)
-        return file.model_copy(update={"chunk_digests": found})
-
-    partitions = tuple(
-        partition.model_copy(update={"files": tuple(completed(file) for file in partition.files)})
-        for partition in manifest.partitions
-    )
-    return manifest.model_copy(update={"partitions": partitions})

@@ -18,7 +18,8 @@ from sllmd.core.errors import (
     UnsupportedCheckpoint,
 )
 from sllmd.store.checkpoint import Checkpoint
-from sllmd.store.store import QUARANTINED_COPIES_MAX, Store
+from sllmd.store.shelves import QUARANTINED_COPIES_MAX
+from sllmd.store.store import Store
 from tests.store.models import CHUNK_BYTES, as_bytes, llama_tensors, read_back, run_import, write_model
 
 
@@ -258,7 +259,7 @@ def test_a_spoilt_entry_can_be_removed(store: Store) -> None:
 def test_a_reader_carries_neither_torch_nor_transformers_nor_numpy(store: Store) -> None:
     run_import(store, "builtin:tiny")
     code = (
-        "import sys; from pathlib import Path; from sllmd.store.store import QUARANTINED_COPIES_MAX, Store;"
+        "import sys; from pathlib import Path; from sllmd.store.store import Store;"
         f"Store(Path({str(store.root)!r})).resolve('m');"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
