@@ -18,7 +18,7 @@ from sllmd.api.orders import Order, read_order
 from sllmd.api.rooms import ROOMS
 from sllmd.cluster.catalogue import Catalogue
 from sllmd.cluster.catalogue.records import Deployment, DeploymentSpec, Node
-from sllmd.core.errors import RecordNotFound
+from sllmd.core.errors import InvalidRequest, RecordNotFound
 from sllmd.core.ids import Digest, ModelName
 from sllmd.roles.status import (
     DeploymentRecord,
@@ -28,6 +28,7 @@ from sllmd.roles.status import (
     NodeRecord,
     NodeRecords,
 )
+from sllmd.store.credentials import NO_USER_HINT, names_user, shown_url
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 _Word = Annotated[str, Field(min_length=1, max_length=256)]
@@ -126,17 +127,21 @@ async def deployment(request: web.Request) -> web.Response:
 async def put_deployment(request: web.Request) -> web.Response:
     """Handler: deploy a model, or change how; 409 when it is not at the ``expected`` revision."""
     order = await read_order(request, DeploymentOrder)
+    name, steering = request.match_info["name"], desk_of(request).steering
+    if names_user(order.source):
+        raise InvalidRequest("`source` says who asks", param="source", hint=NO_USER_HINT)
+    known = (await _catalogue(request)).deployments.get(name)
+    same = known is not None and order.source == shown_url(known.spec.source)
     spec = DeploymentSpec(
         digest=Digest(order.digest),
-        source=order.source,
+        source=known.spec.source if known is not None and same else order.source,
         aliases=tuple(map(ModelName, order.aliases)),
         keep_alive_seconds=order.keep_alive_seconds,
         min_replicas=order.min_replicas,
         max_replicas=order.max_replicas,
         placement=order.placement,
     )
-    steering = desk_of(request).steering
-    put = await steering.put_deployment(request.match_info["name"], spec, expected=order.expected)
+    put = await steering.put_deployment(name, spec, expected=order.expected)
     return _answer(_deployment_record(put))
 
 
@@ -181,7 +186,9 @@ def _node_record(found: Node) -> NodeRecord:
 
 
 def _deployment_record(found: Deployment) -> DeploymentRecord:
-    return DeploymentRecord(name=found.name, revision=found.revision, **asdict(found.spec))
+    """Without what signs its address; who puts it back so keeps that."""
+    values = asdict(found.spec) | {"source": shown_url(found.spec.source)}
+    return DeploymentRecord(name=found.name, revision=found.revision, **values)
 
 
 def _answer(body: BaseModel) -> web.Response:

@@ -22,6 +22,7 @@ from sllmd.cli.tables import Column
 from sllmd.core.errors import ModelNotFound, SllmdError, StoreError
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.credentials import shown_url
 from sllmd.store.store import Store, StoredModel
 
 app = typer.Typer()
@@ -276,10 +277,10 @@ def checkpoint_json(checkpoint: Checkpoint) -> dict[str, Any]:
         "tied_tensors": len(manifest.ties),
         "bytes_per_dtype": dict(dtypes),
         "partitions": [partition.span_bytes for partition in manifest.partitions],
-        "source": manifest.source.model_dump(),
+        "source": manifest.source.model_dump() | {"location": shown_url(manifest.source.location)},
         "directory": str(checkpoint.directory),
         "data_directory": str(checkpoint.data_directory),
-        "remote_url": checkpoint.remote_url,
+        "remote_url": shown_url(checkpoint.remote_url) if checkpoint.remote_url else None,
         "small_files": list(manifest.small_files),
     }
 

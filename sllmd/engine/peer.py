@@ -100,10 +100,10 @@ class Peer(ABC):
             await asyncio.wait([exited], timeout=self._settings.stop_timeout_seconds)
             self.process.kill()
         exit_code = await asyncio.shield(exited)
-        if not self._channel.closed:
+        if self._killed_because is None and not self._channel.closed:
             # What it sent before it ended, its last words maybe, is still in the socket.
             await asyncio.wait([self._hung_up], timeout=self._settings.stop_timeout_seconds)
-            self._channel.close()
+        self._channel.close()
         return explain(
             self._who,
             exit_code=exit_code,

@@ -21,6 +21,7 @@ from sllmd.loader.disk import clear_padding, digest_of, skip
 from sllmd.loader.files import DataFileHandle
 from sllmd.loader.plan import Chunk
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.credentials import shown_url
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +74,8 @@ class Partial:
 
     def _heading(self) -> dict[str, Any]:
         manifest = self._checkpoint.manifest
-        return {"digest": manifest.digest, "url": self._checkpoint.remote_url, "chunk": manifest.chunk_bytes}
+        url = shown_url(self._checkpoint.remote_url or "")  # one that was signed anew is the same
+        return {"digest": manifest.digest, "url": url, "chunk": manifest.chunk_bytes}
 
     def _note(self, entry: dict[str, Any]) -> None:
         try:

@@ -14,6 +14,7 @@ from sllmd.loader.plan import Chunk
 from sllmd.loader.ranges import Interrupted, RangeClient
 from sllmd.loader.settings import LoaderSettings
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.credentials import shown_url
 
 
 class HttpFetch:
@@ -57,7 +58,7 @@ class HttpFetch:
         if reason == "checksum mismatch":
             raise ChecksumMismatch(file=chunk.file.path, chunk_index=chunk.index)
         raise SourceUnavailable(
-            f"{self._checkpoint.remote_url}: {chunk.file.path} could not be read: {reason} "
+            f"{shown_url(self._checkpoint.remote_url or '')}: {chunk.file.path} could not be read: {reason} "
             f"({self._settings.http_attempts} attempts)",
             hint="check the server and the network; what has arrived is kept for the next load",
         )
@@ -93,5 +94,5 @@ def server_of(url: str) -> str:
     """Names the server of ``url``: its connections share one queue. Raises SourceUnavailable."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SourceUnavailable(f"`{url}` is no http(s) URL")
+        raise SourceUnavailable(f"`{shown_url(url)}` is no http(s) URL")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -139,7 +139,7 @@ class Deployments:
         manifest = self._library.own.resolve(model.name).manifest
         spec = DeploymentSpec(
             digest=model.digest,
-            source=manifest.source.location if manifest.source.kind == "http" else "",
+            source=model.remote_url or "" if manifest.source.kind == "http" else "",
             aliases=tuple(ModelName(alias) for alias in model.aliases),
             keep_alive_seconds=own.keep_alive,
             min_replicas=own.replicas_min,

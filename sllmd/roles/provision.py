@@ -15,6 +15,7 @@ import structlog
 from sllmd.core.errors import ModelNotFound, SllmdError, StoreError
 from sllmd.roles.operator import Operator
 from sllmd.roles.settings import ModelSettings
+from sllmd.store.credentials import shown_url
 from sllmd.store.store import Store
 
 BUILT_IN_PREFIX = "builtin:"
@@ -50,22 +51,24 @@ async def _provide(store: Store, name: str, settings: ModelSettings) -> None:
 
 
 async def _import(store: Store, name: str, source: str) -> None:
-    _log.info("importing", model=name, source=source)
-    command = ("import", source, "--name", name, "--store", str(store.root), "--quiet")
+    _log.info("importing", model=name, source=shown_url(source))
+    command = ("import", "-", "--name", name, "--store", str(store.root), "--quiet")
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "sllmd", *command,  # -P: no modules of the working directory
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,  # its arguments are for everybody to see
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        _, said = await child.communicate()
+        _, said = await child.communicate(source.encode())
     except asyncio.CancelledError:
         child.kill()
         await child.wait()
         raise
     if child.returncode != 0:
-        raise StoreError(f"`{source}` could not be imported: {said.decode(errors='replace').strip()}")
+        raise StoreError(
+            f"`{shown_url(source)}` could not be imported: {said.decode(errors='replace').strip()}"
+        )
 
 
 async def _preload(operator: Operator, name: str, settings: ModelSettings) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from sllmd.core.errors import SourceUnavailable
-from sllmd.store.credentials import authorization, basic
+from sllmd.store.credentials import NO_USER_HINT, authorization, basic, names_user, shown_url
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -45,7 +45,7 @@ class Connections:
         Raises SourceUnavailable for what no other attempt would change, OSError and HTTPException.
         """
         for _ in range(self._redirects_max + 1):
-            server = _split(url)
+            server = _split_without_user(url)
             proxy = _proxy_for(server)
             connection = self._connection(server, proxy)
             told = headers | authorization(server)
@@ -64,7 +64,7 @@ class Connections:
                 return connection, response
             connection.close()
             url = urljoin(url, location)
-        raise SourceUnavailable(f"{url} redirects more than {self._redirects_max} times")
+        raise SourceUnavailable(f"{shown_url(url)} redirects more than {self._redirects_max} times")
 
     def _connection(self, server: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
         key = (threading.get_ident(), f"{server.scheme}://{server.netloc}")
@@ -118,14 +118,22 @@ class Connections:
                 connection.close()
 
 
+def _split_without_user(url: str) -> SplitResult:
+    if names_user(url):
+        raise SourceUnavailable(f"the URL of {shown_url(url)} says who asks", hint=NO_USER_HINT)
+    return _split(url)
+
+
 def _split(url: str) -> SplitResult:
+    """What else is in a URL would be told by the exception of the library that it is given to."""
+    plain = url.isascii() and url.isprintable() and " " not in url
     try:
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+        if plain and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
             return parts
     except ValueError:  # for one, what stands for the port is none
         pass
-    raise SourceUnavailable(f"`{url}` is no http(s) URL")
+    raise SourceUnavailable(f"`{shown_url(url)}` is no http(s) URL")
 
 
 def _host_and_port(parts: SplitResult) -> str:

@@ -1,9 +1,12 @@
 """What a server is told of who asks, and that nobody else is told it.
 
-A server gets, in this order: the user and password of its URL; the Hugging Face token, if it is the hub; what
-the netrc file has for its name. Looked up for each hop of a redirect: a hub's storage never sees the hub's
-token. The environment of the process decides, as it does for proxies: the import reads headers with it, and
-the daemon of each node that loads the model reads the bytes with its own.
+A server gets, in this order: the Hugging Face token, if it is the hub; what the netrc file has for its name.
+Looked up for each hop of a redirect: a hub's storage never sees the hub's token. The environment of the
+process decides, as it does for proxies: the import reads headers with it, and the daemon of each node that
+loads the model reads the bytes with its own.
+
+A URL names neither user nor password: it is kept, and goes to other nodes. Its query may be a signature,
+without which a presigned address is none: it is kept with the address of the bytes, and shown nowhere.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import base64
 import netrc
 import os
+import re
 from pathlib import Path
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from sllmd.core.errors import InvalidRequest, SourceUnavailable
 
@@ -20,7 +24,11 @@ HUB_PREFIX = "hf://"
 WHO_ASKS = frozenset({401, 403})
 """What a server answers that wants to know who asks, or does not like it."""
 WHO_ASKS_HINT = "for a private model, each node needs HF_TOKEN for the hub, or a netrc file for other servers"
+NO_USER_HINT = (
+    "put user and password into a netrc file (NETRC) where it is imported and on each node that loads it"
+)
 _DEFAULT_HUB = "https://huggingface.co"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^/@?#:]*)(:\d*)?(?=[/?#]|$)")
 
 
 def hub_url(source: str) -> str:
@@ -33,10 +41,33 @@ def hub_url(source: str) -> str:
     return f"{_hub()}/{quote(path)}/resolve/{quote(revision or 'main', safe='')}"
 
 
+def names_user(url: str) -> bool:
+    """Whether ``url`` says who asks, which it must not."""
+    scheme, _, rest = url.partition("://")
+    return scheme in ("http", "https") and "@" in rest and _HOST.match(rest) is None
+
+
+def shown_url(url: str) -> str:
+    """``url`` as anybody may see it: no user, no password, the names in its query without their values.
+
+    All values: signatures and tokens have too many names. What is no URL stays as it is.
+    """
+    scheme, mark, rest = url.partition("://")
+    if scheme not in ("http", "https") or not mark:
+        return url
+    if _HOST.match(rest) is None:  # whatever a password consists of
+        rest = rest.rpartition("@")[2]
+    place, _, query = rest.partition("#")[0].partition("?")
+    shown = "&".join(f"{name}=***" if equals else "***" for name, equals, _ in map(_pair, query.split("&")))
+    return f"{scheme}://{place}?{shown}" if query else f"{scheme}://{place}"
+
+
+def _pair(part: str) -> tuple[str, str, str]:
+    return part.partition("=")
+
+
 def authorization(server: SplitResult) -> dict[str, str]:
     """The headers that tell ``server`` who asks, mostly none. SourceUnavailable: the netrc file is none."""
-    if server.username is not None:
-        return {"Authorization": basic(unquote(server.username), unquote(server.password or ""))}
     token = _hub_token() if _origin(server) == _origin(urlsplit(_hub())) else None
     if token:
         return {"Authorization": f"Bearer {token}"}

@@ -13,6 +13,7 @@ from sllmd.core.errors import CheckpointError, Conflict, ModelNotFound
 from sllmd.core.ids import ModelName
 from sllmd.core.units import format_bytes
 from sllmd.store.checkpoint import Checkpoint
+from sllmd.store.credentials import shown_url
 from sllmd.store.manifest import Manifest, Source
 from sllmd.store.source import SourceCheckpoint
 from sllmd.store.store import Kind, Store
@@ -87,7 +88,7 @@ class Destination:
         manifest = held.manifest
         return Conflict(
             f"`{self.name}` is another model already: {format_bytes(manifest.size_bytes)}"
-            f" from {manifest.source.location} (digest {manifest.digest[:8]})",
+            f" from {shown_url(manifest.source.location)} (digest {manifest.digest[:8]})",
             param="name",
             hint="`--replace` puts the new one in its place, `--name` gives it another name",
         )

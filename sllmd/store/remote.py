@@ -14,6 +14,7 @@ from pathlib import Path
 from sllmd.core.errors import MalformedCheckpoint, SourceUnavailable
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.connections import file_url
+from sllmd.store.credentials import shown_url
 from sllmd.store.destination import Destination
 from sllmd.store.digest import UNNAMED, manifest_digest, with_digest
 from sllmd.store.directory import MANIFEST_FILE, parse_manifest, small_digests, write_manifest
@@ -74,26 +75,27 @@ def _find(url: str, timeout_seconds: float) -> HttpSource:
         if any(source.read_small(name, SMALL_FILE_BYTES_MAX) for name in (MANIFEST_FILE, CONFIG_FILE)):
             return source
     raise SourceUnavailable(
-        f"{url.rstrip('/')}/{CONFIG_FILE} is not there, nor is a {MANIFEST_FILE}",
+        f"{shown_url(file_url(url, CONFIG_FILE))} is not there, nor is a {MANIFEST_FILE}",
         hint="give the URL of a directory with a Hugging Face model's files, or of a model in a sllmd store",
     )
 
 
 def _take_manifest(source: HttpSource, text: bytes, directory: Path) -> Manifest:
     """Another store's manifest, believed only as far as its own digest goes."""
-    manifest = parse_manifest(text, source.url(MANIFEST_FILE))
+    manifest = parse_manifest(text, source.shown(MANIFEST_FILE))
     if _fetch_small_files(source, directory, manifest.small_files) != list(manifest.small_files):
-        raise SourceUnavailable(f"{source.base_url} lacks small files that its manifest lists")
+        raise SourceUnavailable(f"{shown_url(source.base_url)} lacks small files that its manifest lists")
     if manifest_digest(manifest, small_digests(directory, manifest.small_files)) != manifest.digest:
-        raise MalformedCheckpoint(f"{source.url(MANIFEST_FILE)} does not fit its digest")
-    return manifest
+        raise MalformedCheckpoint(f"{source.shown(MANIFEST_FILE)} does not fit its digest")
+    origin = manifest.source.model_copy(update={"location": shown_url(manifest.source.location)})
+    return manifest.model_copy(update={"source": origin})
 
 
 def _read_hub_layout(
     source: HttpSource, directory: Path, settings: ImportSettings, on_progress: Callable[[int, int], None]
 ) -> Manifest:
     names = _fetch_small_files(source, directory, SMALL_FILES)
-    check_tokenizer(names, source.base_url)
+    check_tokenizer(names, shown_url(source.base_url))
     config, architecture = parse_config((directory / CONFIG_FILE).read_bytes())
     index = source.read_small(INDEX_FILE, SMALL_FILE_BYTES_MAX)
     weight_map = None if index is None else parse_index(index, INDEX_FILE)
@@ -109,7 +111,9 @@ def _read_hub_layout(
         format_version=FORMAT_VERSION,
         digest=UNNAMED,
         source=Source(
-            kind="http", location=source.base_url, fingerprint=json.dumps(validators, sort_keys=True)
+            kind="http",
+            location=shown_url(source.base_url),
+            fingerprint=json.dumps(validators, sort_keys=True),
         ),
         architecture=architecture,
         config=config,

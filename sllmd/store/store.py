@@ -18,7 +18,7 @@ import fcntl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -63,8 +63,12 @@ class StoredModel:
     architecture: str
     imported_at: float
     """Unix seconds."""
+    directory: str = ""
+    """Its own in ``models/``: another one whenever its bytes were put there anew."""
     problem: str | None = None
     """Why it cannot be served, if it cannot."""
+    remote_url: str | None = field(default=None, repr=False)
+    """Where its bytes came or come from; never shown: it may be signed."""
 
 
 class Store:
@@ -339,7 +343,9 @@ def _stored_model(entry: Entry) -> StoredModel:
         kind=entry.kind,
         architecture=entry.architecture,
         imported_at=entry.imported_at,
+        directory=entry.directory,
         problem=problem,
+        remote_url=entry.remote_url,
     )
 
 

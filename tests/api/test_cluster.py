@@ -132,3 +132,19 @@ async def test_what_cannot_be_says_why_and_what_to_do(
     response = await live.client.request(method, live.url + path)
     assert words in (await body(response, status))["message"]
     assert (await live.get("/readyz")).status == 200
+
+
+async def test_what_signs_a_deployments_address_is_kept_and_not_told(settled: Live) -> None:
+    live, url = settled, f"{settled.url}/sllmd/v1/deployments/signed"
+    source = "https://host/m?X-Amz-Signature=5ecret"
+    for told in (source, "https://host/m?X-Amz-Signature=***"):
+        put = await live.client.put(url, json={**SPEC, "aliases": [], "source": told})
+        assert (await body(put))["source"] == "https://host/m?X-Amz-Signature=***"
+        known = live.daemon.node.control.view().catalogue.deployments.get("signed")
+        assert known is not None
+        assert known.spec.source == source
+    assert "5ecret" not in await (await live.client.get(f"{live.url}/sllmd/v1/deployments")).text()
+    refused = await live.client.put(url, json={**SPEC, "source": "https://me:hunter2@host/m"})
+    error = await body(refused, 400)
+    assert error["param"] == "source"
+    assert "hunter2" not in error["message"]

@@ -11,6 +11,7 @@ SEEDS = 12
 """The most that a planted bug may survive; nearly all are found by the first two."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(HOSTS))
 def test_the_planted_bug_is_found(name: str) -> None:
     found = next((said for seed in range(SEEDS) if (said := _verdict(name, seed))), None)

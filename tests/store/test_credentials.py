@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from sllmd.core.errors import InvalidRequest, SourceUnavailable
-from sllmd.store.credentials import authorization, hub_url
+from sllmd.cli.models import checkpoint_json
+from sllmd.core.errors import InvalidRequest, SllmdError, SourceUnavailable
+from sllmd.store.credentials import authorization, hub_url, shown_url
 from sllmd.store.store import Store
 from tests.store.models import run_import, write_model
 from tests.store.serving import Manners, serve
@@ -84,9 +87,78 @@ def test_other_servers_get_what_netrc_has_for_them(store: Store, tmp_path: Path)
     assert authorization(urlsplit("https://elsewhere.example/m")) == {}
 
 
-def test_a_url_may_say_who_asks(store: Store, tmp_path: Path) -> None:
-    with serve(write_model(tmp_path / "m"), Manners(wants=basic("me:p@ss"))) as url:
-        run_import(store, url.replace("//", "//me:p%40ss@"))
+@pytest.mark.parametrize("who", ["me:hunter2@", "me:hun/ter2@", "me:hunter2#?@", "hunter2@"])
+def test_a_url_does_not_say_who_asks(store: Store, tmp_path: Path, who: str) -> None:
+    """It would be kept, shown and sent to every node."""
+    with (
+        serve(write_model(tmp_path / "m"), manners := Manners()) as url,
+        pytest.raises(SourceUnavailable, match="says who asks") as caught,
+    ):
+        run_import(store, url.replace("//", f"//{who}"))
+    assert "netrc" in str(caught.value.hint)
+    assert "ter2" not in f"{caught.value} {caught.value.hint}"
+    assert manners.requests == []
+
+
+SIGNED = "X-Amz-Signature=5ecret&sig=5ecret&5ecret"
+
+
+def test_what_signs_a_url_opens_the_model_and_is_shown_nowhere(store: Store, tmp_path: Path) -> None:
+    with serve(write_model(tmp_path / "m"), manners := Manners()) as url:
+        checkpoint = run_import(store, f"{url}?{SIGNED}")
+        assert set(manners.queries) == {SIGNED}
+        assert checkpoint.remote_url == f"{url}?{SIGNED}"
+        assert checkpoint.manifest.source.location == f"{url}?X-Amz-Signature=***&sig=***&***"
+        assert "5ecret" not in (checkpoint.directory / "manifest.json").read_text()
+        assert "5ecret" not in json.dumps(checkpoint_json(checkpoint))
+        assert "5ecret" not in repr(store.model("m"))
+        again = run_import(store, f"{url}?sig=n3w")
+    assert again.remote_url == f"{url}?sig=n3w", "a new signature takes the old one's place"
+    assert again.manifest.digest == checkpoint.manifest.digest
+
+
+FAULTS = [
+    {"status": {"config.json": 404}},
+    {"status": {"config.json": 403}},
+    {"status": {"model.safetensors": 404}},
+    {"cuts_off": "model.safetensors"},
+    {"short": "model.safetensors"},
+    {"no_ranges": True},
+]
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+def test_errors_do_not_tell_what_signs_a_url(store: Store, tmp_path: Path, faults: dict[str, Any]) -> None:
+    with (
+        serve(write_model(tmp_path / "m"), Manners(**faults)) as url,
+        pytest.raises(SllmdError) as caught,
+    ):
+        run_import(store, f"{url}?{SIGNED}")
+    assert "5ecret" not in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host:x/m", "http://ho st/m", "http://host/m m", "http://h\u00f6st/m"]
+)
+def test_what_is_no_url_is_told_without_its_query(store: Store, url: str) -> None:
+    with pytest.raises(SourceUnavailable, match=r"no http\(s\) URL") as caught:
+        run_import(store, f"{url}?{SIGNED}")
+    assert "5ecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host/m", "https://host/m"),
+        ("https://host:8/a@b/m?x=1#y", "https://host:8/a@b/m?x=***"),
+        ("https://me:pw@[::1]:8/m", "https://[::1]:8/m"),
+        ("https://me:p?w=#@host?a=b&c", "https://host?a=***&***"),
+        ("/srv/what?=", "/srv/what?="),
+        ("builtin:tiny", "builtin:tiny"),
+    ],
+)
+def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
 
 
 def test_a_netrc_file_that_is_none_is_an_error(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 SETTINGS = ControlSettings(propose_seconds=60, retry_seconds=0.01)
 """Nobody's time is up on however busy a machine, but where a test says so."""
-HURRIED = ControlSettings(propose_seconds=1, retry_seconds=0.01)
+HURRIED = ControlSettings(propose_seconds=0.2, retry_seconds=0.01)
 
 
 class Leader:

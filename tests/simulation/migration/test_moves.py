@@ -12,12 +12,25 @@ from tests.simulation.migration.world import WHATS, WHENS, World
 
 SEEDS = 300
 """Of every failure in every phase; ``scripts/bench migration`` plays more."""
+FIRST_SEEDS = 60
+"""Those that are played before every commit."""
 
 
 @pytest.mark.parametrize("what", WHATS)
 @pytest.mark.parametrize("when", WHENS)
 def test_nothing_is_lost(when, what) -> None:
-    for seed in range(SEEDS):
+    play(range(FIRST_SEEDS), when, what)
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_with_more_seeds() -> None:
+    for what in WHATS:
+        for when in WHENS:
+            play(range(FIRST_SEEDS, SEEDS), when, what)
+
+
+def play(seeds: range, when, what) -> None:
+    for seed in seeds:
         wrong = World(seed, when, what).run()
         assert wrong == [], f"seed {seed}, {what}, {when}"
 
