@@ -53,6 +53,8 @@ class DeploymentOrder(Order):
     min_replicas: int = Field(default=0, ge=0)
     max_replicas: int = Field(default=1, ge=0)
     placement: dict[_Word, _Word] = Field(default_factory=dict, max_length=64)
+    target_running: int = Field(default=0, ge=0, le=1_000_000)
+    """Generations on a replica beyond which there shall be one more; 0: as many as it runs together."""
     expected: int | None = Field(default=None, ge=0)
     """The revision that it has now; 0: there is none yet; absent: any."""
 
@@ -140,6 +142,7 @@ async def put_deployment(request: web.Request) -> web.Response:
         min_replicas=order.min_replicas,
         max_replicas=order.max_replicas,
         placement=order.placement,
+        target_running=order.target_running,
     )
     put = await steering.put_deployment(name, spec, expected=order.expected)
     return _answer(_deployment_record(put))

@@ -120,6 +120,11 @@ class DramTier:
         """Bytes per second that may pass from here to each device; 0: no cap."""
         return self._settings.dram_bandwidth_max_bytes
 
+    @property
+    def room_bytes(self) -> int:
+        """Memory that a copy can take now without any other's going."""
+        return self._pool.room() * self._pool.slab_bytes
+
     def slab_bytes_needed(self, checkpoint: Checkpoint) -> int:
         """Memory that a copy takes: each partition fills whole slabs."""
         partitions = checkpoint.manifest.partitions

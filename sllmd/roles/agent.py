@@ -111,6 +111,8 @@ class Agent:
         self.keep_alive_of: Callable[[ModelName], float | None] = lambda _name: None
         """What the cluster says of a model's keep-alive, where this node's configuration says nothing."""
         self.observers: list[Observer] = []
+        self.put_down: set[Digest] = set()
+        """Checkpoints that were taken out of DRAM on purpose, and not asked for since."""
 
     # -- what the router asks ------------------------------------------------------------------
 
@@ -232,6 +234,8 @@ class Agent:
         residence = self.residence(checkpoint)
         if residence is not None:
             await self._close_when_idle(residence)
+        if not keep_dram:
+            self.put_down.add(checkpoint.manifest.digest)
         freed_bytes = 0 if keep_dram else self._tier.evict(checkpoint.manifest.digest)
         return int(residence is not None), freed_bytes
 
@@ -420,6 +424,7 @@ class Agent:
             replica_id=ReplicaId(f"{checkpoint.name}-{self._replica_count}"),
         )
         self._residences[ticket.need.key] = residence
+        self.put_down.discard(ticket.need.digest)
         self._tell(residence, "starting")
         residence.task = self._spawn(self._bring_up(residence))
 

@@ -2,7 +2,9 @@
 
 The order, numbered as at the branches:
 
-1. a replica that serves and has a row free: this node's, else the least loaded;
+1. a replica that serves and has a row free: this node's, else the least loaded. What this node has run
+   there counts, though its inventory does not tell of it yet; of several alike, each node begins with
+   another one;
 2. a replica that starts;
 3. while the model may have more replicas: a node with a device free that has the checkpoint, in memory
    before on disk;
@@ -15,6 +17,7 @@ Nodes that drain, and those that are not well, are not asked.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,41 +47,53 @@ class Candidate:
 
 
 def choose(
-    inventories: Mapping[NodeId, Inventory], wanted: Wanted, *, me: NodeId, well: Collection[NodeId]
+    inventories: Mapping[NodeId, Inventory],
+    wanted: Wanted,
+    *,
+    me: NodeId,
+    well: Collection[NodeId],
+    mine: Mapping[NodeId, int],
 ) -> tuple[Candidate, ...]:
-    """Every node that may be asked, in order; numbers as in the module's docstring."""
+    """Every node that may be asked, in order; numbers as in the module's docstring.
+
+    ``mine``: generations of the model that this node has under way there.
+    """
     usable = {node: each for node, each in inventories.items() if node in well and not each.draining}
     replicas = sum(_replica(each, wanted) is not None for each in usable.values())
     may_start = replicas < wanted.replicas_max
-    ranked = [rank for node, each in usable.items() for rank in _rank(node, each, wanted, may_start, me)]
-    return tuple(Candidate(node, rule) for rule, _pressure, _away, node in sorted(ranked))
+    ranked = [
+        rank
+        for node, each in usable.items()
+        for rank in _rank(node, each, wanted, may_start, me, mine.get(node, 0))
+    ]
+    return tuple(Candidate(node, rule) for rule, _pressure, _away, _turn, node in sorted(ranked))
 
 
 def _rank(
-    node: NodeId, inventory: Inventory, wanted: Wanted, may_start: bool, me: NodeId
-) -> Iterator[tuple[int, tuple[float, ...], bool, NodeId]]:
-    away = node != me
+    node: NodeId, inventory: Inventory, wanted: Wanted, may_start: bool, me: NodeId, mine: int
+) -> Iterator[tuple[int, tuple[float, ...], bool, int, NodeId]]:
+    away, turn = node != me, zlib.crc32(f"{me} {node}".encode())
     replica = _replica(inventory, wanted)
     if replica is not None:
-        pressure = (replica.running + replica.waiting) / replica.rows_max
-        if replica.state == "serving" and replica.running < replica.rows_max:  # 1
-            yield 1, (float(away), pressure), away, node
+        pressure = max(replica.running + replica.waiting, mine) / replica.rows_max
+        if replica.state == "serving" and max(replica.running, mine) < replica.rows_max:  # 1
+            yield 1, (float(away), pressure), away, turn, node
         elif replica.state == "starting":  # 2
-            yield 2, (pressure,), away, node
+            yield 2, (pressure,), away, turn, node
         else:  # 5
-            yield 5, (pressure,), away, node
+            yield 5, (pressure,), away, turn, node
         return
     tier = min((_TIERS.get(f.tier, _NO_TIER) for f in inventory.checkpoints if f.digest == wanted.digest),
                default=_NO_TIER)  # fmt: skip
     busy = float(sum(fact.running + fact.waiting for fact in inventory.replicas))
     if not may_start or not inventory.devices:
-        yield 6, (1.0, float(tier), busy), away, node
+        yield 6, (1.0, float(tier), busy), away, turn, node
     elif not _has_device(inventory):  # 6
-        yield 6, (0.0, float(tier), busy), away, node
+        yield 6, (0.0, float(tier), busy), away, turn, node
     elif tier < _NO_TIER:  # 3
-        yield 3, (float(tier), float(away), busy), away, node
+        yield 3, (float(tier), float(away), busy), away, turn, node
     else:  # 4
-        yield 4, (busy,), away, node
+        yield 4, (busy,), away, turn, node
 
 
 def _replica(inventory: Inventory, wanted: Wanted) -> ReplicaFact | None:

@@ -31,6 +31,7 @@ from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
 from sllmd.roles.leader import Leader
 from sllmd.roles.library import Library, Shared
+from sllmd.roles.lifts import Lifts
 from sllmd.roles.orders import Fence, Orders
 from sllmd.roles.place import Here
 from sllmd.roles.placing import Placing, Surroundings
@@ -92,7 +93,7 @@ class DataPlane:
         self.relays = Relays(self._connect, start_timeout_seconds=start_seconds)
         self.here = Here(agent, library.obtain_exactly, NodeId(""))
         self.berths = Berths(self.here)
-        self.orders = Orders(agent, library)
+        self.orders = Orders(agent, library, Lifts(agent, tier))
         self.reporter.fence = self.orders.fence
         self.leader = Leader(node, self.orders, scheduler, lambda: self._alive)
         self.keeper.on_inventory, self.keeper.on_ready = self.leader.take, self.leader.nodes_asked
@@ -232,7 +233,7 @@ class DataPlane:
             return None
         if deployment.spec.min_replicas:
             return float("inf")  # the leader lets go what is too many
-        return deployment.spec.keep_alive_seconds
+        return deployment.spec.stays_seconds
 
     def _elsewhere(self) -> Collection[Digest]:
         others = (each for node, each in self.table.inventories.items() if node != self.here.node)

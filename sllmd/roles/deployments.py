@@ -144,6 +144,7 @@ class Deployments:
             keep_alive_seconds=own.keep_alive,
             min_replicas=own.replicas_min,
             max_replicas=own.replicas_max,
+            target_running=own.running_target,
         )
         return Offer(as_own(model), spec)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -26,16 +26,16 @@ from sllmd.cluster.node import ClusterNode
 from sllmd.core.errors import NotHere, PeerError, ProtocolError, SllmdError, StoreError
 from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.roles.decided import CODEC, Decided, Question, decided, unpack_question
+from sllmd.roles.foresight import Foresight
 from sllmd.roles.intents import intent, repairs
 from sllmd.roles.inventory import Inventory
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
 from sllmd.roles.reporting import TOLD_SECONDS
 from sllmd.scheduler.decisions import Load, Placement, Refuse, Use, Way
-from sllmd.scheduler.estimate import peers, quickest
 from sllmd.scheduler.facts import Model, Request
 from sllmd.scheduler.placement import place
-from sllmd.scheduler.scaling import Idle, Steady, idle_action, wanted
+from sllmd.scheduler.scaling import Steady, further, scale
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.victims import Option, Search
 from sllmd.scheduler.view import ModelView, NodeView, ReplicaState, ReplicaView
@@ -94,8 +94,12 @@ class Leader:
         self._expiries: dict[ReplicaId, asyncio.TimerHandle] = {}
         self._avoided: dict[NodeId, float] = {}
         self._sent: dict[ModelName, list[tuple[float, NodeId]]] = defaultdict(list)
+        self._joined: Counter[ModelName] = Counter()
+        """Requests that wait for a node to take the start that is theirs."""
         self._steady: dict[ModelName, Steady] = defaultdict(Steady)
         self._retiring: set[ModelName] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        """When to look at the numbers of replicas again though nothing has changed."""
         self._denied: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -131,13 +135,16 @@ class Leader:
         self.picture = Picture(self._settings)
         self._asked = asyncio.Event()
         self._tasks = [keep_running(self._follow), keep_running(self._serve)]
+        if self._settings.prefetch:
+            foresight = Foresight(self._cluster, self._orders, self.picture, self._alive)
+            self._tasks.append(keep_running(lambda: foresight.look_ahead(epoch)))
 
     def rest(self) -> None:
         """Another node leads, or nobody; who waits here is sent away."""
         for task in [*self._tasks, *self._works.values()]:
             task.cancel()
-        for expiry in self._expiries.values():
-            expiry.cancel()
+        for timer in [*self._expiries.values(), *([self._alarm] if self._alarm else [])]:
+            timer.cancel()
         self._tasks = []
         self._works.clear()
         self._expiries.clear()
@@ -199,10 +206,7 @@ class Leader:
             news = self._news
             self._avoid_nobody_late()
             placement = self._decide(question)
-            if isinstance(placement.decision, Load):
-                refusal = await self._carry_out(placement.decision, question.model)
-            else:
-                refusal = await self._joined(placement)
+            refusal = await self._follow_up(placement, question.model)
             if refusal is not None:
                 refusals.append(refusal)
                 if len(refusals) < TRIES_MAX:
@@ -215,6 +219,16 @@ class Leader:
             if answer.node or refusal is not None or not may_change:
                 return answer
             await self._until(news)
+
+    async def _follow_up(self, placement: Placement, model: ModelName) -> str | None:
+        """Have it so; who waits here for a start counts before whoever asks later."""
+        self._joined[model] += 1
+        try:
+            if isinstance(placement.decision, Load):
+                return await self._carry_out(placement.decision, model)
+            return await self._join(placement)
+        finally:
+            self._joined[model] -= 1
 
     def _is_untold(self, question: Question) -> bool:
         """It is deployed, and no report that tells of it has come yet."""
@@ -265,7 +279,7 @@ class Leader:
         self._sent[model] = recent
         request = Request(question.request_id, model, now)
         only = others if avoided else None
-        ahead = known.waiting + len(recent)
+        ahead = known.waiting + len(recent) + self._joined[model]
         view = self.picture.view
         return place(view, request, now, ahead=ahead, only=only, without=lost, searching=Patient)
 
@@ -288,7 +302,7 @@ class Leader:
 
     # -- carrying out --------------------------------------------------------------------------
 
-    async def _joined(self, placement: Placement) -> str | None:
+    async def _join(self, placement: Placement) -> str | None:
         """Wait for a start of this model that is on its way to the node chosen, if there is one."""
         if isinstance(placement.decision, Use | Refuse) or not placement.candidates:
             return None
@@ -297,16 +311,19 @@ class Leader:
         work = self._works.get(replica_id(placement.model, digest, node))
         return None if work is None else await _outcome(work)
 
-    async def _carry_out(self, load: Load, name: ModelName, *, stays: bool = False) -> str | None:
-        """Promise, agree, order; why the node does not, or None. Goes on when the one who asked leaves;
-        ``stays``: the load does so, too."""
+    async def _carry_out(self, load: Load, name: ModelName) -> str | None:
+        """Why the node does not, or None. Goes on when the one who asked leaves."""
+        return await _outcome(self._begin(load, name))
+
+    def _begin(self, load: Load, name: ModelName, *, stays: bool = False) -> asyncio.Task[str | None]:
+        """Promise, agree, order; ``stays``: it is loaded though nobody waits for it."""
         model = self.picture.view.models[name].model
         key = replica_id(name, self.picture.digests[name], load.node)
         self.picture.keeper.promise(key, model, load, _now())
         work = asyncio.get_running_loop().create_task(self._start(key, model, load, stays=stays))
         self._works[key] = work
         work.add_done_callback(lambda done: self._started(key, load, done))
-        return await _outcome(work)
+        return work
 
     def _started(self, key: ReplicaId, load: Load, work: asyncio.Task[str | None]) -> None:
         if self._works.get(key) is not work:
@@ -314,6 +331,8 @@ class Leader:
         del self._works[key]
         failed = work.cancelled() or work.exception() is not None
         if failed or work.result() is not None:
+            reason = "given up" if work.cancelled() else work.exception() or work.result()
+            _log.info("replica not started", replica=key, reason=str(reason))
             self.picture.keeper.withdraw(key)
             self._avoid(load.node)
         else:
@@ -428,45 +447,30 @@ class Leader:
 
     async def _scale(self) -> None:
         """As many replicas as the models' owners and their queues ask for; one more at a time each."""
-        now = _now()
-        for name, known in list(self.picture.view.models.items()):
+        now, view, again = _now(), self.picture.view, math.inf
+        self.picture.keeper.heard(self._alive(), now)
+        for name, known in list(view.models.items()):
             if name in self._retiring:
                 continue
-            target = self._steady[name].target(wanted(known), now, self._settings)
-            living = [r for r in known.replicas.values() if r.state in _COUNTED]
-            target = max(target if living else 0, known.model.rules.min_replicas)
-            if len(living) < target:
-                await self._add(name, known)
-            elif known.model.rules.min_replicas:
-                await self._let_go(known, target, now)
+            step = scale(view, known, self._steady[name], now)
+            again = min(again, step.again_seconds)
+            if step.missing:
+                self._add(known, now)
+            elif step.surplus is not None:
+                await self._unload(step.surplus, "fewer are needed")
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None
+        if again < math.inf:
+            self._alarm = asyncio.get_running_loop().call_at(again, self._dirty.set)
 
-    async def _add(self, name: ModelName, known: ModelView) -> None:
-        """One more replica, where there is room for it."""
+    def _add(self, known: ModelView, now: float) -> None:
+        """One more replica, on a node that has none, where there is room for it."""
         taken = {replica.node for replica in known.replicas.values()} | set(self._avoided)
-        only = [node for node in self.picture.view.nodes if node not in taken]
-        if not only:
-            return
-        request = Request(RequestId("scale"), name, _now())
-        far = 1_000_000
-        placement = place(self.picture.view, request, _now(), ahead=far, only=only, searching=Patient)
-        load = placement.decision
-        if isinstance(load, Load) and not load.victims:
-            refusal = await self._carry_out(load, name, stays=True)
-            if refusal is not None:
-                _log.info("no further replica", model=name, reason=refusal)
-
-    async def _let_go(self, known: ModelView, target: int, now: float) -> None:
-        """One beyond the target that has rested for long enough, of a model whose replicas no node ends by
-        itself."""
-        ready = [each for each in known.replicas.values() if each.state is ReplicaState.READY]
-        for replica in sorted(ready, key=lambda each: each.used_seconds):
-            node = self.picture.view.nodes[replica.node]
-            fetch = quickest(node, known.model, peers(self.picture.view, known, now), now)
-            load_seconds = fetch.load_seconds + node.start.value if fetch is not None else math.inf
-            action = idle_action(replica, len(ready), target, load_seconds, now, self._settings)
-            if action is not Idle.STAY:
-                await self._unload(replica.replica, "fewer are needed")
-                return
+        only = [node for node in self._alive() if node not in taken]
+        load = further(self.picture.view, known, now, only)
+        if load is not None:
+            self._begin(load, known.model.name, stays=True)
 
     async def retire(self, model: ModelName) -> None:
         """Have every replica of a model go, so that it can be deleted. Raises NotHere."""
@@ -494,9 +498,6 @@ class Leader:
             if not any(each.deployment == model for each in agreed):
                 return
             await news.wait()
-
-
-_COUNTED = (ReplicaState.PROMISED, ReplicaState.LOADING, ReplicaState.READY)
 
 
 async def _outcome(work: asyncio.Task[str | None]) -> str | None:

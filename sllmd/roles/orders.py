@@ -1,4 +1,4 @@
-"""Orders of the leader to this node: load a model, unload it.
+"""Orders of the leader to this node: load a model, unload it, lift it into memory ahead of need.
 
 Owns: the method ``order``, and the greatest epoch seen, which is on disk before anything is done in it. The
 node is the authority over its devices: an order is a wish, decided by this node's own admission.
@@ -31,6 +31,7 @@ from sllmd.core.errors import ControlUnavailable, NotHere, ProtocolError, StoreE
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.agent import Agent
 from sllmd.roles.library import Library
+from sllmd.roles.lifts import Lifts
 from sllmd.store.durable import replace_file, store_errors
 from sllmd.telemetry.supervising import end_tasks
 from sllmd.wire.rpc.methods import Caller, Methods
@@ -51,6 +52,7 @@ class Verb(StrEnum):
 
     LOAD = "load"
     UNLOAD = "unload"
+    LIFT = "lift"
 
 
 class Verdict(StrEnum):
@@ -65,7 +67,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """``revision`` is that of the replica's intent in the catalogue."""
+    """``revision`` is that of the replica's intent in the catalogue; 0 for a lift, which has none."""
 
     epoch: int
     order_id: str
@@ -77,6 +79,8 @@ class Order:
     """Of a load: somebody goes to make room for it, so the node shall wait for that as for any request."""
     stays: bool = False
     """Of a load: it goes on although no request waits for it."""
+    going: tuple[Digest, ...] = ()
+    """Of a lift: the checkpoints in memory whose place it may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +145,11 @@ class Fence:
 class Orders:
     """Takes orders, one at a time; none before ``open``."""
 
-    def __init__(self, agent: Agent, library: Library) -> None:
+    def __init__(self, agent: Agent, library: Library, lifts: Lifts) -> None:
         self._fence: Fence | None = None
         self._agent = agent
         self._library = library
+        self._lifts = lifts
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._revisions: dict[ModelName, int] = {}
         self._one_at_a_time = asyncio.Lock()
@@ -192,6 +197,8 @@ class Orders:
             return answer
 
     async def _decide(self, order: Order) -> tuple[Verdict, str]:
+        if order.verb is Verb.LIFT:
+            return await self._decide_lift(order)
         newest = self._revisions.get(order.model, 0)
         if order.revision < newest:  # 3
             return Verdict.STALE_REVISION, f"revision {newest} was carried out"
@@ -204,6 +211,14 @@ class Orders:
         else:
             self._begin(self._unload(order))
         self._revisions[order.model] = order.revision
+        return Verdict.ACCEPTED, ""
+
+    async def _decide_lift(self, order: Order) -> tuple[Verdict, str]:
+        checkpoint = await self._library.obtain_exactly(order.model, order.digest)
+        reason = self._lifts.refusal(checkpoint, order.going)
+        if reason is not None:  # 4
+            return Verdict.CONFLICT, reason
+        self._begin(self._lifts.lift(checkpoint, order.going))  # 5
         return Verdict.ACCEPTED, ""
 
     async def _load(self, order: Order) -> None:

@@ -104,7 +104,8 @@ class Picture:
                 labels=spec.placement,
                 min_replicas=spec.min_replicas,
                 max_replicas=spec.max_replicas,
-                keep_alive_seconds=spec.keep_alive_seconds,
+                target_running=float(spec.target_running),
+                keep_alive_seconds=spec.stays_seconds,
             ),
         )
 

@@ -121,7 +121,8 @@ class Placing:
         me = self._here.node
         inventories = {**self._reporter.table.inventories, me: self._take()}
         wanted = Wanted(model, digest, self._replicas_max(model))
-        found = choose(inventories, wanted, me=me, well={me, *self._surroundings.alive()})
+        well = {me, *self._surroundings.alive()}
+        found = choose(inventories, wanted, me=me, well=well, mine=self._relays.under_way(model))
         if not self._surroundings.has_leader():
             found = tuple(each for each in found if each.node == me or each.rule in _READY_RULES)
         now = time.monotonic()

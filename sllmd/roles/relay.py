@@ -8,14 +8,14 @@ one that is slow stops its events at a window's worth, wherever they come from.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from uuid import uuid4
 
 from sllmd.core.errors import DeadlineExceeded, PeerUnreachable, ProtocolError
-from sllmd.core.ids import NodeId
+from sllmd.core.ids import ModelName, NodeId
 from sllmd.roles.berth import Berth
 from sllmd.roles.berths import BERTH, COMMIT, WARM
 from sllmd.roles.place import Place
@@ -49,23 +49,28 @@ class Relays:
         """``start_timeout_seconds``: for a node to find or start a replica."""
         self.connect = connect
         self.start_timeout_seconds = start_timeout_seconds
-        self._streams: defaultdict[NodeId, set[ReplyStream]] = defaultdict(set)
+        self._streams: defaultdict[NodeId, dict[ReplyStream, ModelName]] = defaultdict(dict)
 
     def there(self, node: NodeId) -> There:
         """The place that is ``node``."""
         return There(node, self)
 
-    def open(self, node: NodeId, connection: Connection, method: str, body: Any) -> ReplyStream:
-        """Begin a stream from there. Raises PeerUnreachable, QueueFull, ProtocolError."""
+    def open(
+        self, node: NodeId, connection: Connection, method: str, body: Any, model: ModelName
+    ) -> ReplyStream:
+        """Begin a stream from there, of a generation of ``model``.
+
+        Raises PeerUnreachable, QueueFull, ProtocolError.
+        """
         stream = connection.stream(method, body)
-        self._streams[node].add(stream)
+        self._streams[node][stream] = model
         return stream
 
     def closed(self, node: NodeId, stream: ReplyStream) -> None:
         """A generation there is over."""
         streams = self._streams.get(node)
         if streams is not None:
-            streams.discard(stream)
+            streams.pop(stream, None)
             if not streams:
                 del self._streams[node]
 
@@ -88,6 +93,12 @@ class Relays:
             raise ProtocolError(f"node {node} does not say where a generation runs")
         return happening
 
+    def under_way(self, model: ModelName) -> Mapping[NodeId, int]:
+        """Streams of a model from each node."""
+        return Counter(
+            node for node, streams in self._streams.items() for each in streams.values() if each == model
+        )
+
     @property
     def count(self) -> int:
         """Streams under way."""
@@ -106,7 +117,7 @@ class There:
         relays = self._relays
         connection = await relays.connect(self.node)
         transcript = Transcript(work.state.generation_id)
-        stream = relays.open(self.node, connection, METHOD, pack_work(work))
+        stream = relays.open(self.node, connection, METHOD, pack_work(work), work.model)
         try:
             async with stream:
                 yield await relays.granted(self.node, stream, transcript)
@@ -142,7 +153,7 @@ class BerthThere:
         """Ask for one. Raises what ``Place.berth`` does."""
         connection = await relays.connect(node)
         name = uuid4().hex
-        stream = relays.open(node, connection, BERTH, (name, pack_work(work)))
+        stream = relays.open(node, connection, BERTH, (name, pack_work(work)), work.model)
         berth = cls(node, relays, connection, stream, work, name)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(berth.aclose)

@@ -21,7 +21,9 @@ class ServingSettings(Frozen):
     """How long a replica stays before another model may push it out, so that two hot models do not
     spend their time evicting each other."""
     keep_alive: Seconds = 300.0
-    """How long an idle replica stays; -1: for ever, 0: goes at once. Models and requests may differ."""
+    """How long an idle replica stays; -1: for ever, 0: goes at once. Models and requests may differ. Longer
+    than a load takes, because an idle one makes way at once for whoever needs its devices or its memory: its
+    stay takes nothing from others, and its end makes the next request wait."""
     drain_timeout: FiniteSeconds = 30.0
     """How long a stopping daemon lets running requests finish; below the unit's TimeoutStopSec."""
     recent_requests_max: int = Field(default=256, ge=1)
@@ -94,6 +96,9 @@ class ModelSettings(Frozen):
     """Copies that the cluster keeps loaded."""
     replicas_max: int = Field(default=16, ge=1)
     """Copies that the cluster may have loaded at a time, each on a node of its own."""
+    running_target: int = Field(default=0, ge=0)
+    """Generations on each copy beyond which the cluster loads one more; 0: as many as its batch takes. Fewer:
+    each goes faster, and more devices are taken."""
     preload: Literal["none", "dram", "device"] = "none"
     """Tier that the checkpoint is lifted to when the daemon starts."""
     batch_max: int | None = Field(default=None, ge=1)

@@ -231,6 +231,8 @@ class DeploymentRecord(_Status):
     max_replicas: int
     placement: dict[str, str]
     """Labels that a node must have."""
+    target_running: int
+    """Generations on a replica beyond which there shall be one more; 0: as many as it runs together."""
     revision: int
 
 

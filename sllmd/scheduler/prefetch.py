@@ -36,8 +36,10 @@ class Prefetch:
     evict: tuple[ModelName, ...]
 
 
-def prefetch(view: ClusterView, node: NodeView, now: float) -> Prefetch | None:
+def prefetch(view: ClusterView, node: NodeView, now: float, *, chance_min: float = 0.0) -> Prefetch | None:
     """The one lift on this node that is expected to save most.
+
+    ``chance_min``: into memory that lies empty, only models whose chance of use is no less.
 
     None: nothing is worth it, or a path is busy.
     """
@@ -49,7 +51,7 @@ def prefetch(view: ClusterView, node: NodeView, now: float) -> Prefetch | None:
         known = view.models.get(name)
         if known is None or name in node.dram or not _may_lift(node, known):
             continue
-        found = _lift(view, node, known, now)
+        found = _lift(view, node, known, now, chance_min)
         if found is None:
             continue
         # Of models that promise alike, nodes take different ones, those that nobody has in DRAM first.
@@ -65,15 +67,17 @@ def _may_lift(node: NodeView, known: ModelView) -> bool:
     return allowed and not any(replica.node == node.node for replica in known.replicas.values())
 
 
-def _lift(view: ClusterView, node: NodeView, known: ModelView, now: float) -> Prefetch | None:
+def _lift(
+    view: ClusterView, node: NodeView, known: ModelView, now: float, chance_min: float
+) -> Prefetch | None:
     settings = view.settings
     name = known.model.name
     missing = known.model.total_bytes - (node.dram_bytes - node.dram_used_bytes)
     chance = known.arrivals.chance(now, settings.use_horizon)
     gain = worth_seconds(view, node, known, Tier.DRAM, now)
-    if missing <= 0:
+    if missing <= 0 and chance >= chance_min:
         return Prefetch(node.node, name, Source(Tier.SSD), chance, gain, ())
-    if chance < settings.prefetch_chance_min:
+    if missing <= 0 or chance < settings.prefetch_chance_min:
         return None
     copies = copies_of(view, node, Tier.DRAM, now)
     going = choose(copies, missing)

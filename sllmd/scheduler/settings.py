@@ -34,7 +34,8 @@ class SchedulerSettings(Frozen):
     bandwidth_max_bytes: dict[str, float] = Field(default_factory=dict)
     """Cap of a hop (``dram``, ``ssd``, ``peer``, ``remote``) in bytes per second; estimates respect it."""
     keep_alive_loads: float = Field(default=8.0, gt=0)
-    """Keep-alive in load times, where a deployment sets none."""
+    """Keep-alive in load times, where a deployment sets none: after that, the leader lets replicas go where
+    fewer would have been enough. The last one stays for ``[serving] keep_alive``."""
     keep_alive_min: FiniteSeconds = 10.0
     """Shortest keep-alive that is derived from the load time."""
     keep_alive_max: FiniteSeconds = 600.0
@@ -43,6 +44,11 @@ class SchedulerSettings(Frozen):
     """How long fewer replicas must have been enough before one goes."""
     use_horizon: PositiveSeconds = 60.0
     """How far ahead the chance of use looks when something is evicted or fetched ahead."""
+    prefetch: bool = True
+    """Whether nodes lift models from SSD into DRAM before anybody asks: where the disk idles, and memory is
+    free or holds what is less likely to be used."""
+    prefetch_interval: PositiveSeconds = 5.0
+    """How often the leader looks for a model to lift, one on each node. Chances change with the clock."""
     prefetch_chance_min: float = Field(default=0.5, gt=0, le=1)
     """A model is fetched one tier up if it is used within the horizon with at least this chance."""
     starve_after: PositiveSeconds = 60.0

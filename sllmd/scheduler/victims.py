@@ -198,7 +198,7 @@ class Search:
         if replica.model.rules.priority > self.priority:
             return None
         if not replica.generations:
-            return self._idle(node, known, replica)
+            return self.idle(node, known, replica)
         return self.busy(node, known, replica)
 
     def closing(self, known: ModelView, replica: ReplicaView) -> Option | None:
@@ -217,7 +217,8 @@ class Search:
         cost = free + harm * self.view.settings.harm_weight
         return Option(cost, replica, free, harm, moves, ends)
 
-    def _idle(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:
+    def idle(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:
+        """One that rests: it goes at once."""
         if known.waiting:  # somebody is about to use it
             return None
         return self.priced(
@@ -343,6 +344,25 @@ class Search:
         if near is None:
             near = self._near[known.model.name] = peers(self.view, known, self.now)
         return near
+
+
+class Resting(Search):
+    """For what nobody waits for: idle replicas alone go, and none that their deployment asks for."""
+
+    def idle(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:
+        """See ``Search``."""
+        ready = sum(each.state is ReplicaState.READY for each in known.replicas.values())
+        if ready <= known.model.rules.min_replicas:
+            return None
+        return Search.idle(self, node, known, replica)
+
+    def busy(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:  # noqa: ARG002
+        """See ``Search``."""
+        return None
+
+    def closing(self, known: ModelView, replica: ReplicaView) -> Option | None:  # noqa: ARG002
+        """See ``Search``."""
+        return None
 
 
 def _by_cost(options: Sequence[Option]) -> Iterator[list[Option]]:

@@ -71,7 +71,8 @@ async def test_nodes(settled: Live) -> None:
 async def test_deployments_are_put_compared_and_deleted(settled: Live) -> None:
     live, url = settled, f"{settled.url}/sllmd/v1/deployments"
     put = await body(await live.client.put(f"{url}/llama", json={**SPEC, "expected": 0}))
-    kept = {"keep_alive_seconds": None, "min_replicas": 0, "placement": {}, "revision": put["revision"]}
+    kept = {"keep_alive_seconds": None, "min_replicas": 0, "placement": {}, "target_running": 0}
+    kept["revision"] = put["revision"]
     assert put == {"name": "llama", **SPEC, **kept}
     for name in ("llama", "short"):
         assert await body(await live.client.get(f"{url}/{name}?newest=true")) == put

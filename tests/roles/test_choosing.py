@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -31,16 +33,41 @@ def node(
 
 
 def order(
-    nodes: dict[NodeId, Inventory], *, me: NodeId = A, most: int = 9, ill: tuple[NodeId, ...] = ()
+    nodes: dict[NodeId, Inventory],
+    *,
+    me: NodeId = A,
+    most: int = 9,
+    ill: tuple[NodeId, ...] = (),
+    mine: Mapping[NodeId, int] = MappingProxyType({}),
 ) -> list[tuple[NodeId, int]]:
     well = [each for each in nodes if each not in ill]
-    return [(each.node, each.rule) for each in choose(nodes, Wanted(M, D, most), me=me, well=well)]
+    found = choose(nodes, Wanted(M, D, most), me=me, well=well, mine=mine)
+    return [(each.node, each.rule) for each in found]
 
 
 def test_a_ready_replica_of_this_node_comes_first_then_the_least_loaded() -> None:
     nodes = {A: node(replica(running=7)), B: node(replica(running=5)), C: node(replica(running=2))}
     assert order(nodes) == [(A, 1), (C, 1), (B, 1)]
     assert order(nodes, me=NodeId("z")) == [(C, 1), (B, 1), (A, 1)]
+
+
+def test_what_was_sent_there_counts_before_it_is_told() -> None:
+    nodes = {A: node(), B: node(replica()), C: node(replica(running=3))}
+    assert order(nodes, mine={B: 4})[:2] == [(C, 1), (B, 1)]
+    assert order(nodes, mine={B: 8, C: 3}) == [(C, 1), (A, 4), (B, 5)]
+
+
+def test_a_burst_from_one_node_goes_to_all_replicas_alike() -> None:
+    nodes = {B: node(replica()), C: node(replica())}
+    mine = {B: 0, C: 0}
+    for _ in range(16):
+        mine[order(nodes, mine=mine)[0][0]] += 1
+    assert mine == {B: 8, C: 8}
+
+
+def test_nodes_that_know_the_same_do_not_all_begin_with_the_same_replica() -> None:
+    nodes = {B: node(replica()), C: node(replica())}
+    assert {order(nodes, me=NodeId(f"n{number}"))[0][0] for number in range(16)} == {B, C}
 
 
 def test_one_that_starts_is_joined_rather_than_another_started() -> None:

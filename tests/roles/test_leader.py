@@ -17,6 +17,7 @@ from sllmd.roles.decided import Decided
 from sllmd.roles.picture import replica_id
 from tests.live import put_model
 from tests.roles import test_cluster
+from tests.roles.conftest import request
 from tests.roles.test_cluster import MakeMember, Member
 from tests.waiting import eventually
 
@@ -223,6 +224,55 @@ async def test_as_many_replicas_as_asked_for_also_when_a_node_goes(make_member: 
         await a.node.control.propose(DeploymentPut(ModelName("m"), replace(wanted, min_replicas=1), None))
         await eventually(lambda: len(a.replicas() + c.replicas()) == 1)
         await confirmed(a, ReplicaState.READY)
+
+
+@pytest.mark.slow
+async def test_replicas_come_with_their_work_on_other_nodes_and_go_without(make_member: MakeMember) -> None:
+    soon = {"scale_down_delay": 0, "keep_alive_min": 0, "keep_alive_loads": 0.01, "residency_min": 0}
+    async with (
+        make_member("a", models={"m": {"token_seconds": 0.02}}, scheduler=soon) as a,
+        make_member("b", join=a) as b,
+        make_member("c", join=a) as c,
+    ):
+        await planned(a, "m")
+        members = (a, b, c)
+        wanted = replace(spec_of(a, "m"), target_running=1, max_replicas=2)
+        await a.node.control.propose(DeploymentPut(ModelName("m"), wanted, None))
+        for each in members:
+            await each.knows("m")
+        async with AsyncExitStack() as clients:
+            for each in members:  # three at once, where one each is wanted and two replicas are allowed
+                asked = each.daemon.router.generate(request("m", max_tokens=2000))
+                generation = await clients.enter_async_context(asked)
+                await anext(aiter(generation))
+            await confirmed(a, ReplicaState.READY, ReplicaState.READY)
+            assert sorted(len(each.replicas()) for each in members) == [0, 1, 1]
+        await confirmed(a, ReplicaState.READY)
+        await eventually(lambda: sum(len(each.replicas()) for each in members) == 1)
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+async def test_what_was_asked_for_is_lifted_again_before_anybody_asks(
+    make_member: MakeMember, *, prefetch: bool
+) -> None:
+    ahead = {"prefetch": prefetch, "prefetch_interval": 0.05}
+    async with make_member("a", models={"m": {"token_seconds": 0.02}}, scheduler=ahead) as a:
+        await planned(a, "m")
+        known = a.daemon.plane.leader.picture.view.models[ModelName("m")]
+        async with a.daemon.router.generate(request("m", max_tokens=2000)) as generation:
+            await anext(aiter(generation))
+            await eventually(lambda: known.arrivals.count)
+        checkpoint, agent = await a.daemon.router.obtain("m"), a.daemon.agent
+        await agent.unload(checkpoint, keep_dram=True)
+        assert a.daemon.operator._tier.evict(checkpoint.manifest.digest)
+        agent.changed()
+        if prefetch:
+            await eventually(lambda: agent.where(checkpoint) == "dram")
+            assert not a.replicas()
+        else:
+            await eventually(lambda: a.daemon.plane.leader.plan(ModelName("m")).ways[0].source == "ssd")
+            await asyncio.sleep(0.2)  # four looks' time; there is nothing to wait for where none is made
+            assert agent.where(checkpoint) == "ssd"
 
 
 @pytest.mark.slow

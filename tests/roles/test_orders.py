@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from sllmd.core.errors import NotHere, StoreError
 from sllmd.core.ids import Digest, NodeId
 from sllmd.engine.fake import FakeSettings
+from sllmd.loader.settings import LoaderSettings
+from sllmd.roles.lifts import Lifts
 from sllmd.roles.orders import METHOD, Fence, Order, Orders, Verb, Verdict, pack_order, unpack_answer
 from sllmd.roles.settings import DeviceSettings, ServingSettings
 from tests.roles.conftest import MakeNode, Node, request
@@ -25,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def orders_of(node: Node, path: Path) -> Orders:
-    orders = Orders(node.agent, node.library)
+    orders = Orders(node.agent, node.library, Lifts(node.agent, node.tier))
     orders.open(Fence(path, CLUSTER))
     return orders
 
@@ -64,6 +67,67 @@ async def test_a_load_goes_on_for_those_who_come_for_it(
         await eventually(lambda: len(node.agent.residences()) == 2)
         await eventually(lambda: [each.checkpoint.name for each in node.agent.residences()] == ["a"])
         await orders.close()
+
+
+async def test_a_lift_is_a_copy_in_memory_and_no_replica(make_node: MakeNode, path: Path) -> None:
+    async with make_node() as node:
+        orders = orders_of(node, path)
+        lift = order(node, Verb.LIFT, revision=0)
+        assert (await orders.take(lift)).verdict is Verdict.ACCEPTED
+        checkpoint = node.store.resolve("a")
+        await eventually(lambda: node.agent.where(checkpoint) == "dram")
+        assert node.agent.residences() == ()
+        await eventually(lambda: not any(copy.leases for copy in node.tier.stats().copies))
+        answer = await orders.take(replace(lift, order_id="o2"))
+        assert (answer.verdict, answer.reason) == (Verdict.CONFLICT, "it is not on this node's SSD alone")
+        await node.operator.unload("a")
+        answer = await orders.take(replace(lift, order_id="o3"))
+        assert (answer.verdict, answer.reason) == (Verdict.CONFLICT, "it was unloaded on purpose")
+        async with node.agent.hold(checkpoint):
+            pass
+        assert not node.agent.put_down
+        await orders.close()
+
+
+async def test_a_lift_takes_the_place_of_named_copies_alone(make_node: MakeNode, path: Path) -> None:
+    one_fits = LoaderSettings(dram_budget="1MiB", slab_bytes=1 << 20, pin=False, headroom_bytes=0)
+    async with make_node(loader=one_fits) as node:
+        orders = orders_of(node, path)
+        a, b = node.store.resolve("a"), node.store.resolve("b")
+        async with node.agent.lift(a) as lease:
+            await lease.loaded()
+        lift = order(node, Verb.LIFT, "b", revision=0)
+        answer = await orders.take(lift)
+        assert (answer.verdict, answer.reason) == (Verdict.CONFLICT, "there is no room for it in memory")
+        going = (a.manifest.digest,)
+        assert (await orders.take(replace(lift, order_id="o2", going=going))).verdict is Verdict.ACCEPTED
+        await eventually(lambda: node.agent.where(b) == "dram")
+        assert node.agent.where(a) == "ssd"
+        # It goes for whoever needs its memory.
+        async with node.agent.hold(a):
+            assert node.agent.where(b) == "ssd"
+        await orders.close()
+
+
+async def test_who_needs_a_replica_ends_the_lift_of_another_model(make_node: MakeNode, path: Path) -> None:
+    slow = LoaderSettings(
+        dram_budget="64MiB", slab_bytes=1 << 20, pin=False, headroom_bytes=0, disk_bandwidth_max_bytes=20_000
+    )
+    async with make_node(loader=slow) as node:
+        orders = orders_of(node, path)
+        await orders.take(order(node, Verb.LIFT, "b", revision=0))
+        await eventually(lambda: any(copy.leases for copy in node.tier.stats().copies))
+        waits = asyncio.create_task(_held(node, "a"))
+        await eventually(node.agent.residences)
+        digest = node.store.resolve("b").manifest.digest
+        await eventually(lambda: digest not in {copy.digest for copy in node.tier.stats().copies})
+        waits.cancel()
+        await orders.close()
+
+
+async def _held(node: Node, model: str) -> None:
+    async with node.agent.hold(node.store.resolve(model)):
+        pass
 
 
 async def test_nothing_is_fetched_to_unload_what_is_not_here(make_node: MakeNode, path: Path) -> None:
@@ -150,7 +214,7 @@ async def test_orders_come_over_rpc_and_not_before_the_node_has_joined(
 ) -> None:
     network = Network()
     async with make_node() as node, speaking(network, "a") as leader, speaking(network, "b") as follower:
-        orders = Orders(node.agent, node.library)
+        orders = Orders(node.agent, node.library, Lifts(node.agent, node.tier))
         orders.offer(follower.methods)
         connection = await leader.connection(NodeId("b"))
         packed = pack_order(order(node))

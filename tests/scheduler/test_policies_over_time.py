@@ -10,10 +10,13 @@ from sllmd.core.ids import ModelName, NodeId, ReplicaId
 from sllmd.scheduler.arrivals import Arrivals
 from sllmd.scheduler.eviction import Copy, NoRoom, choose, copies_of, worth_seconds
 from sllmd.scheduler.facts import Rules, Tier
+from sllmd.scheduler.keeper import Keeper
+from sllmd.scheduler.learning import Learned
 from sllmd.scheduler.prefetch import prefetch
-from sllmd.scheduler.scaling import Idle, Steady, idle_action, keep_alive_seconds, wanted
+from sllmd.scheduler.scaling import Idle, Steady, further, idle_action, keep_alive_seconds, scale, wanted
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.turns import must_yield
+from sllmd.scheduler.view import ModelView
 from tests.scheduler.cluster import GB, NOW, inventory, keeper, model, replica
 
 SETTINGS = SchedulerSettings()
@@ -72,16 +75,14 @@ def test_replicas_follow_running_and_waiting(running: int, queued: int, rules: d
 
 def test_more_come_at_once_and_fewer_only_after_a_while() -> None:
     steady = Steady()
-    targets = [
-        steady.target(wish, NOW + t, SETTINGS) for t, wish in ((0, 1), (1, 4), (2, 0), (30, 0), (33, 0))
-    ]
+    targets = [steady.target(wish, NOW + t, 30.0) for t, wish in ((0, 1), (1, 4), (2, 0), (30, 0), (33, 0))]
     assert targets == [1, 4, 4, 4, 0]
 
 
 def test_a_clock_that_jumps_back_does_not_hold_on_to_the_future() -> None:
     steady = Steady()
-    steady.target(9, NOW + 1000, SETTINGS)
-    assert steady.target(1, NOW, SETTINGS) == 1
+    steady.target(9, NOW + 1000, 30.0)
+    assert steady.target(1, NOW, 30.0) == 1
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 5), st.integers(0, 9)), min_size=1, max_size=60))
@@ -90,8 +91,95 @@ def test_the_target_is_the_largest_wish_within_the_delay(steps: list[tuple[float
     for gap, wish in steps:
         now += gap
         told.append((now, wish))
-        lately = [w for t, w in told if t >= now - SETTINGS.scale_down_delay]
-        assert steady.target(wish, now, SETTINGS) == max(lately)
+        lately = [w for t, w in told if t >= now - 30.0]
+        assert steady.target(wish, now, 30.0) == max(lately)
+
+
+def crowd(
+    *running: int, queued: int = 0, nodes: int = 4, gb: float = 24, **rules: object
+) -> tuple[Keeper, ModelView]:
+    """A model of four rows on the first nodes, running so many there; all nodes have it on SSD."""
+    a = model("a", rows=4, rules=rules)
+    placed = [(replica(f"r{i}", "a", 0, running=count),) for i, count in enumerate(running)]
+    placed += [()] * (nodes - len(placed))
+    made = keeper([a, model("b")], *(inventory(f"n{i}", *r, gb=gb, ssd="a") for i, r in enumerate(placed)))
+    made.waiting(ModelName("a"), queued)
+    return made, made.view.models[ModelName("a")]
+
+
+@pytest.mark.parametrize(
+    ("running", "more", "missing"),
+    [
+        ((4,), {}, 0),
+        ((4,), {"queued": 1}, 1),
+        ((4, 4), {"queued": 9}, 3),
+        ((4,), {"queued": 99, "max_replicas": 2}, 1),
+        ((4, 4), {"queued": 99, "max_replicas": 2}, 0),
+        ((3,), {"target_running": 2}, 1),
+        ((), {"queued": 9}, 0),
+        ((), {"min_replicas": 2}, 2),
+        ((0,), {"min_replicas": 2}, 1),
+    ],
+)
+def test_replicas_are_missing_when_more_is_asked_for_than_they_run(running, more, missing: int) -> None:
+    made, known = crowd(*running, **more)
+    step = scale(made.view, known, Steady(), NOW)
+    assert (step.missing, step.surplus) == (missing, None)
+
+
+def test_the_least_busy_one_too_many_goes_after_the_keep_alive_and_the_last_never() -> None:
+    made, known = crowd(4, 1, 2, keep_alive_seconds=50.0)
+    steady = Steady()
+    assert scale(made.view, known, steady, NOW).surplus is None, (
+        "whether it was needed, a new leader cannot know"
+    )
+    step = scale(made.view, known, steady, NOW + 1)
+    assert (step.surplus, step.again_seconds) == (None, NOW + 50)
+    assert scale(made.view, known, steady, NOW + 49).surplus is None
+    assert scale(made.view, known, steady, NOW + 51).surplus == "r1"
+
+
+@pytest.mark.parametrize(
+    ("running", "rules", "surplus"),
+    [((0, 0), {}, "r0"), ((0,), {}, None), ((0, 0), {"min_replicas": 2}, None)],
+)
+def test_what_is_left_of_replicas_without_work(running, rules: dict, surplus: str | None) -> None:
+    made, known = crowd(*running, **rules)
+    steady = Steady()
+    scale(made.view, known, steady, NOW)
+    assert scale(made.view, known, steady, NOW + 1e6).surplus == surplus
+
+
+def test_a_load_that_comes_and_goes_starts_and_stops_nothing_in_turns() -> None:
+    made, known = crowd(3, 3)
+    steady, steps = Steady(), []
+    for second in range(300):
+        made.waiting(ModelName("a"), 2 if second % 20 == 0 else 0)
+        steps.append(scale(made.view, known, steady, NOW + second))
+    assert not any(step.missing or step.surplus for step in steps)
+
+
+def test_one_more_goes_to_free_room_or_that_of_idle_replicas_and_only_if_it_helps() -> None:
+    def where(made: Keeper, known: ModelView, *only: str) -> tuple[str, list[str]] | None:
+        load = further(made.view, known, NOW, [NodeId(each) for each in only])
+        return None if load is None else (load.node, [victim.replica for victim in load.victims])
+
+    made, known = crowd(4, queued=1)
+    assert where(made, known, "n1") == ("n1", [])
+    assert where(made, known) is None
+    for node in made.view.nodes.values():
+        node.from_ssd = node.from_peer = node.from_remote = Learned(1e7)
+    assert where(made, known, "n1") is None, "a row is free before a load is done"
+    made, known = crowd(1, queued=1)
+    assert where(made, known, "n1") is None, "a row is free"
+    for running, rules, victims in ((0, {}, ["v"]), (1, {}, None), (0, {"min_replicas": 1}, None)):
+        b = model("b", rules=rules)
+        full = inventory("n1", replica("v", "b", 0, running=running), gb=12, ssd="a")
+        held = inventory("n0", replica("r", "a", 0, running=4), gb=12, ssd="a")
+        made = keeper([model("a", rows=4), b], held, full)
+        made.waiting(ModelName("a"), 1)
+        found = where(made, made.view.models[ModelName("a")], "n1")
+        assert found == (None if victims is None else ("n1", victims)), (running, rules)
 
 
 def test_keep_alive_is_about_the_time_of_a_load_unless_set() -> None:
@@ -179,6 +267,16 @@ def test_empty_memory_is_filled_the_likeliest_first_and_busy_paths_are_left_alon
     assert lift.saves_seconds == pytest.approx(1.5)
     node.ssd_path.until = NOW + 1
     assert prefetch(made.view, node, NOW) is None
+
+
+def test_empty_memory_may_be_kept_for_what_is_likely_to_be_used() -> None:
+    made = keeper([model("a"), model("b")], inventory("one", ssd="a b"))
+    node = made.view.nodes[NodeId("one")]
+    assert prefetch(made.view, node, NOW, chance_min=0.5) is None
+    made.arrived(ModelName("b"), NOW - 1)
+    lift = prefetch(made.view, node, NOW, chance_min=0.5)
+    assert lift is not None
+    assert lift.model == "b"
 
 
 def test_a_full_memory_is_changed_only_for_something_worth_more() -> None:

@@ -47,6 +47,14 @@ class DeploymentSpec:
     max_replicas: int = 1
     placement: dict[str, str] = field(default_factory=dict)
     """Labels that a node must have."""
+    target_running: int = 0
+    """Generations on a replica beyond which there shall be one more; 0: as many as it runs together."""
+
+    @property
+    def stays_seconds(self) -> float | None:
+        """How long an idle replica stays, infinite for ever; None: as its node has it."""
+        forever = self.keep_alive_seconds is not None and self.keep_alive_seconds < 0
+        return float("inf") if forever else self.keep_alive_seconds
 
 
 @dataclass(frozen=True, slots=True)
