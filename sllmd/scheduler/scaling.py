@@ -86,8 +86,9 @@ def scale(view: ClusterView, known: ModelView, steady: Steady, now: float) -> Sc
     1. Fewer live than are asked for at this moment: so many are missing. The first one is started by the
        request that needs it, or by the deployment's minimum.
     2. More are ready than were asked for at any moment of the delay, which is the keep-alive or
-       ``scale_down_delay`` if that is longer: one goes, the least busy of those that had their residency.
-       The last one goes when it has been idle for its keep-alive, of which its node keeps count.
+       ``scale_down_delay`` if that is longer: one goes, the least busy of those that have been there as
+       long. What a node or its operator started by itself has its stay, too. The last one goes when it has
+       been idle for its keep-alive, of which its node keeps count.
     """
     settings, rules = view.settings, known.model.rules
     living = [each for each in known.replicas.values() if each.state in _LIVING]
@@ -102,10 +103,11 @@ def scale(view: ClusterView, known: ModelView, steady: Steady, now: float) -> Sc
         return Scale(max(missing, 0), None, math.inf)
     if len(ready) <= target:
         return Scale(0, None, steady.changes_at(delay))
-    free_at = now - settings.residency_min
+    stay = max(delay, settings.residency_min)
+    free_at = now - stay
     resident = [each for each in ready if each.since_seconds <= free_at and not each.reserved_rows]
     if not resident:
-        return Scale(0, None, now + settings.residency_min)
+        return Scale(0, None, min(each.since_seconds for each in ready) + stay)
     least = min(resident, key=lambda each: (len(each.generations), each.used_seconds))
     return Scale(0, least.replica, now + settings.residency_min)  # 2
 
