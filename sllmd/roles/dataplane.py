@@ -26,6 +26,7 @@ from sllmd.roles.asking import Asking
 from sllmd.roles.berths import Berths
 from sllmd.roles.bookkeeping import ASK, Bookkeeper, unpack_report
 from sllmd.roles.chunks import Chunks
+from sllmd.roles.clearing import Clearing
 from sllmd.roles.deployments import Deployments
 from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
@@ -112,6 +113,7 @@ class DataPlane:
             changed=self.reporter.note_change,
             retire=self.asking.retire,
         )
+        self._clearing = Clearing(library, agent, tier)
         self._register()
 
     def _register(self) -> None:
@@ -152,7 +154,8 @@ class DataPlane:
         self._look_around()
         self.orders.open(Fence(self._directory / FENCE_FILE, identity.cluster_id))
         self._deployments.start(self._node.control, identity.cluster_id)
-        self._tasks = [keep_running(self._watch_members), keep_running(self._watch_leaders)]
+        parts = (self._watch_members, self._watch_leaders, self._clearing.run)
+        self._tasks = [keep_running(part) for part in parts]
 
     async def close(self) -> None:
         """Take part no more; what runs here for others ends with the connections."""
