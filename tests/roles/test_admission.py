@@ -165,7 +165,9 @@ def test_models_of_one_digest_share_their_slabs() -> None:
     assert isinstance(decide(twin, node(replica("a", dram_bytes=60), slots=2)), Start)
 
 
-@pytest.mark.parametrize("state", set(ReplicaState) - {ReplicaState.SERVING, ASLEEP})
+@pytest.mark.parametrize(
+    "state", [each for each in ReplicaState if each not in (ReplicaState.SERVING, ASLEEP)]
+)
 def test_2_3_its_own_replica_on_its_way_is_waited_for_and_blocks_nobody(state: ReplicaState) -> None:
     decision = decide(need("a"), node(replica("a", state=state)))
     assert isinstance(decision, Wait)
