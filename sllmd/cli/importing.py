@@ -11,7 +11,8 @@ import typer
 from sllmd.cli.models import StoreOption, bytes_told, checkpoint_json, store_of
 from sllmd.cli.session import Session, command
 from sllmd.core.units import format_bytes, format_seconds
-from sllmd.store.importing import ImportProgress, default_name, import_checkpoint
+from sllmd.store.importing import default_name, import_checkpoint
+from sllmd.store.progress import ImportProgress
 
 app = typer.Typer()
 
