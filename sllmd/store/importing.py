@@ -20,7 +20,7 @@ from sllmd.store.catalogue import check_name
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.converting import convert
 from sllmd.store.credentials import HUB_PREFIX, hub_url
-from sllmd.store.destination import Destination
+from sllmd.store.destination import AS, Destination
 from sllmd.store.digest import UNNAMED, with_digest
 from sllmd.store.directory import small_digests, write_manifest
 from sllmd.store.durable import write_file
@@ -139,13 +139,13 @@ def _import_copy(
 ) -> Checkpoint:
     if local.kind == "safetensors":
         found, root = _read_source(local.root, local.file), local.root
-        origin = _origin(local, list(found.file_bytes))
-        if there := destination.there_already(origin, partitions):
+        origin = _origin(local, list(found.file_bytes), settings)
+        if there := destination.there_already(origin, partitions, settings.chunk_bytes):
             return there
         destination.refuse_other_tensors(found)
     else:
-        origin = _origin(local, _foreign_files(local))
-        if there := destination.there_already(origin, partitions):
+        origin = _origin(local, _foreign_files(local), settings)
+        if there := destination.there_already(origin, partitions, settings.chunk_bytes):
             return there
         destination.refuse_other_place(origin)
         root = staging / "converted"
@@ -153,7 +153,8 @@ def _import_copy(
         found = _read_source(root, None)
     publishable = staging / "checkpoint"
     publishable.mkdir()
-    manifest = _copy(found, root, origin, publishable, staging, partitions, settings, on_progress)
+    weights = publishable if destination.held is None else None
+    manifest = _copy(found, root, origin, publishable, weights, staging, partitions, settings, on_progress)
     return _publish(destination, manifest, publishable, kind="stored")
 
 
@@ -162,20 +163,27 @@ def _copy(
     root: Path,
     origin: Source,
     publishable: Path,
+    weights: Path | None,
     staging: Path,
     partitions: int,
     settings: ImportSettings,
     on_progress: OnProgress,
 ) -> Manifest:
-    """Write ``found``, whose files lie below ``root``, in the store's own format to ``publishable``."""
+    """Write ``found``, whose files lie below ``root``, in the store's own format to ``publishable``.
+
+    ``weights`` None: they are only read, as the model that has the name is the same or is another.
+    """
     ties = find_ties(found, root)
     stored = [tensor for tensor in found.tensors if tensor.name not in ties]
     layout = lay_out(stored, partitions=partitions)
-    _check_space(staging, sum(layout.spans_bytes))
+    if weights is not None:
+        _check_space(staging, sum(layout.spans_bytes))
     sources = {name: resolve_inside(root, name, named_by="the index") for name in found.file_bytes}
-    counter = StageProgress(on_progress, "copying", sum(tensor.size_bytes for tensor in stored))
+    counter = StageProgress(
+        on_progress, "copying" if weights else "hashing", sum(tensor.size_bytes for tensor in stored)
+    )
     written = write_partitions(
-        layout, sources, publishable, chunk_bytes=settings.chunk_bytes, advance=counter.advance
+        layout, sources, weights, chunk_bytes=settings.chunk_bytes, advance=counter.advance
     )
     if fingerprint(root, list(found.file_bytes)) != found.fingerprint:
         raise MalformedCheckpoint(f"{root} changed while it was imported", hint="import it again")
@@ -295,13 +303,15 @@ def _foreign_files(local: LocalSource) -> list[str]:
     return sorted(path.name for path in local.root.glob("pytorch_model*"))
 
 
-def _origin(local: LocalSource, data_files: list[str]) -> Source:
-    """What the user pointed at, not what is copied in the end; changes when one of its files does."""
+def _origin(local: LocalSource, data_files: list[str], settings: ImportSettings) -> Source:
+    """What the user pointed at, not what is copied in the end; changes when one of its files does, or what is
+    made of it."""
+    made_to = f"{AS}{settings.gguf_dtype}" if local.kind == "gguf" else ""
     beside = [] if local.kind == "gguf" else [*small_files(local.root), *legacy_tokenizer_files(local.root)]
     return Source(
         kind=local.kind,
         location=local.named or str(local.file or local.root),
-        fingerprint=fingerprint(local.root, [*data_files, *beside]),
+        fingerprint=fingerprint(local.root, [*data_files, *beside]) + made_to,
     )
 
 

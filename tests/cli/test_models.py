@@ -40,6 +40,16 @@ def test_the_same_model_again_is_there_already(sllmd: RunCommand, store: str) ->
     assert (facts["there_already"], facts["replaced"]) == (True, None)
 
 
+def test_a_damaged_model_that_is_imported_again_was_not_there_already(sllmd: RunCommand, store: str) -> None:
+    [weights] = Path(store).glob("models/*/tensors.0.bin")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert sllmd("verify", "one", "--store", store).code == 1
+    again = sllmd("import", "builtin:tiny", "--store", store, "--name", "one")
+    assert again.code == 0
+    assert "in place of its damaged copy" in again.out
+    assert sllmd("verify", "one", "--store", store).code == 0
+
+
 def test_another_model_of_that_name_is_replaced_only_when_told_to(
     sllmd: RunCommand, store: str, tmp_path: Path
 ) -> None:
