@@ -28,6 +28,8 @@ def waterfall(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
         below = " " * (label_width + 2)
         lines += _wrapped(f"{text}  {note}".rstrip(), below)
         begin_ms += milliseconds
+    for refusal in (request.get("decision") or {}).get("refusals", ()):
+        lines += _wrapped(f" asked before: {printable(refusal)}", "   ")
     for move in request["moves"]:
         lines += _wrapped(_move_line(move, node_names), "   ")
     if request.get("error"):

@@ -31,6 +31,7 @@ from sllmd.roles.deployments import Deployments
 from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
 from sllmd.roles.leader import Leader
+from sllmd.roles.led import Led
 from sllmd.roles.library import Library, Shared
 from sllmd.roles.orders import Fence, Orders
 from sllmd.roles.place import Here
@@ -97,7 +98,8 @@ class DataPlane:
         self.reporter.fence = self.orders.fence
         self.leader = Leader(node, self.orders, scheduler, lambda: self._alive)
         self.keeper.on_inventory, self.keeper.on_ready = self.leader.take, self.leader.nodes_asked
-        self.asking = Asking(node, self.leader, self._has_leader, wait_seconds=serving.queue_timeout)
+        self._led = Led(routing.leader_wait)
+        self.asking = Asking(node, self.leader, self._led, wait_seconds=serving.queue_timeout)
         surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue, self.asking.place)
         self.placing = Placing(
             self.here, agent, self._stock.take, self.relays, self.reporter, surroundings, routing
@@ -176,6 +178,7 @@ class DataPlane:
             self._lead_or_follow(leadership)
 
     def _lead_or_follow(self, leadership: Leadership) -> None:
+        self._led.look(leadership, self._alive)
         if leadership.is_me:
             self.leader.lead(leadership.epoch)
             self.keeper.lead(leadership.epoch, self._alive)
@@ -204,6 +207,7 @@ class DataPlane:
         others = self._alive - {self.here.node}
         if others != self._others:  # whoever holds it sees by its identity that it changed
             self._others = others
+        self._led.look(self._node.control.leadership(), self._alive)
         hosts = {each.node: _host(each) for each in members if not each.is_me}
         self._chunks.hosts = {node: host for node, host in hosts.items() if host is not None}
 
@@ -226,8 +230,7 @@ class DataPlane:
         return self._node.control.view().catalogue if self._started else EMPTY
 
     def _has_leader(self) -> bool:
-        """One that is well: a node without a vote keeps the name of the last one."""
-        return self._node.control.leadership().leader in self._alive
+        return self._led.who is not None
 
     def _keep_alive_of(self, name: ModelName) -> float | None:
         deployment = self._catalogue().deployments.get(name)
