@@ -237,7 +237,13 @@ def test_what_it_starts_fits_and_what_it_evicts_is_idle(
     tenants: list[tuple[str, ReplicaState, int, int]], size_bytes: int, slots: int
 ) -> None:
     replicas = tuple(
-        replica(name, state=state, running=running, device_bytes=(taken,), dram_bytes=taken)
+        replica(
+            name,
+            state=state,
+            running=0 if state in (ReplicaState.DOZING, ASLEEP) else running,
+            device_bytes=(taken,),
+            dram_bytes=taken,
+        )
         for name, state, running, taken in {tenant[0]: tenant for tenant in tenants}.values()
     )
     view = node(*replicas, slots=slots, memory_bytes=60)
