@@ -11,7 +11,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -40,6 +40,7 @@ from sllmd.roles.draining import Draining
 from sllmd.roles.following import Following
 from sllmd.roles.happenings import of_start, of_stop
 from sllmd.roles.library import Library
+from sllmd.roles.mover import Mover
 from sllmd.roles.operator import Operator
 from sllmd.roles.passage import Passage
 from sllmd.roles.provision import is_built_in, provision
@@ -50,6 +51,7 @@ from sllmd.store.store import Store
 from sllmd.telemetry.feed import Feed
 from sllmd.telemetry.logs import configure_logs
 from sllmd.telemetry.metrics import Metrics
+from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.telemetry.systemd import ServiceManager
 from sllmd.telemetry.tap import LogTap
 from sllmd.wire.cluster_key import parse_cluster_key
@@ -63,6 +65,9 @@ PATIENCE_SECONDS = 30.0
 """How often systemd hears that a node still waits for its cluster."""
 LAG_PROBE_SECONDS = 0.05
 """How often the event loop is asked how late it is."""
+
+Part = tuple[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]]
+"""How a part of the daemon starts and how it stops, however far its start had come."""
 
 
 def run(config: Config, *, dev: bool = False, token: str | None = None) -> bool:
@@ -86,11 +91,11 @@ async def serve(config: Config, *, dev: bool = False, token: str | None = None) 
         starting = asyncio.create_task(Daemon.start(config, node, rooms, tap))
         await _unless(stop, _patiently(manager, starting, joining=bool(config.cluster.join)))
         if not starting.done():
-            await _cancel(starting)
+            await end_tasks(starting)
             return False
         daemon = starting.result()
         manager.ready(daemon.summary())
-        rooms.push_async_callback(_cancel, asyncio.create_task(_watch_loop(manager, daemon)))
+        rooms.push_async_callback(end_tasks, keep_running(lambda: _watch_loop(manager, daemon)))
         daemon.announce(time.monotonic() - began_seconds)
         await _unless(stop, daemon.ended())
         manager.stopping(config.serving.drain_timeout)
@@ -121,123 +126,148 @@ def cluster_node(config: Config, *, dev: bool, token: str | None) -> ClusterNode
 class Daemon:
     """The rooms of a running daemon, introduced to each other."""
 
-    def __init__(
-        self,
-        config: Config,
-        node: ClusterNode,
-        plane: DataPlane,
-        agent: Agent,
-        router: Router,
-        operator: Operator,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, config: Config, node: ClusterNode, store: Store, tap: LogTap | None) -> None:
+        """``tap``: what this process logs; None: nobody set its log up."""
         self.config = config
         self.node = node
-        self.plane = plane
-        self.agent = agent
-        self.router = router
-        self.operator = operator
-        self.metrics = metrics
-
-    @classmethod
-    async def start(
-        cls, config: Config, node: ClusterNode, rooms: AsyncExitStack, tap: LogTap | None = None
-    ) -> Daemon:
-        """Build every room; ``rooms`` closes them again, whatever has been built by then.
-
-        ``tap``: what this process logs; None: nobody set its log up.
-        """
-        rooms.enter_context(claimed(config.node.data_dir))
-        store = Store(config.node.store_directory)
-        store.prepare()
-        if rooms.enter_context(store.attended()):
-            _log.info("other daemons serve this store, too", hint="each has a DRAM budget of its own")
-        devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
-        library = Library(store)
-        chunks = Chunks(node)
-        tier = DramTier(
+        self.metrics = Metrics()
+        told = {"node": config.node.name, "told_by": config.node.name}
+        self._following = Following(Feed(config.log.kept_events, always=told), tap)
+        self._store, self._library, chunks = store, Library(store), Chunks(node)
+        self._devices = detect_devices(config.devices.backend, cpu_devices=config.devices.cpu_devices)
+        self._tier = DramTier(
             config.loader,
-            quarantine=library.quarantine,
-            complete_remote=library.complete_remote,
+            quarantine=self._library.quarantine,
+            complete_remote=self._library.complete_remote,
             peers=chunks.access,
         )
-        rooms.push_async_callback(tier.close)
-        supervisor = Supervisor(config.workers)
-        rooms.push_async_callback(supervisor.close)
-        await supervisor.start()
-        metrics = Metrics()
-        agent = Agent(
-            tier=tier,
-            supervisor=supervisor,
-            devices=devices,
+        self._supervisor = Supervisor(config.workers)
+        self.agent = self._make_agent()
+        self.plane = self._make_plane(chunks)
+        self.router = Router(self._library, self.agent, self.plane.placing, config.serving, config.migration)
+        self._draining = Draining(node, self.agent, self.router)
+        self.operator = self._make_operator()
+        self._watcher = Watcher(self._following.feed, node)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: ApiServer | None = None
+        self._introduce()
+
+    def _make_agent(self) -> Agent:
+        config = self.config
+        return Agent(
+            tier=self._tier,
+            supervisor=self._supervisor,
+            devices=self._devices,
             device_settings=config.devices,
             serving_settings=config.serving,
             engine_options=config.engine.options,
             model_settings=config.models,
         )
-        rooms.push_async_callback(agent.close)
-        told = {"node": config.node.name, "told_by": config.node.name}
-        following = Following(Feed(config.log.kept_events, always=told), tap)
-        following.offer(node.methods)
-        watch_replicas(following.feed, agent, config.node.name)
-        watch_door(following.feed, node)
-        plane = DataPlane(
-            node,
-            library,
-            agent,
-            tier,
+
+    def _make_plane(self, chunks: Chunks) -> DataPlane:
+        config = self.config
+        return DataPlane(
+            self.node,
+            self._library,
+            self.agent,
+            self._tier,
             chunks,
-            directory=node.home.directory,
+            directory=self.node.home.directory,
             models=config.models,
             routing=config.routing,
             serving=config.serving,
             scheduler=config.scheduler,
             mirror=config.mirror,
         )
-        router = Router(library, agent, plane.placing, config.serving, config.migration)
-        draining = Draining(node, agent, router)
-        draining.offer(node.methods)
-        operator = Operator(
-            node=config.node.name,
-            store_directory=str(config.node.store_directory),
-            devices=devices,
-            tier=tier,
-            supervisor=supervisor,
-            agent=agent,
-            router=router,
-            following=following,
-            resumption=plane.resumption,
+
+    def _make_operator(self) -> Operator:
+        return Operator(
+            node=self.config.node.name,
+            store_directory=str(self.config.node.store_directory),
+            devices=self._devices,
+            tier=self._tier,
+            supervisor=self._supervisor,
+            agent=self.agent,
+            router=self.router,
+            following=self._following,
+            resumption=self.plane.resumption,
         )
-        node.devices = {device.name: device.memory_bytes or tier.budget_bytes for device in devices}
-        node.share = Sharing(tier, library.find).hold
-        operator.moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
-        _count_moves(metrics, router)
-        plane.resumption.mirror.observers.append(lambda each: metrics.mirror_total.labels(each).inc())
-        watch_mirror(following.feed, plane.resumption.mirror, config.node.name)
-        # Whoever answers other nodes registers with node.methods before this.
-        rooms.push_async_callback(node.close)
-        await node.start()
-        rooms.push_async_callback(plane.close)
-        await plane.start()
-        watcher = Watcher(following.feed, node.membership, node.control)
-        rooms.push_async_callback(watcher.close)
-        watcher.start()
-        watch_moves(following.feed, router.mover, watcher.name)
-        rooms.push_async_callback(_cancel, asyncio.create_task(draining.watch()))
-        drain_seconds = config.serving.drain_timeout
-        operator.cluster = open_desk(
-            node, agent, following, plane.inventories, draining, drain_seconds, plane.asking
-        )
-        daemon = cls(config, node, plane, agent, router, operator, metrics)
-        built_in = {name: own for name, own in config.models.items() if is_built_in(own)}
-        await provision(store, operator, built_in)  # takes no time, and the first request comes at once
-        others = {name: own for name, own in config.models.items() if name not in built_in}
-        rooms.push_async_callback(_cancel, asyncio.create_task(provision(store, operator, others)))
-        server = ApiServer(router=router, operator=operator, settings=config.api, metrics=metrics)
-        rooms.push_async_callback(server.close)
-        operator.listen = await server.start()
-        record(following.feed, of_start(config.node.name, sllmd.__version__))
+
+    def _introduce(self) -> None:
+        """Whoever answers other nodes registers with the node's methods, and observers watch, from now on."""
+        node, feed, name = self.node, self._following.feed, self.config.node.name
+        mirror, mover, tier = self.plane.resumption.mirror, self.router.mover, self._tier
+        node.devices = {device.name: device.memory_bytes or tier.budget_bytes for device in self._devices}
+        node.share = Sharing(tier, self._library.find).hold
+        self._following.offer(node.methods)
+        self._draining.offer(node.methods)
+        self.operator.moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
+        watch_replicas(feed, self.agent, name)
+        watch_door(feed, node)
+        watch_mirror(feed, mirror, name)
+        watch_moves(feed, mover, self._watcher.name)
+        mirror.observers.append(lambda each: self.metrics.mirror_total.labels(each).inc())
+        _count_moves(self.metrics, mover)
+
+    # --- a life ---
+
+    @classmethod
+    async def start(
+        cls, config: Config, node: ClusterNode, rooms: AsyncExitStack, tap: LogTap | None = None
+    ) -> Daemon:
+        """Start part after part; ``rooms`` stops them again in reverse, also those that had only begun."""
+        rooms.enter_context(claimed(config.node.data_dir))
+        store = Store(config.node.store_directory)
+        store.prepare()
+        if rooms.enter_context(store.attended()):
+            _log.info("other daemons serve this store, too", hint="each has a DRAM budget of its own")
+        daemon = cls(config, node, store, tap)
+        for begin, stop in daemon._parts():
+            rooms.push_async_callback(stop)
+            await begin()
+        record(daemon._following.feed, of_start(config.node.name, sllmd.__version__))
         return daemon
+
+    def _parts(self) -> list[Part]:
+        """From the ground up."""
+        return [
+            (_at_once, self._tier.close),
+            (self._supervisor.start, self._supervisor.close),
+            (_at_once, self.agent.close),
+            (self.node.start, self.node.close),
+            (self.plane.start, self.plane.close),
+            (self._watcher.start, self._watcher.close),
+            (self._attend, lambda: end_tasks(*self._tasks)),
+            (self._open_api, self._close_api),
+        ]
+
+    async def _attend(self) -> None:
+        """Be there for operators, and provide what the configuration names."""
+        plane, models, drain_seconds = self.plane, self.config.models, self.config.serving.drain_timeout
+        self._tasks.append(keep_running(self._draining.watch))
+        self.operator.cluster = open_desk(
+            self.node,
+            self.agent,
+            self._following,
+            plane.inventories,
+            self._draining,
+            drain_seconds,
+            plane.asking,
+        )
+        built_in = {name: own for name, own in models.items() if is_built_in(own)}
+        await provision(self._store, self.operator, built_in)  # at once: so comes the first request
+        others = {name: own for name, own in models.items() if name not in built_in}
+        self._tasks.append(asyncio.create_task(provision(self._store, self.operator, others)))
+
+    async def _open_api(self) -> None:
+        self._server = ApiServer(
+            router=self.router, operator=self.operator, settings=self.config.api, metrics=self.metrics
+        )
+        self.operator.listen = await self._server.start()
+
+    async def _close_api(self) -> None:
+        if self._server is not None:
+            await self._server.close()
 
     async def drain(self, seconds: float) -> None:
         """What runs here moves to other nodes, and what was asked here may finish, wherever it runs."""
@@ -297,7 +327,7 @@ class Daemon:
         return lines
 
 
-def _count_moves(metrics: Metrics, router: Router) -> None:
+def _count_moves(metrics: Metrics, mover: Mover) -> None:
     """From now on, what changes its place."""
 
     def observe(_carriage: Carriage, passage: Passage) -> None:
@@ -309,7 +339,7 @@ def _count_moves(metrics: Metrics, router: Router) -> None:
         if passage.kind == "move":
             metrics.migration_rounds.observe(passage.rounds)
 
-    router.mover.observers.append(observe)
+    mover.observers.append(observe)
 
 
 def _nodes_summary(cluster: ClusterSummary | None) -> str:
@@ -368,6 +398,5 @@ async def _watch_loop(manager: ServiceManager, daemon: Daemon) -> None:
         manager.alive(daemon.summary)
 
 
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+async def _at_once() -> None:
+    """The start of what is there as soon as it is made."""

@@ -17,6 +17,8 @@ Sections 5 and 6, of the decisions (6) and what moving a generation costs (5):
 f. loading is estimated as q + n / b, over the slowest hop, and learned from what loads really took;
 g. moving is estimated as a (t_in + t_out) + b, with t_out from the elapsed time, fitted per model and node;
 h. a model is loaded where it starts soonest, waiting and making room included; only tokens move;
+   what is agreed and what the nodes tell is all that a new scheduler needs; a replica stays about as long as
+   it takes to load, and there are as many as requests at once ask for;
 i. what moves is tokens, a few bytes each, and no failure of source, target or client costs or doubles one.
 """
 
@@ -32,6 +34,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from sllmd.cluster.catalogue.records import Deployment, DeploymentSpec
+from sllmd.cluster.catalogue.state import Catalogue
 from sllmd.core.ids import Digest, GenerationId, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.core.units import MIB
 from sllmd.engine.memory import map_partitions
@@ -49,14 +54,26 @@ from sllmd.loader.settings import LoaderSettings
 from sllmd.loader.tier import DramTier
 from sllmd.migration.mover import Commit, Held, Move, Warm, Warmed
 from sllmd.migration.settings import MigrationSettings
+from sllmd.roles.inventory import (
+    CheckpointFact,
+    Detail,
+    DeviceFact,
+    Inventory,
+    ReplicaDetail,
+    ReplicaFact,
+)
+from sllmd.roles.picture import Picture
 from sllmd.roles.transcript import pack_work
 from sllmd.roles.work import Work
 from sllmd.scheduler import reports
-from sllmd.scheduler.decisions import Load, Source
+from sllmd.scheduler.decisions import Load, Source, Use, Wait
 from sllmd.scheduler.estimate import recompute_seconds, tokens_out
-from sllmd.scheduler.facts import Tier
-from sllmd.simulator.paper import BASELINES, Cell
+from sllmd.scheduler.facts import Rules, Tier
+from sllmd.scheduler.scaling import keep_alive_seconds, wanted
+from sllmd.scheduler.settings import SchedulerSettings
+from sllmd.simulator.paper import BASELINES, CV, RATES, SERVERS, Cell
 from sllmd.simulator.results import summarise
+from sllmd.simulator.traces import LENGTHS
 from sllmd.store.builtin import make_builtin
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.importing import import_checkpoint
@@ -585,6 +602,32 @@ def test_f_loading_is_queue_plus_bytes_over_the_slowest_hop() -> None:
     assert second.startup_seconds == pytest.approx(10 / 5 + 10 / 5 + start)
 
 
+@pytest.mark.parametrize(("ssd", "dram"), [(2e9, 20e9), (20e9, 2e9)])
+def test_f_the_slowest_hop_counts_and_only_hops_that_are_needed(ssd: float, dram: float) -> None:
+    rates = {"dram": dram, "ssd": ssd, "peer": 0.1e9, "remote": 0.1e9}
+    for held, slowest in (({"ssd": "m"}, min(ssd, dram)), ({"ssd": "m", "dram": "m"}, dram)):
+        made = keeper([model("m", 10)], inventory("node", **held, bytes_per_second=rates))
+        decision = decide(made, "m").decision
+        assert isinstance(decision, Load)
+        assert decision.bytes_seconds == pytest.approx(10e9 / slowest)
+
+
+def test_f_an_estimate_is_corrected_while_its_load_runs() -> None:
+    made = keeper([model("m", 10), model("n", 10)], inventory("node", ssd="m n", devices=2))
+    replica = ReplicaId("r")
+    told(made, "node", reports.LoadBegan(replica, ModelName("m"), (0,), Source(Tier.SSD)))
+    begun, before = made.view.replicas[replica].load, decide(made, "n").decision
+    assert begun is not None
+    expected = begun.end_seconds
+    told(made, "node", reports.LoadProgress(replica, 10**9, 2.0), now=NOW + 2)  # at a tenth of the pace
+    after = decide(made, "n", now=NOW + 2).decision
+    assert isinstance(before, Load)
+    assert isinstance(after, Load)
+    assert begun.end_seconds == pytest.approx(NOW + 20, rel=0.01)
+    assert begun.end_seconds > expected + 15
+    assert after.startup_seconds > before.startup_seconds + 15, "it waits behind, and is as slow itself"
+
+
 def test_f_bandwidth_is_learned_and_a_change_is_followed_within_three_loads() -> None:
     made = keeper([model("m", 10)], inventory("node", ssd="m"))
     source = Source(Tier.SSD)
@@ -643,14 +686,90 @@ def test_h_a_model_is_loaded_where_it_starts_soonest_freeing_devices_included() 
     assert choice(a_seconds=0.1, ssd=2e9) == "wait"
 
 
+def test_h_waiting_for_a_replica_beats_a_slower_load() -> None:
+    def choice(generation_seconds: float) -> type[object]:
+        busy = inventory("busy", replica("r", "m", 0, running=1), ssd="m")
+        made = keeper([model("m", 10)], busy, inventory("free", ssd="m"), now=NOW - 1)
+        made.view.models[ModelName("m")].generation_seconds.value = generation_seconds
+        return type(decide(made, "m").decision)
+
+    assert choice(generation_seconds=1.5) is Wait
+    assert choice(generation_seconds=60) is Load
+
+
+def test_h_a_new_scheduler_decides_as_the_last_one_did() -> None:
+    """Section 6.3: the state is what is agreed and what the servers have. What is not in it is learned speed,
+    which the servers measure, too, and tell."""
+    found = [_as_recovered(after_a_life) for after_a_life in (True, False)]
+    assert found[0] == found[1]
+    assert {decision.__class__ for decision in found[0]} == {Load, Use}
+
+
+def _as_recovered(after_a_life: bool) -> list[object]:
+    """The decisions of a scheduler that saw it happen, or of one that hears of it."""
+    names = [ModelName(name) for name in ("ready", "on-ssd")]
+    agreed = Catalogue()
+    for name in names:
+        deployed = Deployment(name, DeploymentSpec(Digest(name), ""), 1)
+        agreed = replace(agreed, deployments=agreed.deployments.put(name, deployed))
+    serving = ReplicaFact(names[0], Digest("ready"), "serving", 0, 0, 8)
+    detail = ReplicaDetail(names[0], Digest("ready"), ("cpu:0",), "ssd", 0, 0.0, 0.0, 0.0, ())
+    facts = tuple(CheckpointFact(Digest(name), "ssd", 10**9, "A", 0, 1, 0) for name in names)
+    device = DeviceFact("cpu:0", None, None, 1, 2)
+    rates = {"dram": 1e10, "ssd": 1e9}
+    now = Inventory((serving,), facts, (device,), detail=Detail("n", {}, 10**10, 8, 0, rates, (detail,)))
+    starting = replace(now, replicas=(replace(serving, state="starting"),))
+    empty = replace(now, replicas=(), detail=replace(now.detail, replicas=()))
+    picture = Picture(SchedulerSettings())
+    picture.agree(agreed, NOW)
+    for each in (empty, starting, now) if after_a_life else (now,):
+        picture.take(NodeId("n"), each, NOW)
+    return [decide(picture.keeper, name).decision for name in names]
+
+
+def test_h_a_replica_stays_about_as_long_as_its_load_takes() -> None:
+    settings = SchedulerSettings(keep_alive_loads=1.0, keep_alive_min=0.0)
+    for seconds in (0.5, 5.0, 50.0):
+        assert keep_alive_seconds(Rules(), seconds, settings) == seconds
+
+
+def test_h_replicas_follow_the_requests_at_once_per_replica() -> None:
+    for at_once, waiting, replicas in ((4, 0, 1), (4, 1, 2), (4, 8, 3)):
+        there = inventory("node", replica("r", "m", 0, running=at_once))
+        made = keeper([model("m", rows=4)], there)
+        made.waiting(ModelName("m"), waiting)
+        assert wanted(made.view.models[ModelName("m")]) == replicas
+
+
+def test_h_the_setting_is_the_papers() -> None:
+    """Section 7.3: four servers of four devices, 32, 16 and 8 models by size, Gamma arrivals with CV = 8."""
+    assert (SERVERS.nodes, SERVERS.devices) == (4, 4)
+    assert [len(Cell(kind, 0.2).models()) for kind in ("opt-6.7b", "opt-13b", "opt-30b")] == [32, 16, 8]
+    assert (min(RATES), max(RATES), CV) == (0.2, 1.4, 8.0)
+    assert {"gsm8k", "sharegpt"} <= LENGTHS.keys()
+
+
+@pytest.mark.parametrize(("kind", "times"), [("opt-6.7b", 12.1 / 0.8), ("opt-30b", 5)])
+def test_h_models_on_ssd_start_many_times_sooner_than_downloaded_ones(kind: str, times: float) -> None:
+    """Section 7.4: 0.8 s against 12.1 s of Ray Serve for OPT-6.7B. Of OPT-30B's 213 s against 7.5 s much is
+    not the download, which takes 48 s over 10 Gbit/s; it alone is what our baseline has."""
+    cell = Cell(kind, 0.2, seconds=300.0)
+    means = [
+        summarise([cell.run(policy, seed) for seed in range(3)]).mean.mean
+        for policy in ("startup", "download")
+    ]
+    assert means[1] > times * means[0]
+
+
 def test_h_startup_time_is_better_in_the_tail_than_every_baseline() -> None:
-    """Section 7.3's setting in small: one size, one rate, three traces."""
+    """Section 7.3's setting in small: one size, one rate, three traces. The paper's margin over the better of
+    its two baselines is 1.27 at least."""
     cell = Cell("opt-13b", 0.8, seconds=300.0)
     p99 = {
         policy: summarise([cell.run(policy, seed) for seed in range(3)]).p99.mean
         for policy in ("startup", *BASELINES)
     }
-    assert p99["startup"] < min(p99[policy] for policy in BASELINES)
+    assert 1.27 * p99["startup"] < min(p99[policy] for policy in BASELINES)
 
 
 @pytest.mark.parametrize("tokens", [256, 1000, 4000])

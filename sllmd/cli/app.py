@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sllmd import __version__
+from sllmd.cli.exits import exits_text
 from sllmd.cli.logs import configure_command_logs
 from sllmd.cli.session import (
     AddrOption,
@@ -83,6 +84,7 @@ class _LazyGroup(TyperGroup):
 app = typer.Typer(
     cls=_LazyGroup,
     help="Serve many language models from few machines.",
+    epilog=f"\b\nThe exit code says how it went:\n{exits_text()}",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,

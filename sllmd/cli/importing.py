@@ -11,7 +11,8 @@ import typer
 from sllmd.cli.models import StoreOption, bytes_told, checkpoint_json, store_of
 from sllmd.cli.session import Session, command
 from sllmd.core.units import format_bytes, format_seconds
-from sllmd.store.importing import ImportProgress, default_name, import_checkpoint
+from sllmd.store.importing import default_name, import_checkpoint
+from sllmd.store.progress import ImportProgress
 
 app = typer.Typer()
 
@@ -67,12 +68,14 @@ def import_(
     seconds = time.monotonic() - began_seconds
     found = before.get(checkpoint.name)
     replaced = found.digest if found and found.digest != checkpoint.manifest.digest else None
-    there_already = found is not None and replaced is None
+    there_already = found is not None and found.directory == checkpoint.directory.name
     did = f"{format_bytes(checkpoint.manifest.size_bytes)} in {format_seconds(seconds)}"
     if there_already:
         did = "there already, the same"
     elif replaced:
         did = f"{did}, in place of {replaced[:8]} of that name"
+    elif found is not None:
+        did = f"{did}, in place of its damaged copy"
     more = {"seconds": seconds, "replaced": replaced, "there_already": there_already}
     text = f"{checkpoint.name}: {did}. Try: sllmd run {checkpoint.name}"
     session.show_object(checkpoint_json(checkpoint) | more, text)

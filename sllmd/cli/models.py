@@ -19,7 +19,7 @@ from sllmd.cli.client import DaemonUnreachable, segment
 from sllmd.cli.progress import ByteProgress, byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column
-from sllmd.core.errors import ModelNotFound, SllmdError, StoreError
+from sllmd.core.errors import MalformedCheckpoint, ModelNotFound, SllmdError, StoreError
 from sllmd.core.units import format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.credentials import shown_url
@@ -32,6 +32,10 @@ StoreOption = Annotated[
     typer.Option("--store", help="The store's directory. (default: the configured, or the daemon's)"),
 ]
 
+
+FORGET_SECONDS = 5.0
+"""A daemon looks at its store once a second, and the cluster agrees in less."""
+_ASK_SECONDS = 0.1
 
 _COLUMNS = (
     Column("MODEL", lambda row: row["name"]),
@@ -85,11 +89,46 @@ def show(session: Session, model: ModelArgument, store: StoreOption = None) -> N
 
 @command(app, "rm")
 def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
-    """Remove a model from the store, or an alias; a model served in place keeps its own files."""
+    """Remove a model and its aliases from the store, or only an alias.
+
+    A model that is served in place keeps its own files. What runs of it is finished, then its memory is free.
+    """
     with _told_of_cluster(session, store, model):
-        freed_bytes = store_of(session, store).remove(model)
-    session.show_object(
-        {"model": model, "freed_bytes": freed_bytes}, f"{model} removed, {format_bytes(freed_bytes)} freed"
+        directory = store_of(session, store)
+        found = _found(directory, model)
+        freed_bytes = directory.remove(model)
+    _wait_until_forgotten(session, directory, model)
+    alias_of = found.name if found is not None and found.name != model else None
+    aliases = list(found.aliases) if found is not None and alias_of is None else []
+    also = f" and its other {'names' if len(aliases) > 1 else 'name'} {', '.join(aliases)}" if aliases else ""
+    text = f"{model}{also} removed, {format_bytes(freed_bytes)} freed"
+    if alias_of is not None:
+        text = f"{model} removed, which was another name of {alias_of}; {alias_of} stays"
+    facts = {"model": model, "freed_bytes": freed_bytes, "aliases": aliases, "alias_of": alias_of}
+    session.show_object(facts, text)
+
+
+def _found(store: Store, name: str) -> StoredModel | None:
+    """None: its entry cannot be read, and can be removed all the same. Raises ModelNotFound."""
+    try:
+        return store.model(name)
+    except MalformedCheckpoint:
+        return None
+
+
+def _wait_until_forgotten(session: Session, store: Store, name: str) -> None:
+    """Return when the daemon that serves this store knows the name no more, or tell why it still does."""
+    deadline_seconds = time.monotonic() + FORGET_SECONDS
+    try:
+        if _daemon_store(session) != store.root:
+            return
+        while time.monotonic() < deadline_seconds:
+            session.client.get(f"/sllmd/v1/models/{segment(name)}")
+            time.sleep(_ASK_SECONDS)
+    except SllmdError:  # it knows it no more; or there is no daemon, or none that would tell us
+        return
+    session.note(
+        f"the cluster still has {name}: what runs of it is finished first, or others imported it, too"
     )
 
 

@@ -16,7 +16,7 @@ from sllmd.cli.progress import byte_bar
 from sllmd.cli.session import ModelArgument, Session, command, duration_option
 from sllmd.cli.tables import Column, counted, printable
 from sllmd.cli.waterfall import waterfall
-from sllmd.core.errors import SllmdError
+from sllmd.core.errors import Conflict, ModelNotFound, SllmdError
 from sllmd.core.units import format_bytes, format_seconds
 
 app = typer.Typer()
@@ -99,7 +99,8 @@ def load(
 ) -> None:
     """Load a model before anybody asks for it."""
     last = follow_load(session, model, tier)
-    text = f"{last['model']} is in {tier}: {format_bytes(last['total_bytes'])}"
+    where = "is ready to answer" if tier is TargetTier.DEVICE else "is in DRAM"
+    text = f"{last['model']} {where}: {format_bytes(last['total_bytes'])}"
     session.show_object(last, f"{text} in {format_seconds(last['seconds'])}")
 
 
@@ -174,8 +175,8 @@ def _nothing_freed(session: Session, name: str) -> SllmdError:
     copies = {copy["digest"]: copy for copy in session.client.get("/sllmd/v1/cache")["copies"]}
     copy = copies.get(model["digest"])
     if copy is None:
-        return SllmdError(f"{name} is not in DRAM")
-    return SllmdError(
+        return ModelNotFound(f"{name} is not in DRAM")
+    return Conflict(
         f"{name} is in use, {copy['leases']} times", hint=f"`sllmd unload {name}` stops its replica first"
     )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from sllmd.cli.tables import printable
 from sllmd.core.units import format_seconds
 
-_WIDTH = 44
+LINE_WIDTH = 80
+"""Columns of a terminal that nobody widened."""
+_WIDTH = 28
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -17,17 +20,27 @@ def waterfall(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
     stages = _stages(request)
     total_ms = max(sum(milliseconds for _, milliseconds, _ in stages), 1e-9)
     label_width = max(len(label) for label, _, _ in stages)
-    lines = [_headline(request, node_names)]
+    lines = _wrapped(_headline(request, node_names), "  ")
     begin_ms = 0.0
     for label, milliseconds, note in stages:
         bar = _bar(begin_ms / total_ms, milliseconds / total_ms)
         text = f" {label:<{label_width}} {bar} {format_seconds(milliseconds / 1000):>7}"
-        lines.append(f"{text}  {note}".rstrip())
+        below = " " * (label_width + 2)
+        lines += _wrapped(f"{text}  {note}".rstrip(), below)
         begin_ms += milliseconds
-    lines += [_move_line(move, node_names) for move in request["moves"]]
+    for refusal in (request.get("decision") or {}).get("refusals", ()):
+        lines += _wrapped(f" asked before: {printable(refusal)}", "   ")
+    for move in request["moves"]:
+        lines += _wrapped(_move_line(move, node_names), "   ")
     if request.get("error"):
-        lines.append(f" error: {request['error']}")
+        lines += _wrapped(f" error: {request['error']}", "   ")
     return "\n".join(lines)
+
+
+def _wrapped(line: str, below: str) -> list[str]:
+    return textwrap.wrap(
+        line, LINE_WIDTH, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _headline(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:

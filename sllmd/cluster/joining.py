@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from sllmd.cluster.home import Belonging, Home
+from sllmd.cluster.membership import JOIN_RETRY_SECONDS_MAX, JOIN_RETRY_SECONDS_MIN
 from sllmd.cluster.passport import Application, Passport, parse_passport
 from sllmd.cluster.settings import RPC_PORT
 from sllmd.core.errors import (
@@ -34,9 +35,6 @@ from sllmd.wire.token import JoinToken
 
 SECRET_BYTES_MAX = 4096
 """Of a file with a token or a key; more is another file."""
-RETRY_SECONDS_MIN = 1.0
-RETRY_SECONDS_MAX = 30.0
-"""A cluster that is away is asked again for ever, ever less often (Consul's retry_join)."""
 
 _log = structlog.get_logger(__name__)
 
@@ -84,13 +82,13 @@ async def join(
         home.save_joining_key(key_pem)
     request = make_request(belonging.node, key_from_pem(key_pem)) if key_pem else ""
     application = Application(belonging.node, belonging.name, request, "", devices, labels, store)
-    pause_seconds = RETRY_SECONDS_MIN
+    pause_seconds = JOIN_RETRY_SECONDS_MIN
     while True:
         passport = await _ask_all(application, addresses, secret, settings)
         if passport is not None:
             return move_in(home, belonging, passport, key_pem)
         await asyncio.sleep(pause_seconds)
-        pause_seconds = min(RETRY_SECONDS_MAX, 2 * pause_seconds)
+        pause_seconds = min(JOIN_RETRY_SECONDS_MAX, 2 * pause_seconds)
 
 
 def move_in(home: Home, belonging: Belonging, passport: Passport, key_pem: str) -> Belonging:

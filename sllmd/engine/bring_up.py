@@ -23,7 +23,7 @@ from sllmd.store.manifest import Manifest, Source, Tensor
 
 
 class TransformersBuilder:
-    """See ``worker.EngineBuilder``."""
+    """See ``builders.EngineBuilder``."""
 
     def __init__(
         self,

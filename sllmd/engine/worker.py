@@ -19,14 +19,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from sllmd.core.errors import ProtocolError, SllmdError
 from sllmd.core.ids import GenerationId
 from sllmd.core.memory import PartitionMemory
-from sllmd.engine.fake import FakeEngine, FakeSettings
+from sllmd.engine import builders
+from sllmd.engine.builders import EngineBuilder, EngineKind
 from sllmd.engine.memory import MappedPartition, Populator, map_partitions
 from sllmd.engine.messages import (
     Add,
@@ -72,53 +73,6 @@ GATHER_SECONDS_MAX = 0.008
 Inbox = queue.SimpleQueue[tuple[Message, list[int]]]
 """Messages and the descriptors that came with them."""
 
-EngineKind = Literal["transformers", "fake"]
-
-
-class EngineBuilder(Protocol):
-    """Brings up an engine in two parts, so that the first overlaps the bytes' way to memory."""
-
-    def skeleton(self) -> None:
-        """What can be done without bytes."""
-
-    def progress(self, bytes_ready: Sequence[int]) -> None:
-        """So many bytes of each partition are filled."""
-
-    def use_threads(self, threads: int) -> None:
-        """The engine will run on so many threads."""
-
-    def finish(self) -> Engine:
-        """The rest, with all bytes there."""
-
-
-class _PacedFakeEngine(FakeEngine):
-    def step(self) -> list[EngineEvent]:
-        events = super().step()
-        time.sleep(self.step_seconds)
-        return events
-
-
-class _FakeBuilder:
-    def __init__(self, attach: Attach, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._options = attach.options
-        self._settings = FakeSettings.model_validate_json(attach.fake_json)
-
-    def skeleton(self) -> None:
-        """Nothing to build."""
-
-    def progress(self, bytes_ready: Sequence[int]) -> None:
-        """Nothing to copy."""
-
-    def use_threads(self, threads: int) -> None:
-        """For ``stats`` only."""
-        self._options = replace(self._options, threads=threads)
-
-    def finish(self) -> Engine:
-        """The engine, after its simulated seconds."""
-        time.sleep(self._settings.overridden_by(self._manifest).build_seconds)
-        return _PacedFakeEngine.build(self._manifest, self._options, self._settings)
-
 
 class Worker:
     """The main thread's side of a worker."""
@@ -136,10 +90,7 @@ class Worker:
 
     def run(self) -> NoReturn:
         """The whole life."""
-        if self._engine_kind == "transformers":
-            from sllmd.engine import bring_up  # noqa: PLC0415 - torch, and only here
-
-            bring_up.rehearse()
+        builders.rehearse(self._engine_kind)
         threading.Thread(target=self._listen, name="messages", daemon=True).start()
         self._send(Waiting())
         attach, descriptors = self._inbox.get()
@@ -171,7 +122,7 @@ class Worker:
     ) -> Engine:
         """The engine; ``fill`` returns when all bytes are there."""
         started_seconds = time.monotonic()
-        builder = self._builder(attach, manifest, mapped)
+        builder = builders.builder_of(self._engine_kind, attach, manifest, mapped)
         builder.skeleton()
         skeleton_seconds = time.monotonic() - started_seconds
         fill(builder)
@@ -182,13 +133,6 @@ class Worker:
         stages_seconds = {"skeleton": skeleton_seconds, "finish": finish_seconds}
         self._send(Ready(stages_seconds, engine.stats().context_tokens))
         return engine
-
-    def _builder(self, attach: Attach, manifest: Manifest, mapped: list[MappedPartition]) -> EngineBuilder:
-        if self._engine_kind == "fake" or manifest.architecture == "fake":
-            return _FakeBuilder(attach, manifest)
-        from sllmd.engine.bring_up import TransformersBuilder  # noqa: PLC0415 - torch, and only here
-
-        return TransformersBuilder(manifest, attach.options, mapped, attach.devices)
 
     def _await_begin(self, builder: EngineBuilder) -> None:
         while True:
@@ -206,10 +150,7 @@ class Worker:
     def _sleep(self, attach: Attach) -> Attach:
         """Nobody holds the engine any more. Returns what it is to be built as, once it is needed again."""
         gc.collect()
-        if self._engine_kind == "transformers":
-            from sllmd.engine import bring_up  # noqa: PLC0415 - torch, and only here
-
-            bring_up.give_back()
+        builders.give_back(self._engine_kind)
         self._send(Asleep())
         while True:
             message, _ = self._inbox.get()
@@ -379,17 +320,6 @@ def close_behind(inbox: Inbox) -> Iterator[Message]:
             yield inbox.get(timeout=min(GATHER_QUIET_SECONDS, left_seconds))[0]
         except queue.Empty:
             return
-
-
-def import_transformers_engine() -> None:
-    """For the zygote: everything slow that needs no model. Starts no thread."""
-    import torch  # noqa: PLC0415 - the fake engine does without
-
-    torch.set_num_threads(1)
-    from sllmd.engine import bring_up, warmup  # noqa: PLC0415
-
-    assert bring_up
-    warmup.warm_up()
 
 
 def _partitions(attach: Attach, descriptors: list[int]) -> tuple[PartitionMemory, ...]:

@@ -25,8 +25,8 @@ from typing import NoReturn
 
 from sllmd.core.errors import ProtocolError
 from sllmd.engine import worker
+from sllmd.engine.builders import EngineKind, import_engine
 from sllmd.engine.messages import Exited, Fork, Forked, ForkFailed, Message, ZygoteReady, decode, encode
-from sllmd.engine.worker import EngineKind
 from sllmd.wire.frames import BlockingChannel, close_descriptors
 
 CONTROL_DESCRIPTOR = 3
@@ -122,8 +122,7 @@ class Zygote:
 
 def _import_engine(engine: EngineKind) -> None:
     """Pay for imports and first-use costs once; then keep the collector off what all workers share."""
-    if engine == "transformers":
-        worker.import_transformers_engine()
+    import_engine(engine)
     gc.collect()
     gc.freeze()
 

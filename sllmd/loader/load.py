@@ -52,7 +52,7 @@ class Load:
 
     def start(self) -> None:
         """Queue it. No other transfer may use its memory from here on."""
-        self.transfer.submitted_at = self.transfer.moved_at = time.monotonic()
+        self.transfer.moved_at = time.monotonic()
         self.transfer.source.open()
         self._lane.submit(self.transfer)
 

@@ -85,7 +85,6 @@ class Transfer:
         self.publishing = False
         """All bytes are in memory; the copy on SSD is being completed."""
         now = time.monotonic()
-        self.submitted_at = now
         self.began_at: float | None = None
         self.ended_at = now
         self.moved_at = now

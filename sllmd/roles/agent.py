@@ -325,17 +325,23 @@ class Agent:
     def _pump(self) -> None:
         """Give every ticket, oldest first, what ``admission`` decides for it now."""
         somebody_waits_for_room = False
+        view = self.view()
+        waits: dict[tuple[ModelName, Digest], Wait] = {}
         for ticket in list(self._tickets):
             if ticket.granted.done():
                 continue
-            decision = decide(ticket.need, self.view())
+            decision = waits.get(ticket.need.key) or decide(ticket.need, view)
             if somebody_waits_for_room and not isinstance(decision, Use | Refuse):
                 continue
             while isinstance(decision, Evict):
                 self._evict(decision)
                 decision = decide(ticket.need, self.view())
             self._carry_out(ticket, decision)
-            somebody_waits_for_room |= isinstance(decision, Wait) and decision.for_room
+            if isinstance(decision, Wait):
+                waits[ticket.need.key] = decision  # whoever else waits for that model does so, too
+                somebody_waits_for_room |= decision.for_room
+            if not isinstance(decision, Wait) or decision.close:
+                view = self.view()
         self.changed()
 
     def _evict(self, decision: Evict) -> None:

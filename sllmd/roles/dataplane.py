@@ -26,10 +26,12 @@ from sllmd.roles.asking import Asking
 from sllmd.roles.berths import Berths
 from sllmd.roles.bookkeeping import ASK, Bookkeeper, unpack_report
 from sllmd.roles.chunks import Chunks
+from sllmd.roles.clearing import Clearing
 from sllmd.roles.deployments import Deployments
 from sllmd.roles.files import FileFetch, serve_files
 from sllmd.roles.inventory import Inventory, Report
 from sllmd.roles.leader import Leader
+from sllmd.roles.led import Led
 from sllmd.roles.library import Library, Shared
 from sllmd.roles.lifts import Lifts
 from sllmd.roles.orders import Fence, Orders
@@ -97,7 +99,8 @@ class DataPlane:
         self.reporter.fence = self.orders.fence
         self.leader = Leader(node, self.orders, scheduler, lambda: self._alive)
         self.keeper.on_inventory, self.keeper.on_ready = self.leader.take, self.leader.nodes_asked
-        self.asking = Asking(node, self.leader, self._has_leader, wait_seconds=serving.queue_timeout)
+        self._led = Led(routing.leader_wait)
+        self.asking = Asking(node, self.leader, self._led, wait_seconds=serving.queue_timeout)
         surroundings = Surroundings(lambda: self._alive, self._has_leader, self._catalogue, self.asking.place)
         self.placing = Placing(
             self.here, agent, self._stock.take, self.relays, self.reporter, surroundings, routing
@@ -113,6 +116,7 @@ class DataPlane:
             changed=self.reporter.note_change,
             retire=self.asking.retire,
         )
+        self._clearing = Clearing(library, agent, tier)
         self._register()
 
     def _register(self) -> None:
@@ -153,7 +157,8 @@ class DataPlane:
         self._look_around()
         self.orders.open(Fence(self._directory / FENCE_FILE, identity.cluster_id))
         self._deployments.start(self._node.control, identity.cluster_id)
-        self._tasks = [keep_running(self._watch_members), keep_running(self._watch_leaders)]
+        parts = (self._watch_members, self._watch_leaders, self._clearing.run)
+        self._tasks = [keep_running(part) for part in parts]
 
     async def close(self) -> None:
         """Take part no more; what runs here for others ends with the connections."""
@@ -174,6 +179,7 @@ class DataPlane:
             self._lead_or_follow(leadership)
 
     def _lead_or_follow(self, leadership: Leadership) -> None:
+        self._led.look(leadership, self._alive)
         if leadership.is_me:
             self.leader.lead(leadership.epoch)
             self.keeper.lead(leadership.epoch, self._alive)
@@ -202,6 +208,7 @@ class DataPlane:
         others = self._alive - {self.here.node}
         if others != self._others:  # whoever holds it sees by its identity that it changed
             self._others = others
+        self._led.look(self._node.control.leadership(), self._alive)
         hosts = {each.node: _host(each) for each in members if not each.is_me}
         self._chunks.hosts = {node: host for node, host in hosts.items() if host is not None}
 
@@ -224,8 +231,7 @@ class DataPlane:
         return self._node.control.view().catalogue if self._started else EMPTY
 
     def _has_leader(self) -> bool:
-        """One that is well: a node without a vote keeps the name of the last one."""
-        return self._node.control.leadership().leader in self._alive
+        return self._led.who is not None
 
     def _keep_alive_of(self, name: ModelName) -> float | None:
         deployment = self._catalogue().deployments.get(name)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -123,8 +124,8 @@ class Deployments:
                 continue
             refused.pop(command.name, None)
             if isinstance(result, Done):  # at once: it may be imported anew before the next look
-                own = offers[command.name].own
-                deployed[command.name] = Deployed(own.digest, own.imported_at)
+                own, spec = offers[command.name].own, offers[command.name].spec
+                deployed[command.name] = Deployed(own.digest, own.imported_at, aliases=spec.aliases)
             elif isinstance(result, Denied) and result.reason is Reason.NAME_TAKEN:
                 refused[command.name] = f"`{command.name}` is not deployed in the cluster: {result.message}"
                 if command.name not in self._library.refused:
@@ -177,7 +178,7 @@ def read_memory(path: Path, cluster_id: str) -> dict[ModelName, Deployed]:
         raw = json.loads(path.read_bytes())
         if raw["cluster"] != cluster_id:
             return {}
-        return {ModelName(name): Deployed(**fields) for name, fields in raw["deployed"].items()}
+        return {ModelName(name): _deployed(fields) for name, fields in raw["deployed"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -187,11 +188,13 @@ def read_memory(path: Path, cluster_id: str) -> dict[ModelName, Deployed]:
         ) from error
 
 
+def _deployed(fields: dict[str, Any]) -> Deployed:
+    aliases = tuple(fields.pop("aliases", ()))  # an older sllmd wrote none
+    return Deployed(**fields, aliases=aliases)
+
+
 def write_memory(path: Path, cluster_id: str, deployed: Mapping[ModelName, Deployed]) -> None:
     """The inverse, durable. Raises StoreError."""
-    raw = {
-        name: {"digest": each.digest, "imported_at": each.imported_at, "withdrawn": each.withdrawn}
-        for name, each in deployed.items()
-    }
+    raw = {name: asdict(each) for name, each in deployed.items()}
     with store_errors(f"remember what is deployed in {path}"):
         replace_file(path, json.dumps({"cluster": cluster_id, "deployed": raw}, indent=1).encode())

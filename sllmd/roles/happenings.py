@@ -126,8 +126,8 @@ def _of_node(old: Node | None, new: Node | None, _: NameOf) -> Happening:
         return Happening("node.admitted", f"{node.name} was admitted", facts)
     if old.cordoned != new.cordoned:
         if new.cordoned:
-            return Happening("node.cordoned", f"{node.name} takes no new replicas", facts)
-        return Happening("node.uncordoned", f"{node.name} takes new replicas again", facts)
+            return Happening("node.draining", f"{node.name} is drained: no new work, what runs moves", facts)
+        return Happening("node.undrained", f"{node.name} takes work again", facts)
     moved = old.address != new.address
     text = f"{node.name} is at {node.address}" if moved else f"{node.name} has other devices or labels"
     return Happening("node.changed", text, facts)

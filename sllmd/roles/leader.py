@@ -21,9 +21,18 @@ from typing import Any
 import structlog
 
 from sllmd.cluster.catalogue.commands import Body, ReplicaGone, ReplicaPlan
+from sllmd.cluster.catalogue.records import Deployment
 from sllmd.cluster.catalogue.results import Denied, Done, PlanResult
 from sllmd.cluster.node import ClusterNode
-from sllmd.core.errors import NotHere, PeerError, ProtocolError, SllmdError, StoreError
+from sllmd.core.errors import (
+    InsufficientCapacity,
+    ModelNotFound,
+    NotHere,
+    PeerError,
+    ProtocolError,
+    SllmdError,
+    StoreError,
+)
 from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId, RequestId
 from sllmd.roles.decided import CODEC, Decided, Question, decided, unpack_question
 from sllmd.roles.foresight import Foresight
@@ -32,7 +41,7 @@ from sllmd.roles.inventory import Inventory
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
 from sllmd.roles.reporting import TOLD_SECONDS
-from sllmd.scheduler.decisions import Load, Placement, Refuse, Use, Way
+from sllmd.scheduler.decisions import Load, Placement, Refuse, Use, Wait, Way
 from sllmd.scheduler.facts import Model, Request
 from sllmd.scheduler.placement import place
 from sllmd.scheduler.scaling import Steady, further, scale
@@ -56,6 +65,8 @@ GATHER_SECONDS = 0.05
 """What changes together is repaired together."""
 RETIRE_SECONDS = 10.0
 """For the replicas of a model that is deleted to go."""
+CHANGED = "its deployment changed meanwhile"
+"""Why a start is decided anew though nothing is wrong with its node."""
 RETRY_SECONDS = 1.0
 """After something could not be agreed, or not be carried out."""
 
@@ -101,6 +112,8 @@ class Leader:
         self._alarm: asyncio.TimerHandle | None = None
         """When to look at the numbers of replicas again though nothing has changed."""
         self._denied: set[str] = set()
+        self._in_vain: dict[ModelName, asyncio.Event] = {}
+        """Models that have to wait, as was decided after the last news."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -150,6 +163,7 @@ class Leader:
         self._expiries.clear()
         self._avoided.clear()
         self._sent.clear()
+        self._in_vain.clear()
         self._steady.clear()
         self._retiring.clear()
         self._denied.clear()
@@ -196,7 +210,8 @@ class Leader:
 
     async def place(self, question: Question) -> Decided:
         """Where it runs, once a node has taken it. Raises NotHere when this node does not lead (any more),
-        ControlUnavailable and OutcomeUnknown when nothing can be agreed."""
+        ControlUnavailable and OutcomeUnknown when nothing can be agreed, InsufficientCapacity and
+        ModelNotFound when it can run nowhere."""
         began, epoch = _now(), self._epoch
         await self._asked.wait()
         refusals: list[str] = []
@@ -204,8 +219,12 @@ class Leader:
             if not self.leads or self._epoch != epoch:
                 raise NotHere("this node does not lead")
             news = self._news
+            if self._in_vain.get(question.model) is news and not question.avoid:
+                await self._until(news)  # somebody has found out that it has to wait
+                continue
             self._avoid_nobody_late()
             placement = self._decide(question)
+            self._raise_if_final(placement)
             refusal = await self._follow_up(placement, question.model)
             if refusal is not None:
                 refusals.append(refusal)
@@ -214,11 +233,13 @@ class Leader:
             answer = self._answer(placement, _now() - began, tuple(refusals))
             if answer.node and refusal is None:
                 self._sent[question.model].append((_now(), answer.node))
-            untold = self._is_untold(question) and _now() - began < TOLD_SECONDS
+            untold = self._is_untold(question, placement) and _now() - began < TOLD_SECONDS
             may_change = untold or self._may_change(placement, question)
             if answer.node or refusal is not None or not may_change:
                 return answer
+            self._in_vain[question.model] = news
             await self._until(news)
+            self._in_vain.pop(question.model, None)
 
     async def _follow_up(self, placement: Placement, model: ModelName) -> str | None:
         """Have it so; who waits here for a start counts before whoever asks later."""
@@ -230,9 +251,24 @@ class Leader:
         finally:
             self._joined[model] -= 1
 
-    def _is_untold(self, question: Question) -> bool:
+    def _raise_if_final(self, placement: Placement) -> None:
+        """It can run nowhere, and no node that has not told yet what it has may change that."""
+        if placement.model in self._retiring:
+            raise ModelNotFound(f"`{placement.model}` is being deleted")
+        if isinstance(placement.decision, Refuse) and self._have_all_told:
+            hint = f"see `sllmd plan {placement.model}` for each node"
+            raise InsufficientCapacity(placement.decision.missing, hint=hint)
+
+    @property
+    def _have_all_told(self) -> bool:
+        trusted = all(node.trusted for node in self.picture.view.nodes.values())
+        return trusted and self.picture.inventories.keys() >= set(self._alive())
+
+    def _is_untold(self, question: Question, placement: Placement) -> bool:
         """It is deployed, and no report that tells of it has come yet."""
-        deployed = self._cluster.control.view().catalogue.deployments.get(question.model)
+        if isinstance(placement.decision, Refuse):
+            return True
+        deployed = self._deployment(question.model)
         is_wanted = deployed is not None and deployed.spec.digest == question.digest
         return is_wanted and self.picture.digests.get(question.model) != question.digest
 
@@ -242,8 +278,7 @@ class Leader:
         Who was sent to a node that could not run it has waited already; its router knows whom else to ask.
         """
         taken = any(candidate.way is not Way.NONE for candidate in placement.candidates)
-        refused = isinstance(placement.decision, Refuse)
-        return not refused and not question.avoid and (taken or bool(self._avoided))
+        return not question.avoid and (taken or bool(self._avoided))
 
     async def _until(self, news: asyncio.Event) -> None:
         """Something has changed, or somebody's minimum residency may have passed."""
@@ -267,7 +302,7 @@ class Leader:
         if model in self._retiring or self.picture.digests.get(model) != question.digest:
             untold = f"no node has told of this `{model}` yet"
             why = f"`{model}` is being deleted" if model in self._retiring else untold
-            return Placement(model, Refuse(why), (), self.picture.view.version)
+            return Placement(model, Wait(why, math.inf), (), self.picture.view.version)
         known = self.picture.view.models[model]
         holders = {replica.node for replica in known.replicas.values()}  # a node has one at most
         alive = self._alive()
@@ -317,10 +352,10 @@ class Leader:
 
     def _begin(self, load: Load, name: ModelName, *, stays: bool = False) -> asyncio.Task[str | None]:
         """Promise, agree, order; ``stays``: it is loaded though nobody waits for it."""
-        model = self.picture.view.models[name].model
-        key = replica_id(name, self.picture.digests[name], load.node)
+        model, digest = self.picture.view.models[name].model, self.picture.digests[name]
+        key = replica_id(name, digest, load.node)
         self.picture.keeper.promise(key, model, load, _now())
-        work = asyncio.get_running_loop().create_task(self._start(key, model, load, stays=stays))
+        work = asyncio.get_running_loop().create_task(self._start(key, digest, model, load, stays=stays))
         self._works[key] = work
         work.add_done_callback(lambda done: self._started(key, load, done))
         return work
@@ -334,7 +369,8 @@ class Leader:
             reason = "given up" if work.cancelled() else work.exception() or work.result()
             _log.info("replica not started", replica=key, reason=str(reason))
             self.picture.keeper.withdraw(key)
-            self._avoid(load.node)
+            if failed or work.result() != CHANGED:
+                self._avoid(load.node)
         else:
             seconds = max(PROMISE_SECONDS, 2 * load.startup_seconds)
             loop = asyncio.get_running_loop()
@@ -349,14 +385,17 @@ class Leader:
             self.picture.keeper.withdraw(key)
             self._tell()
 
-    async def _start(self, key: ReplicaId, model: Model, load: Load, *, stays: bool) -> str | None:
-        epoch = self._epoch
+    async def _start(
+        self, key: ReplicaId, digest: Digest, model: Model, load: Load, *, stays: bool
+    ) -> str | None:
+        epoch, deployment = self._epoch, self._deployment(model.name)
         for victim in load.victims:
             await self._unload(victim.replica, "it makes room")
+        if self._deployment(model.name) != deployment:
+            return CHANGED
         revision = await self._agree(key, model, load)
         if isinstance(revision, str):
             return f"{self._name(load.node)}: {revision}"
-        digest = self.picture.digests.get(model.name, Digest(""))
         order_id = f"{key}#{revision}"
         waits = bool(load.victims)
         order = Order(epoch, order_id, Verb.LOAD, model.name, digest, revision, waits=waits, stays=stays)
@@ -367,6 +406,9 @@ class Leader:
         if answer.verdict is Verdict.ACCEPTED:
             return None
         return f"{self._name(load.node)}: {answer.reason}"
+
+    def _deployment(self, name: ModelName) -> Deployment | None:
+        return self._cluster.control.view().catalogue.deployments.get(name)
 
     async def _agree(self, key: ReplicaId, model: Model, load: Load) -> int | str:
         """The revision of the intent, or why there is none."""

@@ -8,7 +8,9 @@ Every model that is imported on a node is deployed in the cluster under its name
 4. any other name of two checkpoints is the cluster's: the store's copy stays, unserved, with an error;
 5. a name that this node deployed and that was deleted since is *withdrawn*: the copy stays, unserved, until
    it is imported again;
-6. a name that this node deployed and then removed is deleted in the cluster, unless others imported it, too.
+6. a name that this node deployed and then removed is deleted in the cluster, unless others imported it, too;
+7. an alias that this node's store had and has no longer is taken from the cluster's model; those that other
+   nodes gave it stay.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ class Deployed:
     digest: Digest
     imported_at: float
     withdrawn: bool = False
+    aliases: tuple[ModelName, ...] = ()
+    """What this node's store called it besides."""
 
 
 def serves_own(own: Own | None, deployment: Deployment | None, deployed: Deployed | None) -> bool:
@@ -92,9 +96,13 @@ def reconcile(
             else:  # 1
                 commands.append(DeploymentPut(name, offer.spec, expected=0))
         elif deployment.spec.digest == own.digest:  # 2
-            remembered[name] = Deployed(own.digest, own.imported_at)
-            merged = _merged(deployment.spec, offer.spec)
-            if merged != deployment.spec:
+            before = known.aliases if known is not None else ()
+            merged = _merged(deployment.spec, offer.spec, before)
+            unchanged = merged == deployment.spec
+            # What the store had before is known until the cluster has followed.
+            aliases = offer.spec.aliases if unchanged else before
+            remembered[name] = Deployed(own.digest, own.imported_at, aliases=aliases)
+            if not unchanged:
                 commands.append(DeploymentPut(name, merged, expected=deployment.revision))
         elif serves_own(own, deployment, known):  # 3
             commands.append(DeploymentPut(name, offer.spec, expected=deployment.revision))
@@ -110,9 +118,11 @@ def reconcile(
     return Steps(tuple(commands), remembered)
 
 
-def _merged(theirs: DeploymentSpec, ours: DeploymentSpec) -> DeploymentSpec:
-    """Nodes that have the same model may know it by other names: it has all of them."""
-    return replace(theirs, aliases=tuple(dict.fromkeys((*theirs.aliases, *ours.aliases))))
+def _merged(theirs: DeploymentSpec, ours: DeploymentSpec, before: Collection[ModelName]) -> DeploymentSpec:
+    """Nodes that have the same model may know it by other names: it has all of them, but for those that were
+    ours ``before`` and are no longer (7)."""
+    kept = [alias for alias in theirs.aliases if alias in ours.aliases or alias not in before]
+    return replace(theirs, aliases=tuple(dict.fromkeys((*kept, *ours.aliases))))
 
 
 def conflict_of(own: Own, deployment: Deployment | None, deployed: Deployed | None) -> str | None:

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import structlog
 
 from sllmd.cluster.catalogue.state import Catalogue
-from sllmd.core.errors import NotHere, PeerError, RecordNotFound, SllmdError
+from sllmd.core.errors import (
+    CallerError,
+    InsufficientCapacity,
+    LoadError,
+    NotHere,
+    PeerError,
+    RecordNotFound,
+    SllmdError,
+)
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.agent import Agent
@@ -30,6 +38,7 @@ from sllmd.roles.relay import Relays
 from sllmd.roles.reporting import Reporter
 from sllmd.roles.settings import ModelSettings, RoutingSettings
 from sllmd.roles.work import Work
+from sllmd.scheduler.facts import Rules
 
 _READY = 1
 _READY_RULES = frozenset({1, 2, 5})
@@ -47,7 +56,7 @@ class Surroundings:
     has_leader: Callable[[], bool]
     catalogue: Callable[[], Catalogue]
     ask: Callable[[Question], Awaitable[Decided]]
-    """Where the leader would have it run. Raises ControlUnavailable."""
+    """Where the leader would have it run. Raises as ``Asking.place``."""
 
 
 class Placing:
@@ -98,14 +107,18 @@ class Placing:
         return next((self._place(each.node) for each in candidates if each.node != node), None)
 
     async def _ask(self, work: Work, asked: Collection[NodeId]) -> tuple[Place, Decided | None]:
-        """The next place, and the leader's reasons if it is its choice. Raises NotHere when none is left."""
+        """The next place, and the leader's reasons if it is its choice.
+
+        Raises NotHere when none is left, and why the leader lets it run nowhere.
+        """
         decision = None
-        if self._surroundings.has_leader():
-            question = Question(work.request_id, work.model, work.digest, tuple(asked))
-            try:
-                decision = await self._surroundings.ask(question)
-            except SllmdError as error:
-                _log.info("placed without the leader", model=work.model, reason=str(error))
+        question = Question(work.request_id, work.model, work.digest, tuple(asked))
+        try:
+            decision = await self._surroundings.ask(question)
+        except (CallerError, LoadError):
+            raise
+        except SllmdError as error:
+            _log.info("placed without the leader", model=work.model, reason=str(error))
         well = {self._here.node, *self._surroundings.alive()}
         if decision is not None and decision.node in well and decision.node not in asked:
             return self._place(decision.node), decision
@@ -114,6 +127,8 @@ class Placing:
                 return self._place(candidate.node), None
         if self._here.node in asked:
             raise NotHere(f"no other node can run `{work.model}` now")
+        if not self._allows(work.model, self._here.node):
+            raise InsufficientCapacity(f"no node is here that the placement rules of `{work.model}` allow")
         return self._here, None  # it has a reason to refuse, which the client should hear
 
     def candidates(self, model: ModelName, digest: Digest) -> list[Candidate]:
@@ -125,6 +140,7 @@ class Placing:
         found = choose(inventories, wanted, me=me, well=well, mine=self._relays.under_way(model))
         if not self._surroundings.has_leader():
             found = tuple(each for each in found if each.node == me or each.rule in _READY_RULES)
+        found = tuple(each for each in found if each.rule in _READY_RULES or self._allows(model, each.node))
         now = time.monotonic()
         return sorted(found, key=lambda each: self._avoided.get(each.node, 0.0) > now)
 
@@ -152,6 +168,14 @@ class Placing:
             and residence.state is ReplicaState.SERVING
             and residence.running < residence.options.batch_max
         )
+
+    def _allows(self, model: ModelName, node: NodeId) -> bool:
+        """Whether the model may start there, as agreed."""
+        catalogue = self._surroundings.catalogue()
+        deployment, known = catalogue.deployments.get(model), catalogue.nodes.get(node)
+        if deployment is None or known is None:
+            return True
+        return Rules(labels=deployment.spec.placement).allow(known.name, known.labels)
 
     def _place(self, node: NodeId) -> Place:
         return self._here if node == self._here.node else self._relays.there(node)

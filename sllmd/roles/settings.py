@@ -44,6 +44,9 @@ class RoutingSettings(Frozen):
     """Least time between two changes of the table that a node is told: what comes together is told so."""
     load_interval: PositiveSeconds = 1.0
     """How often nodes are told how busy the others are; a hundredth of it for each node, if that is more."""
+    leader_wait: FiniteSeconds = 5.0
+    """How long a request for a cold model waits for the next leader when the last one went, before the node
+    that took it starts it on its own devices. Longer than an election, or a model starts on two nodes."""
     candidates_max: int = Field(default=3, ge=1, le=64)
     """Nodes that are asked to run one request, one after the other, before it fails."""
     avoid: FiniteSeconds = 2.0

@@ -6,7 +6,7 @@ replaces an older one whole. A node takes no delta of an older epoch than its ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sllmd.cluster.codec import Codec
@@ -136,11 +136,6 @@ class Ledger:
         """It is dead or left."""
         if self._known.pop(node, None) is not None:
             self._touch(node)
-
-    def keep_only(self, nodes: Iterable[NodeId]) -> None:
-        """Forget all others."""
-        for node in set(self._known) - set(nodes):
-            self.forget(node)
 
     def _touch(self, node: NodeId) -> None:
         self.number += 1

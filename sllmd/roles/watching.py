@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from sllmd.cluster.control import ControlStore
-from sllmd.cluster.membership import Membership
 from sllmd.cluster.node import ClusterNode
 from sllmd.core.ids import NodeId
 from sllmd.roles.agent import Agent, ReplicaChange
@@ -81,14 +79,13 @@ def watch_door(feed: Feed, cluster: ClusterNode) -> None:
 class Watcher:
     """Follows members, leadership and catalogue from ``start`` to ``close``."""
 
-    def __init__(self, feed: Feed, membership: Membership, control: ControlStore) -> None:
+    def __init__(self, feed: Feed, cluster: ClusterNode) -> None:
         self._feed = feed
-        self._membership = membership
-        self._control = control
+        self._cluster = cluster
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """From what is known now on."""
+    async def start(self) -> None:
+        """From what is known now on; the node has joined."""
         self._tasks = [
             keep_running(self._follow_members),
             keep_running(self._follow_leadership),
@@ -100,8 +97,8 @@ class Watcher:
         await end_tasks(*self._tasks)
 
     async def _follow_members(self) -> None:
-        changes = self._membership.changed()
-        seen = {view.node: view for view in self._membership.members()}
+        changes = self._cluster.membership.changed()
+        seen = {view.node: view for view in self._cluster.membership.members()}
         async for change in changes:
             before = seen.pop(change.node, None)
             if change.member is not None:
@@ -109,8 +106,8 @@ class Watcher:
             self._record(of_member(before, change.member, self.name))
 
     async def _follow_leadership(self) -> None:
-        changes = self._control.leaderships()
-        changes.put(self._control.leadership())
+        changes = self._cluster.control.leaderships()
+        changes.put(self._cluster.control.leadership())
         before: Lead = (0, None)
         async for leadership in changes:
             now = (leadership.epoch, leadership.leader)
@@ -118,8 +115,8 @@ class Watcher:
             before = now
 
     async def _follow_catalogue(self) -> None:
-        changes = self._control.views()
-        before = self._control.view().catalogue
+        changes = self._cluster.control.views()
+        before = self._cluster.control.view().catalogue
         async for view in changes:
             self._record(of_catalogue(before, view.catalogue, self.name))
             before = view.catalogue
@@ -130,5 +127,5 @@ class Watcher:
 
     def name(self, node: NodeId) -> str:
         """What people call a node."""
-        names = name_table(self._membership.members(), self._control.view().catalogue)
+        names = name_table(self._cluster.membership.members(), self._cluster.control.view().catalogue)
         return names.get(node, node)

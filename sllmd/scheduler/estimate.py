@@ -20,6 +20,9 @@ from sllmd.scheduler.view import ClusterView, GenerationView, ModelView, NodeVie
 _AGAIN = 0.25
 """Share of its age and of the mean that a generation which has outrun the mean is expected to go on: lengths
 have long tails, so the longer it runs, the longer it will, and who waits for it stops hoping."""
+_STALLED_SECONDS = 5.0
+"""A load that is late by less is only late: what delays it, a first start, say, would delay another one, too.
+One that is later is expected to take as long again as it is late."""
 _DRAM, _SSD, _REMOTE = Source(Tier.DRAM), Source(Tier.SSD), Source(Tier.REMOTE)
 
 
@@ -165,10 +168,16 @@ def row_seconds(
 
 
 def _rows(view: ClusterView, known: ModelView, replica: ReplicaView, now: float) -> list[float]:
-    if replica.state in ("closing", "asleep"):
+    if replica.state in ("closing", "asleep") or not view.nodes[replica.node].trusted:
         return []
-    begin = 0.0
-    if replica.load is not None:
-        begin = max(replica.load.end_seconds - now, 0.0)
+    begin = _begin_seconds(replica, now)
     free = [begin] * max(replica.free_rows, 0)
     return free + [rest_seconds(view, known, generation, now) for generation in replica.generations.values()]
+
+
+def _begin_seconds(replica: ReplicaView, now: float) -> float:
+    """Until it is loaded."""
+    if replica.load is None:
+        return 0.0
+    left = replica.load.end_seconds - now
+    return -left if left < -_STALLED_SECONDS else max(left, 0.0)

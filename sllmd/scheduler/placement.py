@@ -116,7 +116,8 @@ def _ready(
         if replica.state is not ReplicaState.READY or replica.node in without:
             continue
         rows = replica.free_rows
-        if rows <= 0 or view.nodes[replica.node].draining:
+        node = view.nodes[replica.node]
+        if rows <= 0 or node.draining or not node.trusted:
             continue
         if ahead >= rows:
             ahead -= rows

@@ -18,6 +18,9 @@ from sllmd.store.manifest import Manifest, Source
 from sllmd.store.source import SourceCheckpoint
 from sllmd.store.store import Kind, Store
 
+AS = " as "
+"""In the fingerprint of a GGUF file: between what identifies it and what its weights were unpacked to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Destination:
@@ -32,18 +35,28 @@ class Destination:
         """The destination ``name``; with ``replace``, whatever has that name goes."""
         return cls(store, name, None if replace else _holder(store, name))
 
-    def there_already(self, origin: Source, partitions: int) -> Checkpoint | None:
-        """The held model, if it was imported from ``origin`` as it is now into as many partitions."""
+    def there_already(self, origin: Source, partitions: int, chunk_bytes: int) -> Checkpoint | None:
+        """The held model, if it was imported from ``origin`` as it is now, in the same way.
+
+        Raises Conflict if it was cut in another way: then it is another one whatever ``origin`` holds.
+        """
         if self.held is None:
             return None
         manifest = self.held.manifest
-        if manifest.source != origin or len(manifest.partitions) != partitions:
-            return None
-        return self.store.confirm(self.name)
+        if (len(manifest.partitions), manifest.chunk_bytes) != (partitions, chunk_bytes):
+            raise self._conflict(self.held)
+        return self.store.confirm(self.name) if manifest.source == origin else None
 
     def refuse_other_place(self, origin: Source) -> None:
-        """Raise Conflict if the held model came from elsewhere: before minutes of converting, not after."""
-        if self.held is not None and self.held.manifest.source.location != origin.location:
+        """Raise Conflict if the held model came from elsewhere, or something else was made of the same files:
+        before minutes of converting, not after."""
+        if self.held is None:
+            return
+        held = self.held.manifest.source
+        files, _, dtype = origin.fingerprint.partition(AS)
+        held_files, made_to, held_dtype = held.fingerprint.partition(AS)
+        other = bool(made_to) and files == held_files and dtype != held_dtype
+        if held.location != origin.location or other:
             raise self._conflict(self.held)
 
     def refuse_other_tensors(self, found: SourceCheckpoint) -> None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Literal
 
 from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, PathNotFound, StoreError
@@ -23,11 +20,11 @@ from sllmd.store.catalogue import check_name
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.converting import convert
 from sllmd.store.credentials import HUB_PREFIX, hub_url
-from sllmd.store.destination import Destination
+from sllmd.store.destination import AS, Destination
 from sllmd.store.digest import UNNAMED, with_digest
 from sllmd.store.directory import small_digests, write_manifest
 from sllmd.store.durable import write_file
-from sllmd.store.layout import absent_heads, lay_out, lay_out_in_place, possible_twins
+from sllmd.store.layout import lay_out, lay_out_in_place
 from sllmd.store.local import (
     LocalSource,
     find_local,
@@ -40,30 +37,19 @@ from sllmd.store.local import (
     small_files,
 )
 from sllmd.store.manifest import FORMAT_VERSION, DataFile, Manifest, Partition, Source
+from sllmd.store.progress import OnProgress, StageProgress, at_stage, untold
 from sllmd.store.remote import register_remote
 from sllmd.store.settings import ImportSettings
-from sllmd.store.source import CONFIG_FILE, SourceCheckpoint, SourceTensor, check_tokenizer
+from sllmd.store.source import CONFIG_FILE, SourceCheckpoint, check_tokenizer
 from sllmd.store.store import Store
+from sllmd.store.ties import absent_ties, find_ties
 from sllmd.store.verify import hash_chunks
-from sllmd.store.writing import COPY_BYTES, write_partitions
+from sllmd.store.writing import write_partitions
 
-Stage = Literal["fetching", "converting", "hashing", "copying"]
 _URL = re.compile(r"https?://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SPARE_BYTES = 64 * 1024 * 1024
 """Must stay free on the store's filesystem, for small files and for everybody else there."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImportProgress:
-    """How far an import is, per stage."""
-
-    stage: Stage
-    bytes_done: int
-    bytes_total: int
-
-
-OnProgress = Callable[[ImportProgress], None]
 
 
 def import_checkpoint(
@@ -98,7 +84,7 @@ def import_checkpoint(
     with store.importing(model) as staging:
         destination = Destination.of(store, model, replace=replace)
         if is_url:
-            return register_remote(destination, source, staging, settings, _stage(on_progress, "fetching"))
+            return register_remote(destination, source, staging, settings, at_stage(on_progress, "fetching"))
         local = _local_source(source, staging)
         if in_place and (local.kind != "safetensors" or source.startswith(builtin.PREFIX)):
             raise InvalidRequest(
@@ -151,37 +137,58 @@ def _import_copy(
     settings: ImportSettings,
     on_progress: OnProgress,
 ) -> Checkpoint:
-    converted = staging / "converted"
-    root, file = local.root, local.file
-    if local.kind != "safetensors":
-        origin = _origin(local, _foreign_files(local))
-        if there := destination.there_already(origin, partitions):
-            return there
-        destination.refuse_other_place(origin)
-        _convert_weights(local, converted, settings, on_progress)
-        root, file = converted, None
-        found = _read_source(root, file)
-    else:
-        found = _read_source(root, file)
-        origin = _origin(local, list(found.file_bytes))
-        if there := destination.there_already(origin, partitions):
+    if local.kind == "safetensors":
+        found, root = _read_source(local.root, local.file), local.root
+        origin = _origin(local, list(found.file_bytes), settings)
+        if there := destination.there_already(origin, partitions, settings.chunk_bytes):
             return there
         destination.refuse_other_tensors(found)
+    else:
+        origin = _origin(local, _foreign_files(local), settings)
+        if there := destination.there_already(origin, partitions, settings.chunk_bytes):
+            return there
+        destination.refuse_other_place(origin)
+        root = staging / "converted"
+        _convert_weights(local, root, settings, on_progress)
+        found = _read_source(root, None)
     publishable = staging / "checkpoint"
     publishable.mkdir()
-    ties = _ties(found, root)
+    weights = publishable if destination.held is None else None
+    manifest = _copy(found, root, origin, publishable, weights, staging, partitions, settings, on_progress)
+    return _publish(destination, manifest, publishable, kind="stored")
+
+
+def _copy(
+    found: SourceCheckpoint,
+    root: Path,
+    origin: Source,
+    publishable: Path,
+    weights: Path | None,
+    staging: Path,
+    partitions: int,
+    settings: ImportSettings,
+    on_progress: OnProgress,
+) -> Manifest:
+    """Write ``found``, whose files lie below ``root``, in the store's own format to ``publishable``.
+
+    ``weights`` None: they are only read, as the model that has the name is the same or is another.
+    """
+    ties = find_ties(found, root)
     stored = [tensor for tensor in found.tensors if tensor.name not in ties]
     layout = lay_out(stored, partitions=partitions)
-    _check_space(staging, sum(layout.spans_bytes))
+    if weights is not None:
+        _check_space(staging, sum(layout.spans_bytes))
     sources = {name: resolve_inside(root, name, named_by="the index") for name in found.file_bytes}
-    counter = _Counter(on_progress, "copying", sum(tensor.size_bytes for tensor in stored))
+    counter = StageProgress(
+        on_progress, "copying" if weights else "hashing", sum(tensor.size_bytes for tensor in stored)
+    )
     written = write_partitions(
-        layout, sources, publishable, chunk_bytes=settings.chunk_bytes, advance=counter.advance
+        layout, sources, weights, chunk_bytes=settings.chunk_bytes, advance=counter.advance
     )
     if fingerprint(root, list(found.file_bytes)) != found.fingerprint:
         raise MalformedCheckpoint(f"{root} changed while it was imported", hint="import it again")
     names = _small_files(root, publishable, staging, settings)
-    manifest = Manifest(
+    return Manifest(
         format_version=FORMAT_VERSION,
         digest=UNNAMED,
         source=origin,
@@ -193,7 +200,6 @@ def _import_copy(
         chunk_bytes=settings.chunk_bytes,
         small_files=tuple(names),
     )
-    return _publish(destination, manifest, publishable, kind="stored")
 
 
 def _register_in_place(
@@ -205,7 +211,7 @@ def _register_in_place(
 ) -> Checkpoint:
     found = _read_source(local.root, local.file)
     tensors, bases, span = lay_out_in_place(found.tensors, found.file_bytes)
-    counter = _Counter(on_progress, "hashing", sum(found.file_bytes.values()))
+    counter = StageProgress(on_progress, "hashing", sum(found.file_bytes.values()))
     files = tuple(
         DataFile(
             path=name,
@@ -225,7 +231,7 @@ def _register_in_place(
         architecture=found.architecture,
         config=found.config,
         tensors=tensors,
-        ties=_absent(found),
+        ties=absent_ties(found),
         partitions=(Partition(span_bytes=span, files=files),),
         chunk_bytes=settings.chunk_bytes,
         small_files=tuple(names),
@@ -250,7 +256,7 @@ def _convert_weights(
     local: LocalSource, converted: Path, settings: ImportSettings, on_progress: OnProgress
 ) -> None:
     source = local.file or local.root
-    converting = _stage(on_progress, "converting")
+    converting = at_stage(on_progress, "converting")
     converting(0, sum((local.root / name).stat().st_size for name in _foreign_files(local)))
     if local.kind == "torch":
         read_small_file(local.root, CONFIG_FILE)  # before minutes are spent on what cannot be used
@@ -265,7 +271,7 @@ def _convert_weights(
         for name in small_files(local.root):
             write_file(converted / name, read_small_file(local.root, name))
         if needs_tokenizer(local.root):
-            convert("tokenizer", local.root, converted, dtype=settings.gguf_dtype, on_progress=_ignore)
+            convert("tokenizer", local.root, converted, dtype=settings.gguf_dtype, on_progress=untold)
 
 
 def _small_files(root: Path, target: Path, staging: Path, settings: ImportSettings) -> list[str]:
@@ -273,7 +279,7 @@ def _small_files(root: Path, target: Path, staging: Path, settings: ImportSettin
     contents: dict[str, Path] = dict.fromkeys(small_files(root), root)
     if needs_tokenizer(root):
         made = staging / "tokenizer"
-        convert("tokenizer", root, made, dtype=settings.gguf_dtype, on_progress=_ignore)
+        convert("tokenizer", root, made, dtype=settings.gguf_dtype, on_progress=untold)
         contents |= dict.fromkeys(small_files(made), made)
     for name, directory in contents.items():
         write_file(target / name, read_small_file(directory, name))
@@ -290,41 +296,6 @@ def _read_source(root: Path, file: Path | None) -> SourceCheckpoint:
     return found
 
 
-def _absent(found: SourceCheckpoint) -> dict[str, str]:
-    """Ties by absence, for classes that have a head at all."""
-    return (
-        {}
-        if found.architecture.endswith("Model") and "LMHead" not in found.architecture
-        else absent_heads(found.tensors, found.config)
-    )
-
-
-def _ties(found: SourceCheckpoint, root: Path) -> dict[str, str]:
-    """Tensors not to store: heads that are absent, and heads whose bytes are the embedding's."""
-    ties = _absent(found)
-    for head, embedding in possible_twins(found.tensors):
-        if _same_bytes(root, head, embedding):
-            ties[head.name] = embedding.name
-    return ties
-
-
-def _same_bytes(root: Path, one: SourceTensor, other: SourceTensor) -> bool:
-    with (
-        (root / one.file).open("rb", buffering=0) as first,
-        (root / other.file).open("rb", buffering=0) as second,
-    ):
-        first.seek(one.offset_bytes)
-        second.seek(other.offset_bytes)
-        left = one.size_bytes
-        while left:
-            count = min(left, COPY_BYTES)
-            block = first.read(count)
-            if not block or block != second.read(len(block)):
-                return False
-            left -= len(block)
-    return True
-
-
 def _foreign_files(local: LocalSource) -> list[str]:
     """The files of a torch or GGUF checkpoint."""
     if local.file:
@@ -332,13 +303,15 @@ def _foreign_files(local: LocalSource) -> list[str]:
     return sorted(path.name for path in local.root.glob("pytorch_model*"))
 
 
-def _origin(local: LocalSource, data_files: list[str]) -> Source:
-    """What the user pointed at, not what is copied in the end; changes when one of its files does."""
+def _origin(local: LocalSource, data_files: list[str], settings: ImportSettings) -> Source:
+    """What the user pointed at, not what is copied in the end; changes when one of its files does, or what is
+    made of it."""
+    made_to = f"{AS}{settings.gguf_dtype}" if local.kind == "gguf" else ""
     beside = [] if local.kind == "gguf" else [*small_files(local.root), *legacy_tokenizer_files(local.root)]
     return Source(
         kind=local.kind,
         location=local.named or str(local.file or local.root),
-        fingerprint=fingerprint(local.root, [*data_files, *beside]),
+        fingerprint=fingerprint(local.root, [*data_files, *beside]) + made_to,
     )
 
 
@@ -350,27 +323,3 @@ def _check_space(directory: Path, needed_bytes: int) -> None:
             f"the model needs {format_bytes(needed_bytes)}, the store has {format_bytes(free_bytes)} free",
             hint="free some space (`sllmd rm MODEL`), or put the store on a larger disk",
         )
-
-
-def _stage(on_progress: OnProgress, stage: Stage) -> Callable[[int, int], None]:
-    return lambda done, total: on_progress(ImportProgress(stage, done, total))
-
-
-def _ignore(_done: int, _total: int) -> None:
-    """The conversion of a tokenizer takes seconds and counts no bytes."""
-
-
-class _Counter:
-    """Adds up what several threads did; the callback never runs twice at once."""
-
-    def __init__(self, on_progress: OnProgress, stage: Stage, total: int) -> None:
-        self._tell = _stage(on_progress, stage)
-        self._lock = Lock()
-        self._done = 0
-        self._total = total
-        self._tell(0, total)
-
-    def advance(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._tell(self._done, self._total)

@@ -31,14 +31,15 @@ class ImportCancelled(Exception):
 def write_partitions(
     layout: Layout,
     sources: Mapping[str, Path],
-    directory: Path,
+    directory: Path | None,
     *,
     chunk_bytes: int,
     advance: Callable[[int], None],
 ) -> tuple[Partition, ...]:
     """Write ``tensors.N.bin`` for every partition, synced, and say what was written.
 
-    ``sources``: where each source file is. ``advance`` gets the bytes of each step, from several threads.
+    ``directory`` None: nothing is written, only said what would be. ``sources``: where each source file is.
+    ``advance`` gets the bytes of each step, from several threads.
     Raises MalformedCheckpoint when a source ends early, OSError as the system does.
     """
     copier = _Copier(sources, chunk_bytes, advance)
@@ -65,26 +66,36 @@ class _Copier:
         self._chunk_bytes = chunk_bytes
         self._advance = advance
 
-    def write_partition(self, layout: Layout, index: int, directory: Path) -> Partition:
-        path = directory / f"tensors.{index}.bin"
+    def write_partition(self, layout: Layout, index: int, directory: Path | None) -> Partition:
+        name, span_bytes = f"tensors.{index}.bin", layout.spans_bytes[index]
+        if directory is None:
+            writer = HashingWriter(None, self._chunk_bytes)
+            self._copy_tensors(layout, index, writer)
+        else:
+            writer = self._write_file(layout, index, directory / name)
+        file = DataFile(path=name, base_bytes=0, size_bytes=span_bytes, chunk_digests=writer.digests())
+        return Partition(span_bytes=span_bytes, files=(file,))
+
+    def _write_file(self, layout: Layout, index: int, path: Path) -> HashingWriter:
         span_bytes = layout.spans_bytes[index]
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             writer = HashingWriter(descriptor, self._chunk_bytes)
-            buffer = memoryview(bytearray(COPY_BYTES))
-            for placement in layout.partition(index):
-                writer.pad_to(placement.tensor.offset_bytes)
-                self._copy_tensor(placement.source, writer, buffer)
-            writer.pad_to(span_bytes)
+            self._copy_tensors(layout, index, writer)
             os.fsync(descriptor)
             written_bytes = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
         if written_bytes != span_bytes:
             raise OSError(errno.EIO, f"{path} has {written_bytes} bytes after {span_bytes} were written")
-        digests = writer.digests()
-        file = DataFile(path=path.name, base_bytes=0, size_bytes=span_bytes, chunk_digests=digests)
-        return Partition(span_bytes=span_bytes, files=(file,))
+        return writer
+
+    def _copy_tensors(self, layout: Layout, index: int, writer: HashingWriter) -> None:
+        buffer = memoryview(bytearray(COPY_BYTES))
+        for placement in layout.partition(index):
+            writer.pad_to(placement.tensor.offset_bytes)
+            self._copy_tensor(placement.source, writer, buffer)
+        writer.pad_to(layout.spans_bytes[index])
 
     def _copy_tensor(self, tensor: SourceTensor, writer: HashingWriter, buffer: memoryview) -> None:
         left_bytes, offset_bytes = tensor.size_bytes, tensor.offset_bytes
@@ -102,9 +113,9 @@ class _Copier:
 
 
 class HashingWriter:
-    """Writes a file front to back and hashes each of its chunks."""
+    """Writes a file front to back, if there is one, and hashes each of its chunks."""
 
-    def __init__(self, descriptor: int, chunk_bytes: int) -> None:
+    def __init__(self, descriptor: int | None, chunk_bytes: int) -> None:
         self._descriptor = descriptor
         self._chunk_bytes = chunk_bytes
         self._position = 0
@@ -113,7 +124,8 @@ class HashingWriter:
 
     def write(self, data: memoryview) -> None:
         """Write all of ``data``. Raises OSError."""
-        write_all(self._descriptor, data)
+        if self._descriptor is not None:
+            write_all(self._descriptor, data)
         while data:
             room = self._chunk_bytes - self._position % self._chunk_bytes
             self._hasher.update(data[:room])

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
 
@@ -24,8 +25,7 @@ RECEIVE_BUFFER_BYTES = 2 * 1024 * 1024
 class DatagramEndpoint(asyncio.DatagramProtocol):
     """One UDP socket. ``on_contents(address, contents)`` is called on the loop for every box of a member.
 
-    ``dropped`` counts by reason what was not taken; ``taken``, ``sent`` and ``unsent`` (the system refused
-    to send) count the rest.
+    ``dropped`` counts by reason what was not taken; ``taken`` and ``sent`` count the rest.
     """
 
     def __init__(self, sealer: Sealer, *, bytes_max: int, on_contents: Callable[[str, bytes], None]) -> None:
@@ -36,7 +36,6 @@ class DatagramEndpoint(asyncio.DatagramProtocol):
         self.dropped: Counter[Drop] = Counter()
         self.taken = 0
         self.sent = 0
-        self.unsent = 0
 
     async def open(self, bound: socket.socket) -> None:
         """Take over a bound socket; ``close`` closes it."""
@@ -54,15 +53,11 @@ class DatagramEndpoint(asyncio.DatagramProtocol):
             return
         target = _target(address)
         if target is None:
-            self.unsent += 1
             return
         box = self._sealer.seal(contents)
         assert len(box) <= self._bytes_max, f"a datagram of {len(box)} bytes is over {self._bytes_max}"
-        try:
+        with suppress(OSError):
             self._transport.sendto(box, target)
-        except OSError:
-            self.unsent += 1
-        else:
             self.sent += 1
 
     def close(self) -> None:
@@ -81,10 +76,6 @@ class DatagramEndpoint(asyncio.DatagramProtocol):
             return
         self.taken += 1
         self._on_contents(format_address(cast("str", addr[0]), addr[1]), contents)
-
-    def error_received(self, exc: Exception) -> None:  # noqa: ARG002 - the probe finds out who is silent
-        """Called by the loop: nobody listens where something was sent to."""
-        self.unsent += 1
 
 
 @lru_cache(maxsize=16_384)

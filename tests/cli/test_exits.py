@@ -89,9 +89,11 @@ def test_answers_become_exit_codes(status: int, code: str, expected: int) -> Non
     assert (exit_code(error), error.message) == (expected, "the cause")
 
 
-def test_the_table_is_told() -> None:
+def test_the_table_is_told(sllmd: RunCommand) -> None:
     told = " ".join(README.read_text().split())
     assert [row for row in EXITS if f"| {row.code} | {row.means} |" not in told] == []
+    helped = " ".join(sllmd("--help").out.split())
+    assert [row for row in EXITS if f"{row.code} {row.means}" not in helped] == []
 
 
 WRONG = [
@@ -134,6 +136,7 @@ WRONG_AT_A_DAEMON = [
     ("unload none", 4),
     ("run none hello", 4),
     ("cache --evict none", 4),
+    ("cache --evict tiny", 4),
     ("explain none", 4),
     ("migrate none", 4),
     ("drain none", 4),

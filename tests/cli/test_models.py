@@ -1,14 +1,16 @@
-"""Commands on a store, without a daemon."""
+"""Commands on a store, mostly without a daemon."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sllmd.store.builtin import make_builtin
-from tests.cli.conftest import RunCommand
+from tests.cli.conftest import RunCommand, RunningDaemon
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -36,6 +38,16 @@ def test_the_same_model_again_is_there_already(sllmd: RunCommand, store: str) ->
     assert (again.code, again.out) == (0, "one: there already, the same. Try: sllmd run one\n")
     facts = json.loads(sllmd("import", "builtin:tiny", "--store", store, "--name", "one", "-o", "json").out)
     assert (facts["there_already"], facts["replaced"]) == (True, None)
+
+
+def test_a_damaged_model_that_is_imported_again_was_not_there_already(sllmd: RunCommand, store: str) -> None:
+    [weights] = Path(store).glob("models/*/tensors.0.bin")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert sllmd("verify", "one", "--store", store).code == 1
+    again = sllmd("import", "builtin:tiny", "--store", store, "--name", "one")
+    assert again.code == 0
+    assert "in place of its damaged copy" in again.out
+    assert sllmd("verify", "one", "--store", store).code == 0
 
 
 def test_another_model_of_that_name_is_replaced_only_when_told_to(
@@ -182,3 +194,42 @@ def test_looking_creates_nothing(sllmd: RunCommand, tmp_path: Path) -> None:
     assert sllmd("list").code == 0
     assert sllmd("show", "x").code == 4
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.slow
+def test_what_is_removed_or_replaced_is_gone_everywhere(
+    sllmd: RunCommand, at_daemon: RunningDaemon, tmp_path: Path
+) -> None:
+    """From the list at once; from memory, too, though somebody wanted it kept for ever."""
+    for top_k, name in enumerate(("before", "after"), start=1):
+        make_builtin("tiny", tmp_path / name)
+        (tmp_path / name / "generation_config.json").write_text(f'{{"top_k": {top_k}}}')
+    assert sllmd("import", str(tmp_path / "before"), "--name", "going").code == 0
+    assert sllmd("alias", "leaving", "going").code == 0
+    until(
+        lambda: sllmd("run", "leaving", "x", "--max-tokens", "1", "--keep-alive", "-1").code == 0, "it serves"
+    )
+    removed = sllmd("rm", "leaving")
+    assert removed.out == "leaving removed, which was another name of going; going stays\n"
+    assert [row["aliases"] for row in listed(sllmd) if row["name"] == "going"] == [[]]
+    assert sllmd("show", "leaving").code == 4
+
+    assert held(sllmd, "going")
+    assert sllmd("import", str(tmp_path / "after"), "--name", "going", "--replace").code == 0
+    until(lambda: not held(sllmd, "going"), "the replaced one is gone")
+    assert sllmd("run", "going", "x", "--max-tokens", "1", "--keep-alive", "-1").code == 0
+    assert held(sllmd, "going")
+    assert sllmd("alias", "leaving", "going").code == 0
+    assert sllmd("rm", "going").out.startswith("going and its other name leaving removed, ")
+    assert [row["name"] for row in listed(sllmd) if row["name"] == "going"] == []
+    until(lambda: not held(sllmd, "going"), "the removed one is gone")
+
+
+def listed(sllmd: RunCommand) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(sllmd("list", "-o", "json").out)
+    return rows
+
+
+def held(sllmd: RunCommand, model: str) -> list[str]:
+    """Its replicas, and its copies in DRAM."""
+    return [row["state"] for row in json.loads(sllmd("ps", "-o", "json").out) if row["model"] == model]

@@ -32,7 +32,7 @@ def test_status_tells_of_moves_and_streams_once_there_are_any() -> None:
 def test_load_ps_explain_unload(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
     loaded = sllmd("load", "tiny")
     assert (loaded.code, loaded.err) == (0, "")
-    assert loaded.out.startswith("tiny is in device: ")
+    assert loaded.out.startswith("tiny is ready to answer: ")
     (row,) = json.loads(sllmd("ps", "-o", "json").out)
     assert (row["model"], row["state"]) == ("tiny", "serving")
     head, line = sllmd("ps").out.splitlines()
@@ -58,7 +58,7 @@ def test_a_copy_in_dram_is_warm_until_it_is_evicted(sllmd: RunCommand, at_daemon
     assert ("READ" in head, line.startswith("tiny"), f" {read} " in line) == (True, True, True)
     assert "freed" in sllmd("cache", "--evict", "tiny").out
     again = sllmd("cache", "--evict", "tiny")
-    assert (again.code, again.out) == (1, "")
+    assert (again.code, again.out) == (4, "")
     assert "tiny is not in DRAM" in again.err
     assert sllmd("cache", "--evict", "tinny").code == 4
     assert json.loads(sllmd("cache", "-o", "json").out)["copies"] == []
@@ -109,11 +109,23 @@ def test_a_copy_in_use_is_not_evicted_and_says_so(sllmd: RunCommand, at_daemon: 
     head, line = sllmd("ps").out.splitlines()
     assert line[head.index("UNTIL") :] == "for ever"
     refused = sllmd("cache", "--evict", "tiny")
-    assert refused.code == 1
+    assert refused.code == 7
     assert "tiny is in use" in refused.err
     assert sllmd("unload", "tiny").code == 0
     assert json.loads(sllmd("cache", "-o", "json").out)["reserve_bytes"] > 0
     assert "more kept in reserve" in sllmd("status").out
+
+
+def test_an_answer_that_finds_no_end_is_cut_off_and_says_so(
+    sllmd: RunCommand, at_daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sllmd.cli.run.ANSWER_TOKENS_MAX", 5)
+    assert "cut off after 5 tokens; --max-tokens allows more" in sllmd("run", "tiny", "x").err
+    assert "cut off" not in sllmd("run", "tiny", "x", "--max-tokens", "5").err
+    monkeypatch.setattr("sllmd.cli.run.ANSWER_TOKENS_MAX", 2000)
+    full = sllmd("run", "tiny", "x" * 2000)
+    assert full.code == 0
+    assert "the model's context is full" in full.err
 
 
 def test_a_prompt_over_the_context_is_2(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sllmd.cli.waterfall import waterfall
+from sllmd.cli.waterfall import LINE_WIDTH, waterfall
 
 
 def request(**changes: Any) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def test_bars_follow_each_other_and_are_as_long_as_their_share() -> None:
     spans = [(line.index(mark), line.count("█")) for line in lines if (mark := first_mark(line))]
     starts = [start for start, _ in spans]
     assert starts == sorted(starts)
-    assert spans[-1][1] == 22  # half of the time is half of the width
-    assert spans[-1][0] - spans[0][0] == 22
+    assert spans[-1][1] == 14  # half of the time is half of the width
+    assert spans[-1][0] - spans[0][0] == 14
 
 
 def first_mark(line: str) -> str:
@@ -72,3 +72,12 @@ def test_changes_of_place_are_told_below() -> None:
     assert first == " moved a → b: pause 31 ms, 900 tokens, 2 rounds (drain)"
     assert second == " not resumed b → ?: nobody took it (node b is gone)"
     assert "on n-gone " in waterfall(request(node="n-gone"), names)
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    move = {"kind": "move", "source": "a", "target": "b", "result": "done", "pause_ms": 12.0, "tokens": 12345}
+    move |= {"rounds": 3, "reason": "a node drains, and an operator wanted it so", "outcome": None}
+    names = {"a": "a-node-with-a-long-name.example", "b": "another-node-with-a-long-name.example"}
+    shown = waterfall(request(request_id="req_" + "0" * 32, node="a", moves=[move], error="x " * 80), names)
+    assert max(map(len, shown.splitlines())) <= LINE_WIDTH
+    assert "an operator wanted it so" in " ".join(shown.split())

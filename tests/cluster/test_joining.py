@@ -216,7 +216,7 @@ async def test_a_join_goes_on_through_others(fleet: Nodes) -> None:
 
 
 async def test_a_cluster_that_is_away_is_waited_for(fleet: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "RETRY_SECONDS_MIN", 0.05)
+    monkeypatch.setattr(joining, "JOIN_RETRY_SECONDS_MIN", 0.05)
     one = await fleet.found("one", listen=f"127.0.0.1:{free_ports(3)}")
     token, _ = await one.tokens.create()  # type: ignore[union-attr]
     await one.close()
@@ -510,7 +510,7 @@ async def test_three_new_nodes_found_one_cluster_together(
     fleet: Nodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bootstrapping, "ROUND_SECONDS", 0.05)
-    monkeypatch.setattr(joining, "RETRY_SECONDS_MIN", 0.05)
+    monkeypatch.setattr(joining, "JOIN_RETRY_SECONDS_MIN", 0.05)
     addresses = [f"127.0.0.1:{free_ports(3)}" for _ in range(3)]
     made = [
         fleet.make(

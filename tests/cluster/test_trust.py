@@ -227,6 +227,46 @@ async def test_a_follower_that_knew_more_than_what_was_saved_reads_what_is_agree
     assert "lost" not in settings
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+async def test_who_kept_the_log_that_was_lost_keeps_the_new_one(fleet: Nodes, restarted: bool) -> None:
+    """It has as agreed what the cluster that goes on never heard of: that journal is set aside."""
+    where = f"127.0.0.1:{free_ports(3)}"
+    one = await fleet.found("one", listen=where, **FOLLOWERS)
+    two = await fleet.join("two", one)
+    await eventually(lambda: names(two) == names(one) == {"one", "two"}, "it follows")
+    await one.close()
+    saved = fleet.directory / "saved"
+    await asyncio.to_thread(shutil.copytree, one.home.directory, saved)
+    one = await fleet.start(fleet.make("one", listen=where))
+    await eventually(lambda: two.control.status() is not None, "it keeps the log")  # type: ignore[attr-defined]
+    for number in range(30):
+        await one.control.propose(SettingPut("lost", bytes([number]), None))
+    await eventually(lambda: "lost" in two.control.view().catalogue.settings, "it has what will be lost")
+    await one.close()
+    if restarted:
+        await two.close()
+    await asyncio.to_thread(shutil.rmtree, one.home.directory)
+    await asyncio.to_thread(shutil.move, saved, one.home.directory)
+    go_on_alone(one.home, one.settings.journal)
+    if restarted:
+        two = await fleet.start(fleet.make("two"))
+    again = await fleet.start(fleet.make("one", listen=where))
+    await again.control.propose(SettingPut("after", b"", None))
+
+    def keeps_the_new_log() -> bool:
+        status, leads = two.control.status(), again.control.status()  # type: ignore[attr-defined]
+        return (
+            status is not None and status.epoch == leads.epoch and status.commit_index == leads.commit_index
+        )
+
+    await eventually(keeps_the_new_log, "it keeps the log that goes on")
+    await eventually(lambda: "after" in two.control.view().catalogue.settings, "and sees what is agreed")
+    assert "lost" not in two.control.view().catalogue.settings
+    assert two.control.lost_reason is None  # type: ignore[attr-defined]
+    assert two.home.journal_directory.with_name("journal-before-recovery-1").is_dir()
+
+
 # --- what is known after a restart ---
 
 

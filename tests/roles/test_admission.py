@@ -165,7 +165,9 @@ def test_models_of_one_digest_share_their_slabs() -> None:
     assert isinstance(decide(twin, node(replica("a", dram_bytes=60), slots=2)), Start)
 
 
-@pytest.mark.parametrize("state", set(ReplicaState) - {ReplicaState.SERVING, ASLEEP})
+@pytest.mark.parametrize(
+    "state", [each for each in ReplicaState if each not in (ReplicaState.SERVING, ASLEEP)]
+)
 def test_2_3_its_own_replica_on_its_way_is_waited_for_and_blocks_nobody(state: ReplicaState) -> None:
     decision = decide(need("a"), node(replica("a", state=state)))
     assert isinstance(decision, Wait)
@@ -235,7 +237,13 @@ def test_what_it_starts_fits_and_what_it_evicts_is_idle(
     tenants: list[tuple[str, ReplicaState, int, int]], size_bytes: int, slots: int
 ) -> None:
     replicas = tuple(
-        replica(name, state=state, running=running, device_bytes=(taken,), dram_bytes=taken)
+        replica(
+            name,
+            state=state,
+            running=0 if state in (ReplicaState.DOZING, ASLEEP) else running,
+            device_bytes=(taken,),
+            dram_bytes=taken,
+        )
         for name, state, running, taken in {tenant[0]: tenant for tenant in tenants}.values()
     )
     view = node(*replicas, slots=slots, memory_bytes=60)

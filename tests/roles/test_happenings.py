@@ -81,8 +81,8 @@ PUT = DeploymentPut(ModelName("m"), DeploymentSpec(Digest("d"), "s", max_replica
 INTENT = ReplicaPlan((ReplicaIntent(ReplicaId("r"), ModelName("m"), B, {"cpu:0": 0}),))
 CHANGES = [
     ((), admit(B), "node.admitted"),
-    ((admit(B),), NodeCordon(B, cordoned=True), "node.cordoned"),
-    ((admit(B), NodeCordon(B, cordoned=True)), NodeCordon(B, cordoned=False), "node.uncordoned"),
+    ((admit(B),), NodeCordon(B, cordoned=True), "node.draining"),
+    ((admit(B), NodeCordon(B, cordoned=True)), NodeCordon(B, cordoned=False), "node.undrained"),
     ((admit(B),), NodeRemove(B, None), "node.removed"),
     ((), PUT, "deployment.created"),
     ((PUT,), PUT, "deployment.changed"),

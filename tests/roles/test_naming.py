@@ -102,3 +102,16 @@ def test_6_what_this_node_removed_is_deleted_unless_others_have_it() -> None:
 def test_6_what_cannot_be_read_is_not_gone() -> None:
     taken = steps(put(OURS), offers={}, gone=())
     assert (taken.commands, dict(taken.deployed)) == ((), KNOWN)
+
+
+def test_7_an_alias_that_was_removed_here_is_taken_from_the_cluster() -> None:
+    catalogue = put(OURS, "nick", "old", "other")
+    known = {X: Deployed(OURS, 100.0, aliases=(ModelName("nick"), ModelName("old")))}
+    taken = steps(catalogue, known=known)
+    (command,) = taken.commands
+    assert isinstance(command, DeploymentPut)
+    assert command.spec.aliases == ("nick", "other")
+    assert taken.deployed == known, "until the cluster has followed"
+    followed = steps(put(OURS, "nick", "other"), known=known)
+    assert followed.commands == ()
+    assert followed.deployed[X].aliases == ("nick",)

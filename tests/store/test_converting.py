@@ -15,7 +15,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from sllmd.core.errors import CheckpointError, MalformedCheckpoint, UnsupportedCheckpoint
-from sllmd.store.importing import ImportProgress
+from sllmd.store.progress import ImportProgress
 from sllmd.store.store import Store
 from tests.store.ggufs import write_gguf
 from tests.store.models import CONFIG, as_bytes, llama_tensors, read_back, run_import, snapshot

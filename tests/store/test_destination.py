@@ -12,7 +12,17 @@ from sllmd.core.errors import Conflict
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.store import Store
 from tests.store.ggufs import write_gguf
-from tests.store.models import CONFIG, as_bytes, llama_tensors, read_back, run_import, snapshot, write_model
+from tests.store.models import (
+    CHUNK_BYTES,
+    CONFIG,
+    SETTINGS,
+    as_bytes,
+    llama_tensors,
+    read_back,
+    run_import,
+    snapshot,
+    write_model,
+)
 
 
 def facts(store: Store) -> dict[str, bytes]:
@@ -96,6 +106,26 @@ def test_other_partitions_are_another_model(store: Store, tmp_path: Path) -> Non
     assert len(run_import(store, source, partitions=2, replace=True).manifest.partitions) == 2
 
 
+def test_other_chunks_are_another_model(store: Store, tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m")
+    run_import(store, source)
+    settings = SETTINGS.model_copy(update={"chunk_bytes": 2 * CHUNK_BYTES})
+    with pytest.raises(Conflict):
+        run_import(store, source, settings=settings, on_progress=lambda step: pytest.fail(str(step)))
+    again = run_import(store, source, settings=settings, replace=True)
+    assert again.manifest.chunk_bytes == 2 * CHUNK_BYTES
+
+
+def test_nothing_is_copied_to_learn_that_a_name_is_taken(store: Store, tmp_path: Path) -> None:
+    run_import(store, write_model(tmp_path / "first"))
+    second = write_model(tmp_path / "second")
+    other_weights(second)
+    stages: set[str] = set()
+    with pytest.raises(Conflict):
+        run_import(store, second, on_progress=lambda step: stages.add(step.stage))
+    assert stages == {"hashing"}
+
+
 def quarantine(store: Store, checkpoint: Checkpoint) -> None:
     store.quarantine(checkpoint, "tensors.0.bin", 0)
 
@@ -134,5 +164,13 @@ def test_a_gguf_file_is_not_converted_to_learn_that_its_name_is_taken(store: Sto
     assert untouched == first
     with pytest.raises(Conflict, match="another model already"):
         run_import(store, tmp_path / "b" / "m.gguf", on_progress=lambda step: pytest.fail(str(step)))
+    settings = SETTINGS.model_copy(update={"gguf_dtype": "float32"})
+    with pytest.raises(Conflict, match="another model already"):
+        run_import(
+            store,
+            tmp_path / "a" / "m.gguf",
+            settings=settings,
+            on_progress=lambda step: pytest.fail(str(step)),
+        )
     (tmp_path / "a" / "m.gguf").touch()
     assert run_import(store, tmp_path / "a" / "m.gguf") == first

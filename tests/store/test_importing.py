@@ -6,7 +6,8 @@ import xxhash
 
 from sllmd.core.errors import InvalidRequest, ModelNotFound, PathNotFound
 from sllmd.core.units import MIB
-from sllmd.store.importing import ImportProgress, default_name
+from sllmd.store.importing import default_name
+from sllmd.store.progress import ImportProgress
 from sllmd.store.settings import ImportSettings
 from sllmd.store.store import Store
 from tests.store.models import (

@@ -53,7 +53,8 @@ def output_of(code: str, root: Path, source: Path) -> str:
 
 
 STOP_HALFWAY = (
-    "import_checkpoint(Store(Path(root)), source, name={name!r}, in_place={in_place}, on_progress=halfway)"
+    "import_checkpoint(Store(Path(root)), source, name={name!r}, in_place={in_place}, replace=True, "
+    "on_progress=halfway)"
 )
 
 

@@ -16,7 +16,7 @@ from sllmd.cluster.catalogue.commands import (
     ReplicaPlan,
 )
 from sllmd.cluster.catalogue.records import Node, RemovedNode, Replica, ReplicaState
-from sllmd.cluster.catalogue.registry import conflict, missing
+from sllmd.cluster.catalogue.registry import as_expected, conflict, missing
 from sllmd.cluster.catalogue.results import Denied, Done, Planned, PlanResult, Reason, Result
 from sllmd.cluster.catalogue.state import REMOVED_MAX, Catalogue, place
 from sllmd.cluster.catalogue.table import Table
@@ -64,12 +64,9 @@ def _name_taken(state: Catalogue, body: NodeAdmit) -> Denied | None:
 
 
 def _node_remove(state: Catalogue, body: NodeRemove) -> Outcome:
-    current = state.nodes.get(body.node)
-    if current is None:
-        return state, missing(f"node {body.node}")
-    wrong = conflict(current, body.expected)
-    if wrong is not None:
-        return state, wrong
+    current = as_expected(state.nodes.get(body.node), body.expected, f"node {body.node}")
+    if isinstance(current, Denied):
+        return state, current
     for replica in [one for one in state.replicas.values() if one.node == body.node]:
         state = _drop(state, replica)
     removed = state.removed
@@ -123,12 +120,9 @@ def _why_not(state: Catalogue, intent: ReplicaIntent) -> Reason | None:
 
 
 def _replica_move(state: Catalogue, body: ReplicaMove) -> Outcome:
-    current = state.replicas.get(body.replica)
-    if current is None:
-        return state, missing(f"replica {body.replica}")
-    wrong = conflict(current, body.expected)
-    if wrong is not None:
-        return state, wrong
+    current = as_expected(state.replicas.get(body.replica), body.expected, f"replica {body.replica}")
+    if isinstance(current, Denied):
+        return state, current
     if body.state not in _NEXT[current.state]:
         message = f"a replica that is {current.state} cannot become {body.state}"
         return state, Denied(Reason.WRONG_STATE, message, current.revision)
@@ -137,12 +131,9 @@ def _replica_move(state: Catalogue, body: ReplicaMove) -> Outcome:
 
 
 def _replica_gone(state: Catalogue, body: ReplicaGone) -> Outcome:
-    current = state.replicas.get(body.replica)
-    if current is None:
-        return state, missing(f"replica {body.replica}")
-    wrong = conflict(current, body.expected)
-    if wrong is not None:
-        return state, wrong
+    current = as_expected(state.replicas.get(body.replica), body.expected, f"replica {body.replica}")
+    if isinstance(current, Denied):
+        return state, current
     return _drop(state, current), Done(state.revision)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sllmd.cluster.catalogue.commands import (
     ApiKeyDelete,
@@ -32,6 +32,9 @@ class Revised(Protocol):
         ...
 
 
+Record = TypeVar("Record", bound=Revised)
+
+
 def conflict(record: Revised | None, expected: int | None) -> Denied | None:
     """Compare-and-set: None means that the record is as the command expected it."""
     actual = record.revision if record is not None else 0
@@ -43,6 +46,11 @@ def conflict(record: Revised | None, expected: int | None) -> Denied | None:
 def missing(what: str) -> Denied:
     """There is no such record."""
     return Denied(Reason.UNKNOWN, f"there is no {what}")
+
+
+def as_expected(record: Record | None, expected: int | None, what: str) -> Record | Denied:
+    """The record, if it is there and as the command expected it."""
+    return missing(what) if record is None else conflict(record, expected) or record
 
 
 def _deployment_put(state: Catalogue, body: DeploymentPut) -> Outcome:
@@ -68,12 +76,9 @@ def _taken(state: Catalogue, body: DeploymentPut) -> Denied | None:
 
 
 def _deployment_delete(state: Catalogue, body: DeploymentDelete) -> Outcome:
-    current = state.deployments.get(body.name)
-    if current is None:
-        return state, missing(f"deployment {body.name}")
-    wrong = conflict(current, body.expected)
-    if wrong is not None:
-        return state, wrong
+    current = as_expected(state.deployments.get(body.name), body.expected, f"deployment {body.name}")
+    if isinstance(current, Denied):
+        return state, current
     replicas = sum(replica.deployment == body.name for replica in state.replicas.values())
     if replicas:
         return state, Denied(Reason.IN_USE, f"{replicas} replicas are meant to exist", current.revision)

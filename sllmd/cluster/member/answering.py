@@ -55,10 +55,12 @@ class Answering:
             raise ProtocolError(f"a message of node {message.source}, from node {caller.node}")
         self._links.heard(caller.node, caller.connection)
         seat = self._seat
-        if seat.shell is not None:
+        if seat.shell is not None and not seat.is_outdated(message.term):
             seat.shell.receive(message)
-        elif isinstance(message, (Append, SnapshotChunk)) and message.target == seat.place.node:
-            seat.wanted()
+        elif message.target == seat.place.node and (
+            seat.shell is not None or isinstance(message, (Append, SnapshotChunk))
+        ):
+            seat.wanted(message.term)
 
     def _on_removed(self, body: Any, _caller: Caller) -> None:
         match body:

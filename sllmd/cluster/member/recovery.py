@@ -11,13 +11,10 @@ from pathlib import Path
 
 from sllmd.cluster.journal import DirectoryFiles, JournalSettings, Wal
 from sllmd.cluster.member.disk import is_blank, last_membership
-from sllmd.cluster.raft.entries import HardState, Membership, forced
+from sllmd.cluster.raft.entries import INCARNATION_BITS, HardState, Membership, forced, incarnation
 from sllmd.cluster.raft.events import Persist
 from sllmd.core.errors import JournalError
 from sllmd.core.ids import NodeId
-
-INCARNATION_BITS = 32
-"""An epoch is the cluster's incarnation, then the term of an election in it: no incarnation has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +43,8 @@ def recover(directory: Path, node: NodeId, settings: JournalSettings | None = No
         restored = wal.recovered.restored
         if is_blank(restored):
             raise _no_log(directory)
-        incarnation = (restored.hard_state.term >> INCARNATION_BITS) + 1
-        raised = HardState((incarnation << INCARNATION_BITS) - 1, None)
+        next_one = incarnation(restored.hard_state.term) + 1
+        raised = HardState((next_one << INCARNATION_BITS) - 1, None)
         hard_state, entries = forced(replace(restored, hard_state=raised), node)
         wal.append([Persist(0, hard_state, None, entries, ())])
         return Recovery(last_membership(restored), hard_state.term, entries[-1].index - 1)

@@ -2,6 +2,10 @@
 
 A leader that sends entries makes a node a member; a committed membership without it makes it a follower. A
 former member leaves its journal where it is: what it promised still holds when it becomes a member again.
+Promises made before ``sllmd recover`` hold no more: the cluster that goes on never heard them, and may lack
+what this node's journal has as agreed. Such a journal is set aside when a leader of that cluster counts on
+this node, and it begins with an empty one.
+
 While a new member catches up it goes on following, so that what this node shows never goes back. A restart
 is no exception to that where there is a journal: what is known to be agreed is in it. A node that only
 follows has nothing to begin with, and is without a catalogue until it meets any member.
@@ -13,6 +17,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import structlog
@@ -28,10 +33,11 @@ from sllmd.cluster.member.links import Links
 from sllmd.cluster.member.settings import ControlSettings
 from sllmd.cluster.member.shell import Owner, Shell
 from sllmd.cluster.raft import RaftSettings
-from sllmd.cluster.raft.entries import NOBODY, Membership
+from sllmd.cluster.raft.entries import NOBODY, Membership, incarnation
 from sllmd.cluster.raft.events import Role
 from sllmd.core.errors import JournalError, SllmdError
 from sllmd.core.ids import NodeId
+from sllmd.store.durable import sync_directory
 
 _log = structlog.get_logger(__name__)
 
@@ -142,10 +148,15 @@ class Seat:
 
     # --- going over ---
 
-    def wanted(self) -> None:
-        """A leader counts on this node."""
-        if self.shell is None:
-            self._switch(self._become_member)
+    def is_outdated(self, term: int) -> bool:
+        """Whether this node keeps the log of before a recovery, and ``term`` is of after it."""
+        raft = self.shell.raft if self.shell is not None else None
+        return raft is not None and raft.log.last_index > 0 and incarnation(raft.term) < incarnation(term)
+
+    def wanted(self, term: int) -> None:
+        """A leader of this term counts on this node."""
+        if self.shell is None or self.is_outdated(term):
+            self._switch(lambda: self._become_member(term))
 
     def heard_of_membership(self, index: int, members: Membership) -> None:
         """A committed membership, as another member knows it."""
@@ -157,12 +168,21 @@ class Seat:
         if not self._closed and (self._switching is None or self._switching.done()):
             self._switching = asyncio.ensure_future(change())
 
-    async def _become_member(self) -> None:
+    async def _become_member(self, term: int) -> None:
         place = self.place
+        if self.shell is not None:
+            await self._become_follower()
         try:
             disk = await open_disk(place.directory, place.journal, None, place.open_files)
-        except JournalError as error:
-            _log.error("this node cannot keep the log", reason=str(error))
+            if not is_blank(disk.restored) and incarnation(disk.restored.hard_state.term) < incarnation(term):
+                await disk.close()
+                await asyncio.to_thread(_set_aside, place.directory)
+                disk = await open_disk(place.directory, place.journal, None, place.open_files)
+        except (JournalError, OSError) as error:
+            hint = (
+                f"stop this node, move {place.directory} away, start it again: the leader sends what it needs"
+            )
+            _log.error("this node cannot keep the log", reason=str(error), hint=hint)
             await asyncio.sleep(place.control.beat_seconds)  # the leader asks again, and again
             return
         _log.info("this node keeps the log from now on")
@@ -230,3 +250,16 @@ class Seat:
         match answer:
             case (int(index), tuple(voters), tuple(learners)):
                 self.heard_of_membership(index, Membership(voters, learners))
+
+
+def _set_aside(directory: Path) -> None:
+    """Beside where it was, for whoever wants to look. Raises OSError."""
+    free = (directory.with_name(f"{directory.name}-before-recovery-{number}") for number in count(1))
+    aside = next(path for path in free if not path.exists())
+    directory.rename(aside)
+    sync_directory(directory.parent)
+    _log.warning(
+        "the cluster was recovered without what this node's journal has: it begins with an empty one",
+        old=str(aside),
+        hint="what was agreed and is missing now is in the old one alone; else remove it",
+    )

@@ -8,6 +8,14 @@ from enum import IntEnum
 from sllmd.cluster.codec import Codec
 from sllmd.core.ids import NodeId
 
+INCARNATION_BITS = 32
+"""An epoch is the cluster's incarnation, then the term of an election in it: no incarnation has more."""
+
+
+def incarnation(term: int) -> int:
+    """How often the cluster had gone on from one node's log (``member.recovery``) before this term."""
+    return term >> INCARNATION_BITS
+
 
 class EntryKind(IntEnum):
     """What an entry's data means, and to whom."""
