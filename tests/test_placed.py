@@ -54,7 +54,7 @@ class Nodes:
 
         def agreed() -> bool:
             found.clear()
-            found.update(members(daemon)["leader"] for daemon in self.up.values())
+            found.update(members(daemon).get("leader") for daemon in self.up.values())
             return len(found) == 1 and found <= self.up.keys()
 
         until(agreed, "all agree on who leads", 60)
