@@ -12,7 +12,7 @@ class MigrationSettings(Frozen):
     """``[migration]``: how running generations change their place."""
 
     moves_max: int = Field(default=32, ge=1)
-    """Moves that a router has under way at a time; more wait."""
+    """Moves of a router whose targets compute at a time; more wait, with a row of their targets."""
     moves_tokens_max: int = Field(default=4096, ge=1)
     """Tokens that they may have the targets compute all together; a longer one goes alone. What has moved
     waits behind the prompts of those that follow it: with more of them its client sees a longer pause."""

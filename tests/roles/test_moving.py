@@ -197,6 +197,20 @@ async def test_many_move_at_once_and_no_more_than_may(make_trio, make_node) -> N
         await trio.still()
 
 
+async def test_a_target_that_is_slow_to_start_delays_no_other_move(make_trio) -> None:
+    async with make_trio(fake=STEADY, never_there=True) as trio, AsyncExitStack() as stack:
+        trio.near.router.mover._turns = Turns(count_max=1, size_max=10)
+        wanted = [request(sampling=Sampling(seed=seed, max_tokens=5000)) for seed in range(2)]
+        first, second = [await stack.enter_async_context(trio.near.router.generate(each)) for each in wanted]
+        await asyncio.gather(follow(first, [], 3), follow(second, [], 3))
+        waiting = asyncio.create_task(trio.move(first, "two"))
+        await eventually(trio.nodes["two"].agent.residences)
+        assert (await trio.move(second, "near")).result == "done"
+        assert not waiting.done()
+        await first.__aexit__(None, None, None)
+        assert (await waiting).result == "called_off"
+
+
 async def test_a_move_that_cannot_be_is_refused(make_trio) -> None:
     async with make_trio(fake=STEADY) as trio:
         await trio.warm()
