@@ -194,11 +194,12 @@ class Agent:
         return self._tier.where(checkpoint)
 
     def startup_estimate_seconds(self, checkpoint: Checkpoint) -> float:
-        """0 when it serves; else the time its bytes need plus what a start took lately beyond them."""
+        """0 when it serves; else what its bytes or its worker take, and a start took lately beyond them."""
         residence = self.residence(checkpoint)
         if residence is not None and residence.state is ReplicaState.SERVING:
             return 0.0
-        return self._tier.estimate_seconds(checkpoint) + self._start_overhead_seconds
+        there_seconds = max(self._tier.estimate_seconds(checkpoint), self._supervisor.wait_estimate_seconds())
+        return there_seconds + self._start_overhead_seconds
 
     def missing_for(self, checkpoint: Checkpoint, *, waits: bool = False) -> str | None:
         """What keeps a replica of it from being here, or starting now; None: nothing.
@@ -441,6 +442,7 @@ class Agent:
                 residence.options,
                 devices=residence.devices,
             )
+            attached_seconds = time.monotonic()
             report, passing_seconds = await self._feed.pass_on(lease, replica, residence.devices)
             loaded_seconds = time.monotonic()
             await replica.begin()
@@ -463,7 +465,8 @@ class Agent:
             bytes_there_seconds = residence.started_seconds + passing_seconds
         attach_seconds = now_seconds - bytes_there_seconds
         residence.stages_seconds["attach"] = attach_seconds
-        self._start_overhead_seconds += 0.3 * (attach_seconds - self._start_overhead_seconds)
+        beyond_seconds = now_seconds - max(bytes_there_seconds, attached_seconds)
+        self._start_overhead_seconds += 0.3 * (beyond_seconds - self._start_overhead_seconds)
         residence.state = ReplicaState.SERVING
         residence.resident_since_seconds = residence.last_used_seconds = now_seconds
         replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))
