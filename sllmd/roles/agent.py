@@ -323,19 +323,24 @@ class Agent:
         """Give every ticket, oldest first, what ``admission`` decides for it now."""
         somebody_waits_for_room = False
         view = self.view()
-        waits: dict[tuple[ModelName, Digest], Wait] = {}
+        settled: set[tuple[ModelName, Digest]] = set()
+        """Models for which nobody else can be given anything now."""
         for ticket in list(self._tickets):
             if ticket.granted.done():
                 continue
-            decision = waits.get(ticket.need.key) or decide(ticket.need, view)
+            if ticket.need.key in settled:
+                ticket.cold |= not self._serves(ticket.need)
+                continue
+            decision = decide(ticket.need, view)
             if somebody_waits_for_room and not isinstance(decision, Use | Refuse):
+                settled.add(ticket.need.key)
                 continue
             while isinstance(decision, Evict):
                 self._evict(decision)
                 decision = decide(ticket.need, self.view())
             self._carry_out(ticket, decision)
             if isinstance(decision, Wait):
-                waits[ticket.need.key] = decision  # whoever else waits for that model does so, too
+                settled.add(ticket.need.key)
                 somebody_waits_for_room |= decision.for_room
             if not isinstance(decision, Wait) or decision.close:
                 view = self.view()
@@ -357,12 +362,15 @@ class Agent:
                 ticket.cold = True
                 self._start(ticket, devices)
             case Wait(close=closing, until_seconds=until_seconds):
-                residence = self._residences.get(ticket.need.key)
-                ticket.cold |= residence is None or residence.state is not ReplicaState.SERVING
+                ticket.cold |= not self._serves(ticket.need)
                 for closed in self._named(closing):
                     self._close(closed)
                 if until_seconds is not None:
                     self._pump_at(until_seconds)
+
+    def _serves(self, need: Need) -> bool:
+        residence = self._residences.get(need.key)
+        return residence is not None and residence.state is ReplicaState.SERVING
 
     def _take(self, ticket: _Ticket) -> None:
         residence = self._residences[ticket.need.key]
