@@ -96,7 +96,19 @@ def serving(daemon: LiveDaemon) -> int:
     return sum(replica["running"] for replica in daemon.status()["replicas"])
 
 
-@pytest.mark.parametrize("how", ["drain", "kill"])
+def run(daemon: LiveDaemon, *words: str) -> str:
+    """What a command says that succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sllmd", "--addr", daemon.url, *words],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("how", ["drain", "kill", "drain, then kill"])
 def test_a_stream_outlives_its_server(tmp_path: Path, how: str) -> None:
     with nodes(tmp_path) as (one, two):
         assert one.complete("tiny", max_tokens=1).status == 200
@@ -106,19 +118,17 @@ def test_a_stream_outlives_its_server(tmp_path: Path, how: str) -> None:
         watched = Watched(two.url)
         until(lambda: len(watched.lines) > 50, "the stream runs")
         assert (serving(one), serving(two)) == (1, 0), "it is watched through another node than its own"
-        if how == "drain":
+        if "drain" in how:
             drain = commands()[3]
             assert drain == ["sllmd", "drain", "one"]
-            done = subprocess.run(
-                [sys.executable, "-m", "sllmd", "--addr", two.url, *drain[1:]],
-                env=clean_environment(),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            assert "one drained in" in done.stdout + done.stderr
+            assert "one drained in" in run(two, *drain[1:])
             assert serving(one) == 0
-        else:
+        if how == "drain, then kill":  # ``one`` is the only voter, and ``two`` has the model from before
+            assert watched.whole() == text
+            run(two, "undrain", "one")
+            watched = Watched(two.url)
+            until(lambda: len(watched.lines) > 50, "the stream runs again")
+        if "kill" in how:
             one.process.send_signal(signal.SIGKILL)
         assert watched.whole() == text
         assert watched.blink_seconds < 60, "a cold start on a busy machine is in it"

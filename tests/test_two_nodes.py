@@ -118,6 +118,21 @@ def test_the_death_of_the_replicas_node_is_a_pause_where_there_is_another_copy(
         far.process.wait()
 
 
+def test_a_stream_whose_source_says_nothing_ends_with_an_error(tmp_path: Path) -> None:
+    """There is no other place, and nobody else notices."""
+    short = {"silence_max": "2s", "stall_min": "1s", "resume_timeout": "1s"}
+    settings = {f"migration.{key}": value for key, value in short.items()}
+    settings["workers.hang_timeout_seconds"] = "1h"
+    put_model(tmp_path / "alone", "m", STEADY)
+    with live_daemon(tmp_path / "alone", {**FAKE, **settings}) as alone:
+        with alone.streaming("m", max_tokens=2000) as pieces:
+            next(pieces)
+            os.kill(alone.worker_pid("m"), signal.SIGSTOP)
+            *_, last = pieces
+        assert last["error"]["code"] == "worker_lost"
+        assert "no token came" in last["error"]["message"]
+
+
 def card(daemon: LiveDaemon, model: str) -> dict[str, object]:
     return daemon.ask(f"/sllmd/v1/models/{model}").body
 

@@ -13,7 +13,7 @@ import structlog
 from sllmd.cluster.listening import Listening
 from sllmd.cluster.settings import RPC_PORT
 from sllmd.cluster.whereabouts import Whereabouts
-from sllmd.core.errors import SllmdError
+from sllmd.core.errors import PeerRefused, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.wire.addresses import format_address, split_address
 from sllmd.wire.bulk.server import BulkServer
@@ -40,6 +40,8 @@ class Calls:
         self._chunks = chunks
         self._peers = Peers(local)
         self._listener = Listener(local)
+        self._told: set[str] = set()
+        """Addresses at which another cluster answers, as the log has it."""
 
     async def serve_chunks(self, listening: Listening) -> int:
         """From now on, if this node does; the port, or 0. Raises ConfigError."""
@@ -71,11 +73,27 @@ class Calls:
         try:
             connection = await dial(self._local, host, port)
         except SllmdError as error:
-            _log.info("nobody of this cluster found there", address=address, reason=error.message)
+            self._tell_of_join(address, error)
             return None
         found = connection.peer.facts.get(GOSSIP_ADDRESS)
         await connection.close()
         return found if isinstance(found, str) else None
+
+    def _tell_of_join(self, address: str, error: SllmdError) -> None:
+        """Nobody of this cluster takes calls there: once for each address, and loudly where others do."""
+        if address in self._told:
+            return
+        if not isinstance(error, PeerRefused):
+            _log.debug("nobody of this cluster found there", address=address, reason=error.message)
+            return
+        self._told.add(address)
+        _log.error(
+            "not joined: this node's data directory is of another cluster; it serves on in that one",
+            address=address,
+            cluster=self._local.hello().cluster,
+            reason=error.message,
+            hint="to join the one at that address, start with another --data-dir; to stay, leave out --join",
+        )
 
     def hang_up(self, nodes: frozenset[NodeId]) -> None:
         """These are members no more: end what was begun with them, in a moment, so that a node that asked for

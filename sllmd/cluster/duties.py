@@ -91,6 +91,8 @@ class Duties:
         """Until somebody is found where the others were, or through ``join``, or found this node."""
         addresses = [peer.gossip for peer in self._node.whereabouts.remembered if peer.gossip]
         if not addresses:
+            if self._node.settings.join:  # it founded its cluster, and is now told to join another
+                await self._search()
             return
         ways = [asyncio.create_task(self._rejoin(addresses)), asyncio.create_task(self._search())]
         try:

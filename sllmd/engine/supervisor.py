@@ -11,6 +11,7 @@ waits for one: a fork and its warm-up would take the cores that the model's firs
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ _FAILURES_BEFORE_GIVING_UP = 2
 """So many failed starts in a row, and whoever waits for a worker hears why instead of waiting on."""
 _LIMITS_HINT = "raise the limits of open files and processes (ulimit -n -u, LimitNOFILE=, TasksMax=)"
 _STOPS = Cause("the daemon stops")
+_LEARNING = 0.3
+"""How much the last start counts in what the next is thought to take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Supervisor:
         self._cores = CoreShares(compute_cores(usable_cores()))
         self._numbers = count(1)
         self._zygote: ZygoteProcess | None = None
+        self._zygote_is_ready = False
         self._zygote_starts = 0
         self._starting: set[WorkerProcess] = set()
         self._waiting: list[WorkerProcess] = []
@@ -71,6 +75,8 @@ class Supervisor:
         self._refill_after_seconds = 0.0
         self._failures = 0
         self._last_error: Cause | None = None
+        self._zygote_seconds, self._worker_seconds = 4.0, 0.5
+        """What a zygote and a worker took to start lately."""
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
@@ -154,6 +160,14 @@ class Supervisor:
             last_error=self._last_error.message if self._last_error else None,
         )
 
+    def wait_estimate_seconds(self) -> float:
+        """How long who asks for a worker now will wait for it; 0: one waits."""
+        if self._settings.in_process or any(worker.process.running for worker in self._waiting):
+            return 0.0
+        takers = sum(not taker.done() for taker in self._takers)
+        forks = self._zygote_is_ready and self._zygote is not None and self._zygote.process.running
+        return (0.0 if forks else self._zygote_seconds) + (1 + takers) * self._worker_seconds
+
     # -- taking ----------------------------------------------------------------------------------
 
     async def _take_worker(self) -> WorkerProcess:
@@ -219,7 +233,10 @@ class Supervisor:
         self._zygote_starts += 1
         self._zygote = zygote = ZygoteProcess(self._settings)
         zygote.gone.add_done_callback(lambda _: self._changed.set())
+        self._zygote_is_ready = False
         seconds = await zygote.ready()
+        self._zygote_is_ready = True
+        self._zygote_seconds += _LEARNING * (seconds - self._zygote_seconds)
         _log.info("zygote ready", pid=zygote.process.pid, import_seconds=round(seconds, 3))
         return zygote
 
@@ -245,6 +262,7 @@ class Supervisor:
         return max(0.0, self._refill_after_seconds - asyncio.get_running_loop().time())
 
     async def _start_worker(self, zygote: ZygoteProcess) -> None:
+        began_seconds = time.monotonic()
         worker = await zygote.fork(next(self._numbers))
         self._starting.add(worker)
         worker.gone.add_done_callback(lambda _: self._on_gone(worker))
@@ -255,6 +273,7 @@ class Supervisor:
             raise _load_failed(await asyncio.shield(worker.gone))
         self._starting.discard(worker)
         self._failures, self._last_error = 0, None
+        self._worker_seconds += _LEARNING * (time.monotonic() - began_seconds - self._worker_seconds)
         self._offer(worker)
 
     def _on_gone(self, worker: WorkerProcess) -> None:

@@ -69,7 +69,13 @@ class Pulse:
 
     def due_seconds(self) -> float | None:
         """When it counts as stalled; None: no token has come yet, and how long that takes is not known."""
+        return self._last_seconds + self._bound_seconds(self._settings.stall_min) if self._begun else None
+
+    def end_seconds(self) -> float:
+        """When it is given up."""
         if not self._begun:
-            return None
-        bound_seconds = max(self._settings.stall_min, self._settings.stall_gaps * self._longest_seconds)
-        return self._last_seconds + bound_seconds
+            return self._last_seconds + self._settings.first_token_max
+        return self._last_seconds + self._bound_seconds(self._settings.silence_max)
+
+    def _bound_seconds(self, least_seconds: float) -> float:
+        return max(least_seconds, self._settings.stall_gaps * self._longest_seconds)

@@ -12,7 +12,7 @@ class MigrationSettings(Frozen):
     """``[migration]``: how running generations change their place."""
 
     moves_max: int = Field(default=32, ge=1)
-    """Moves that a router has under way at a time; more wait."""
+    """Moves of a router whose targets compute at a time; more wait, with a row of their targets."""
     moves_tokens_max: int = Field(default=4096, ge=1)
     """Tokens that they may have the targets compute all together; a longer one goes alone. What has moved
     waits behind the prompts of those that follow it: with more of them its client sees a longer pause."""
@@ -37,3 +37,9 @@ class MigrationSettings(Frozen):
     """A source that sends nothing for so long may hang: the generation moves, if there is another place."""
     stall_gaps: float = Field(default=50.0, gt=1)
     """It is given this many times the longest pause between its tokens so far, if that is more."""
+    silence_max: PositiveSeconds = 120.0
+    """A source that sends nothing for so long, or for ``stall_gaps``, is given up, whether or not there
+    is another place: its client gets tokens or an error. Longer than a worker that hangs is given."""
+    first_token_max: PositiveSeconds = 600.0
+    """The same from having a replica to its first token, a long prompt and a full cache before it: official
+    clients wait no longer."""

@@ -196,11 +196,12 @@ class Agent:
         return self._tier.where(checkpoint)
 
     def startup_estimate_seconds(self, checkpoint: Checkpoint) -> float:
-        """0 when it serves; else the time its bytes need plus what a start took lately beyond them."""
+        """0 when it serves; else what its bytes or its worker take, and a start took lately beyond them."""
         residence = self.residence(checkpoint)
         if residence is not None and residence.state is ReplicaState.SERVING:
             return 0.0
-        return self._tier.estimate_seconds(checkpoint) + self._start_overhead_seconds
+        there_seconds = max(self._tier.estimate_seconds(checkpoint), self._supervisor.wait_estimate_seconds())
+        return there_seconds + self._start_overhead_seconds
 
     def missing_for(self, checkpoint: Checkpoint, *, waits: bool = False) -> str | None:
         """What keeps a replica of it from being here, or starting now; None: nothing.
@@ -326,19 +327,24 @@ class Agent:
         """Give every ticket, oldest first, what ``admission`` decides for it now."""
         somebody_waits_for_room = False
         view = self.view()
-        waits: dict[tuple[ModelName, Digest], Wait] = {}
+        settled: set[tuple[ModelName, Digest]] = set()
+        """Models for which nobody else can be given anything now."""
         for ticket in list(self._tickets):
             if ticket.granted.done():
                 continue
-            decision = waits.get(ticket.need.key) or decide(ticket.need, view)
+            if ticket.need.key in settled:
+                ticket.cold |= not self._serves(ticket.need)
+                continue
+            decision = decide(ticket.need, view)
             if somebody_waits_for_room and not isinstance(decision, Use | Refuse):
+                settled.add(ticket.need.key)
                 continue
             while isinstance(decision, Evict):
                 self._evict(decision)
                 decision = decide(ticket.need, self.view())
             self._carry_out(ticket, decision)
             if isinstance(decision, Wait):
-                waits[ticket.need.key] = decision  # whoever else waits for that model does so, too
+                settled.add(ticket.need.key)
                 somebody_waits_for_room |= decision.for_room
             if not isinstance(decision, Wait) or decision.close:
                 view = self.view()
@@ -360,12 +366,15 @@ class Agent:
                 ticket.cold = True
                 self._start(ticket, devices)
             case Wait(close=closing, until_seconds=until_seconds):
-                residence = self._residences.get(ticket.need.key)
-                ticket.cold |= residence is None or residence.state is not ReplicaState.SERVING
+                ticket.cold |= not self._serves(ticket.need)
                 for closed in self._named(closing):
                     self._close(closed)
                 if until_seconds is not None:
                     self._pump_at(until_seconds)
+
+    def _serves(self, need: Need) -> bool:
+        residence = self._residences.get(need.key)
+        return residence is not None and residence.state is ReplicaState.SERVING
 
     def _take(self, ticket: _Ticket) -> None:
         residence = self._residences[ticket.need.key]
@@ -446,6 +455,7 @@ class Agent:
                 residence.options,
                 devices=residence.devices,
             )
+            attached_seconds = time.monotonic()
             report, passing_seconds = await self._feed.pass_on(lease, replica, residence.devices)
             loaded_seconds = time.monotonic()
             await replica.begin()
@@ -468,7 +478,8 @@ class Agent:
             bytes_there_seconds = residence.started_seconds + passing_seconds
         attach_seconds = now_seconds - bytes_there_seconds
         residence.stages_seconds["attach"] = attach_seconds
-        self._start_overhead_seconds += 0.3 * (attach_seconds - self._start_overhead_seconds)
+        beyond_seconds = now_seconds - max(bytes_there_seconds, attached_seconds)
+        self._start_overhead_seconds += 0.3 * (beyond_seconds - self._start_overhead_seconds)
         residence.state = ReplicaState.SERVING
         residence.resident_since_seconds = residence.last_used_seconds = now_seconds
         replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))

@@ -5,7 +5,7 @@ Knows nothing of text. A source that is lost is replaced: by the target of a mov
 next place that takes the generation, which goes on from the ledger.
 Invariants: one source at a time is heard, the present hop's; the switch to another is one step of the event
 loop; what came is delivered once and in order; leaving the iteration ends everything, in every state; a
-client that is slow stops its source.
+client that is slow stops its source; a source that stays silent is given up.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class _Source:
     began: bool = False
     """Whether it was granted a replica."""
 
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"node {self.place.node}" if self.place.node else "this node"
+
 
 class Carriage:
     """See the module."""
@@ -106,6 +111,13 @@ class Carriage:
         self._patience = Patience(settings)
         self._pulse = Pulse(settings, time.monotonic())
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._hearing: asyncio.Timeout | None = None
+        """Ends the hearing of the present source, whatever it does."""
+        self._silent: set[NodeId] = set()
+        """Nodes where it was given up because no token came."""
+        self._overdue = False
+        """At the last look the source should have been given up: if it is so at the next, this process was
+        not held up itself."""
         self._resumed = 0
         self._open: Passage | None = None
         """A change of place whose first token has not come yet."""
@@ -137,6 +149,8 @@ class Carriage:
                         self.ledger.deliver(happening.index + 1)
                     yield happening
                 if self._listener is not None and self._listener.done():
+                    if self._listener.cancelled():  # by nobody here: its client must hear of it all the same
+                        raise WorkerLost("what the generation waited for was called off")
                     self._listener.result()
                     return
                 self._arrived = asyncio.get_running_loop().create_future()
@@ -239,6 +253,8 @@ class Carriage:
         work = self.work_from_here() if self.ledger.tokens else self.work
         found: SllmdError | None = None
         for place in self._places.choose(work):
+            if place.node in self._silent:
+                continue
             hop = self.ledger.hop
             if lost is not None or found is not None:
                 hop = self.ledger.switch()
@@ -282,15 +298,20 @@ class Carriage:
     async def _hear(self, source: _Source) -> _Refused | None:
         """Listen until the generation is over (None), or the source is lost, or another hop took over."""
         try:
-            async with aclosing(source.happenings) as happenings:
+            async with asyncio.timeout(None) as hearing, aclosing(source.happenings) as happenings:
+                self._hearing = hearing
                 async for happening in happenings:
                     self._take(source, happening)
                     if self.ledger.over:
                         return None
                     if len(self._inbox) >= INBOX_MAX:
                         await self._room()
-            where = source.place.node or "this node"
-            raise WorkerLost(f"the generation ended without a reason on {where}")
+            raise WorkerLost(f"the generation ended without a reason on {source.where}")
+        except TimeoutError:
+            if not hearing.expired():
+                raise
+            self._silent.add(source.place.node)
+            return _Refused(WorkerLost(f"no token came from {source.where} for too long"), began=source.began)
         except SllmdError as error:
             return _Refused(error, began=source.began)
         finally:
@@ -306,6 +327,8 @@ class Carriage:
                 source.began = True
                 self.place = source.place
                 self._pulse.restart(time.monotonic())
+                if self._stall_timer is None:
+                    self._watch_from(time.monotonic())
                 self._note_target(source.place.node)
                 self._put(happening)
                 self._tell(Resumed())
@@ -332,8 +355,6 @@ class Carriage:
             self.hops += 1
             self._close_passage("done")
         self.last_token_seconds = now_seconds
-        if self._stall_timer is None:
-            self._watch_from(now_seconds)
 
     def _put(self, happening: Happening) -> None:
         self._inbox.append(happening)
@@ -364,22 +385,29 @@ class Carriage:
     # -- a source that is quiet ----------------------------------------------------------------
 
     def _watch_from(self, now_seconds: float) -> None:
-        due_seconds = self._pulse.due_seconds()
-        if due_seconds is None or due_seconds <= now_seconds:
-            wait_seconds = self._settings.stall_min
-        else:
-            wait_seconds = due_seconds - now_seconds
+        moments = (self._pulse.due_seconds(), self._pulse.end_seconds())
+        ahead = [moment - now_seconds for moment in moments if moment is not None and moment > now_seconds]
+        wait_seconds = min([self._settings.stall_min, *ahead])
         self._stall_timer = asyncio.get_running_loop().call_later(wait_seconds, self._look_for_stall)
 
     def _look_for_stall(self) -> None:
-        """Tell of a stall, again and again while it lasts; a client that does not read is none."""
+        """Tell of a stall while it lasts, and end it at last; a client that does not read is none."""
         if self.ledger.over:
             return
         now_seconds = time.monotonic()
         due_seconds = self._pulse.due_seconds()
-        if due_seconds is not None and now_seconds >= due_seconds and self._taken is None:
+        waits_for_source = self._taken is None and self.place is not None
+        before, self._overdue = self._overdue, waits_for_source and now_seconds >= self._pulse.end_seconds()
+        if before and self._overdue:
+            self._give_up()
+        elif waits_for_source and due_seconds is not None and now_seconds >= due_seconds:
             self._on_stall(self)
         self._watch_from(now_seconds)
+
+    def _give_up(self) -> None:
+        """The present source is lost."""
+        if self._hearing is not None and not self._hearing.expired():
+            self._hearing.reschedule(asyncio.get_running_loop().time())
 
     # -- changes of place ----------------------------------------------------------------------
 

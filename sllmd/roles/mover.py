@@ -2,6 +2,7 @@
 
 Owns: the moves under way. One is a machine (``migration.mover``), and here are its hands: the berth at the
 target, the rounds, the clock. The switch itself is ``Carriage.switch``. A generation has one move at a time.
+A target that is slow to get ready delays nobody else's move: turns are for what targets compute.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 
 import structlog
 
@@ -46,8 +48,14 @@ class Moving:
     """A move under way."""
 
     def __init__(
-        self, carriage: Carriage, target: Place, passage: Passage, settings: MigrationSettings
+        self,
+        carriage: Carriage,
+        target: Place,
+        passage: Passage,
+        settings: MigrationSettings,
+        turns: Turns,
     ) -> None:
+        """``turns``: one is taken from having a berth to the switch."""
         ledger = carriage.ledger
         self.passage = passage
         self._carriage = carriage
@@ -59,6 +67,8 @@ class Moving:
             tokens_max=ledger.tokens + ledger.remaining,
             now_seconds=time.monotonic(),
         )
+        self._turns = turns
+        self._turn = AsyncExitStack()
         self._berth: Berth | None = None
         self._task: asyncio.Task[None] | None = None
         """What the target is asked just now."""
@@ -118,7 +128,9 @@ class Moving:
         except SllmdError as error:
             self.tell(TargetFailed(str(error)))
             return
-        self.tell(Held(self._carriage.ledger.tokens, time.monotonic()))
+        ledger = self._carriage.ledger
+        await self._turn.enter_async_context(self._turns.turn(len(ledger.prompt_ids) + ledger.tokens))
+        self.tell(Held(ledger.tokens, time.monotonic()))
 
     async def _warm(self) -> None:
         assert self._berth is not None, "a target is held before it is warmed"
@@ -135,6 +147,7 @@ class Moving:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self._turn.aclose()
         if self._berth is not None:
             await self._berth.aclose()
 
@@ -181,11 +194,10 @@ class Mover:
         begun; RecordNotFound when there is no other place.
         """
         passage = self._check(carriage, target, reason)
-        moving = Moving(carriage, target or self._another(carriage), passage, self._settings)
+        moving = Moving(carriage, target or self._another(carriage), passage, self._settings, self._turns)
         self._moving[carriage] = moving
         try:
-            async with self._turns.turn(len(carriage.ledger.prompt_ids) + carriage.ledger.tokens):
-                await moving.run()
+            await moving.run()
         finally:
             del self._moving[carriage]
         if passage.result == "running":

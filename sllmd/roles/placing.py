@@ -10,6 +10,7 @@ Nothing on a ready replica's way waits for anybody.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from sllmd.roles.work import Work
 from sllmd.scheduler.facts import Rules
 
 _READY = 1
+RESUME_ASK_SECONDS = 0.5
+"""For the leader to place a generation whose client has tokens already: the leader may be what was lost."""
 _READY_RULES = frozenset({1, 2, 5})
 """Rules of ``choosing`` that start nothing."""
 
@@ -114,10 +117,11 @@ class Placing:
         decision = None
         question = Question(work.request_id, work.model, work.digest, tuple(asked))
         try:
-            decision = await self._surroundings.ask(question)
+            async with asyncio.timeout(RESUME_ASK_SECONDS if work.state.output_ids else None):
+                decision = await self._surroundings.ask(question)
         except (CallerError, LoadError):
             raise
-        except SllmdError as error:
+        except (SllmdError, TimeoutError) as error:
             _log.info("placed without the leader", model=work.model, reason=str(error))
         well = {self._here.node, *self._surroundings.alive()}
         if decision is not None and decision.node in well and decision.node not in asked:

@@ -64,6 +64,16 @@ async def test_more_replicas_than_waiting_workers(supervisor: Supervisor) -> Non
     assert len({replica.worker.process.pid for replica in replicas}) == 6
 
 
+async def test_who_has_to_wait_for_a_worker_knows_for_how_long(supervisor: Supervisor) -> None:
+    from_zygote_seconds = supervisor.wait_estimate_seconds()
+    await filled(supervisor)
+    assert supervisor.wait_estimate_seconds() == 0
+    serving = [asyncio.create_task(serve(supervisor)) for _ in range(4)]
+    await eventually(lambda: supervisor.wait_estimate_seconds() > 0, "nobody waits any more")
+    assert supervisor.wait_estimate_seconds() < from_zygote_seconds
+    await asyncio.gather(*serving)
+
+
 async def test_a_killed_waiting_worker_is_replaced(supervisor: Supervisor) -> None:
     await filled(supervisor)
     victim, survivor = pids(supervisor, "waiting")

@@ -55,3 +55,14 @@ def test_a_pause_is_measured_by_those_before_it() -> None:
     assert pulse.due_seconds() is None
     pulse.beat(190.0)
     assert pulse.due_seconds() == 210.0
+
+
+def test_silence_has_an_end_before_and_after_the_first_token() -> None:
+    pulse = Pulse(MigrationSettings(silence_max=60, first_token_max=300, stall_gaps=10), 100.0)
+    assert pulse.end_seconds() == 400.0
+    pulse.beat(130.0)
+    assert pulse.end_seconds() == 190.0
+    pulse.beat(140.0)
+    assert pulse.end_seconds() == 240.0  # ten times the longest pause
+    pulse.restart(150.0)
+    assert pulse.end_seconds() == 450.0

@@ -231,7 +231,8 @@ async def test_a_thousand_cold_requests_for_two_hundred_models(make_member: Make
             *((a, b)[number % 2].complete(names[number % 200]) for number in range(1000))
         )
         assert len(answers) == 1000
-        assert {timing.node for _, timing in answers} == {a.node.identity.node, b.node.identity.node}
+        assert all(text for text, _ in answers)
+        await eventually(lambda: len(intents(a)) == len(a.replicas() + b.replicas()), "books are right")
 
 
 # --- clocks ---

@@ -197,6 +197,20 @@ async def test_many_move_at_once_and_no_more_than_may(make_trio, make_node) -> N
         await trio.still()
 
 
+async def test_a_target_that_is_slow_to_start_delays_no_other_move(make_trio) -> None:
+    async with make_trio(fake=STEADY, never_there=True) as trio, AsyncExitStack() as stack:
+        trio.near.router.mover._turns = Turns(count_max=1, size_max=10)
+        wanted = [request(sampling=Sampling(seed=seed, max_tokens=5000)) for seed in range(2)]
+        first, second = [await stack.enter_async_context(trio.near.router.generate(each)) for each in wanted]
+        await asyncio.gather(follow(first, [], 3), follow(second, [], 3))
+        waiting = asyncio.create_task(trio.move(first, "two"))
+        await eventually(trio.nodes["two"].agent.residences)
+        assert (await trio.move(second, "near")).result == "done"
+        assert not waiting.done()
+        await first.__aexit__(None, None, None)
+        assert (await waiting).result == "called_off"
+
+
 async def test_a_move_that_cannot_be_is_refused(make_trio) -> None:
     async with make_trio(fake=STEADY) as trio:
         await trio.warm()
@@ -328,6 +342,53 @@ async def test_a_stalled_source_is_left_if_there_is_another_place(make_trio, mak
         (move,) = generation.status().moves
         assert (move.reason, move.target) == ("its tokens stalled", "two")
         await trio.still()
+
+
+QUIET = MigrationSettings(stall_min=0.5, stall_gaps=2.0, silence_max=1.0, first_token_max=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [0, 5])
+async def test_a_source_that_is_silent_is_given_up_if_there_is_no_other_place(make_node, tokens) -> None:
+    """However alive it looks; before its first token, too."""
+    async with make_node(fake=STEADY) as node, node.agent.hold(node.store.resolve("a")) as grant:
+        node.router.migration = QUIET
+        async with node.router.generate(request(max_tokens=10**6)) as generation:
+            deltas: list[Delta] = []
+            if not tokens:
+                hang(grant.replica)
+            await follow(generation, deltas, tokens)
+            hang(grant.replica)
+            with pytest.raises(WorkerLost, match="no token came"):
+                await finish(generation, deltas)
+
+
+@pytest.mark.slow
+async def test_a_source_that_is_silent_is_followed_by_another_place(make_trio, make_node) -> None:
+    async with make_trio(fake=STEADY) as trio, make_node() as alone:
+        trio.near.router.migration = QUIET
+        trio.near.router.mover.move_soon = lambda *_: None  # type: ignore[method-assign]
+        wanted = request(max_tokens=80)
+        async with trio.near.router.generate(wanted) as generation:
+            deltas: list[Delta] = []
+            await follow(generation, deltas, 5)
+            hang(trio.nodes["one"].agent.residences()[0].replica)
+            assert await finish(generation, deltas) == await unmoved(alone, wanted)
+        (move,) = generation.status().moves
+        assert (move.kind, move.target) == ("failover", "two")
+
+
+async def test_what_a_generation_waits_for_may_be_called_off(make_node) -> None:
+    """Its client hears of it."""
+    forever = request(max_tokens=10**6)
+    async with make_node(fake=STEADY) as node, node.router.generate(forever) as generation:
+        deltas: list[Delta] = []
+        await follow(generation, deltas, 5)
+        assert generation.carriage is not None
+        assert generation.carriage._listener is not None
+        generation.carriage._listener.cancel()
+        with pytest.raises(WorkerLost, match="called off"):
+            await finish(generation, deltas)
 
 
 def hang(replica) -> None:

@@ -28,6 +28,8 @@ from sllmd.wire.rpc.serving import Serving
 from sllmd.wire.rpc.settings import RpcSettings
 from sllmd.wire.tls import Admission, Peer, Tls, admit_all, check_peer, explain_tls, peer_of
 
+TOLD_MAX = 256
+"""Reasons that are remembered; strangers make them up."""
 _log = structlog.get_logger(__name__)
 
 
@@ -42,6 +44,16 @@ class Local:
     tls: Tls | None
     """None: plain TCP, for tests and ``--dev`` on loopback."""
     admission: Admission = field(default=admit_all)
+    _told: set[str] = field(default_factory=set)
+
+    def news(self, reason: str) -> bool:
+        """Whether a refusal has not been told yet: who is refused asks again, for days."""
+        if reason in self._told:
+            return False
+        if len(self._told) >= TOLD_MAX:
+            self._told.clear()
+        self._told.add(reason)
+        return True
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -322,7 +334,8 @@ class Connection(asyncio.BufferedProtocol):
         self._tick = self._loop.call_later(self._settings.keepalive_seconds, self._check_life, now)
 
     def _refuse(self, error: PeerRefused) -> None:
-        _log.warning("node refused", address=self.address, reason=error.message)
+        log = _log.warning if self._local.news(error.message) else _log.debug
+        log("node refused", address=self.address, reason=error.message, hint=error.hint)
         self._hang_up(error, error.message, code=error.code, hint=error.hint)
 
     def _break(self, error: ProtocolError) -> None:

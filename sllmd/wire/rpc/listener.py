@@ -95,7 +95,8 @@ class Listener:
         except (OSError, SllmdError, TimeoutError) as error:
             # OSError: TLS errors among them.
             reason = explain_tls(error) if isinstance(error, ssl.SSLError) else str(error) or "too slow"
-            _log.info("stranger not let in", address=address, reason=reason)
+            log = _log.info if self._local.news(reason) else _log.debug
+            log("stranger not let in", address=address, reason=reason)
             connection.abort()
             accepted.close()
             return

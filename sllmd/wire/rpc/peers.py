@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from sllmd.core.errors import PeerUnreachable, SllmdError
+from sllmd.core.errors import PeerRefused, PeerUnreachable, SllmdError
 from sllmd.core.ids import NodeId
 from sllmd.wire.rpc.connection import Connection, Local
 from sllmd.wire.rpc.dialing import dial
@@ -80,9 +80,9 @@ class Peers:
             peer.connection = await dial(self._local, address.host, address.port, expected=node)
         except SllmdError as error:
             peer.failure = copy_of(error)
-            peer.pause_seconds = min(
-                max(settings.redial_seconds, 2 * peer.pause_seconds), settings.redial_max_seconds
-            )
+            refused = isinstance(error, PeerRefused)
+            longest_seconds = settings.redial_refused_max_seconds if refused else settings.redial_max_seconds
+            peer.pause_seconds = min(max(settings.redial_seconds, 2 * peer.pause_seconds), longest_seconds)
             peer.redial_at = asyncio.get_running_loop().time() + peer.pause_seconds
             raise
         finally:

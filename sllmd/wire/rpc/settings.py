@@ -48,6 +48,8 @@ class RpcSettings(Frozen):
     """Pause before an unreachable node is dialled again; doubles up to ``redial_max_seconds``."""
     redial_max_seconds: PositiveSeconds = 1.0
     """Longest such pause. Calls in between fail at once."""
+    redial_refused_max_seconds: PositiveSeconds = 10.0
+    """The same where somebody answers and will not talk to us: that passes seldom by itself."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
