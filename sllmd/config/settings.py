@@ -31,8 +31,8 @@ class NodeSettings(Frozen):
     name: str = Field(default="localhost", min_length=1)
     """What other nodes and people call it; the host's name unless set."""
     data_dir: Path = Path("/var/lib/sllmd")
-    """Holds ``store/`` and the node's state. /var/lib/sllmd for root, ~/.local/share/sllmd for others and with
-    ``--dev``."""
+    """Holds ``store/`` and the node's state. /var/lib/sllmd for root, ~/.local/share/sllmd for others and
+    with ``--dev``."""
     zone: str = ""
     """What fails together: a rack, a power feed. The label ``rack`` unless ``labels`` has one: voters and
     replicas are spread over its values."""

@@ -9,7 +9,6 @@ first. So one key with a thousand requests delays another key's only one by no m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
