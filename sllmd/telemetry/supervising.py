@@ -33,7 +33,15 @@ async def _keep_running(part: Callable[[], Awaitable[None]], expected: tuple[typ
             _log.info("not possible now, trying again", part=part.__qualname__, reason=str(error))
         except Exception:  # noqa: BLE001  a supervisor: what ends silently would be missed much later
             _log.exception("crashed, beginning anew", part=part.__qualname__)
+        if _is_being_ended():
+            return
         await asyncio.sleep(PAUSE_SECONDS)
+
+
+def _is_being_ended() -> bool:
+    """Whether somebody cancelled the task that asks. What crashes on its way out hides that from who waits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def end_tasks(*tasks: asyncio.Future[Any] | None) -> None:

@@ -32,6 +32,26 @@ async def test_what_crashes_begins_anew_until_it_is_ended(
     assert work.cancelled()
 
 
+async def test_what_crashes_on_its_way_out_does_not_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "PAUSE_SECONDS", 0.0)
+    begun, again = asyncio.Event(), asyncio.Event()
+
+    async def part() -> None:
+        if begun.is_set():
+            again.set()
+            return
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ZeroDivisionError
+
+    work = keep_running(part)
+    await asyncio.wait_for(begun.wait(), PATIENCE_SECONDS)
+    await end_tasks(work)
+    assert not again.is_set()
+
+
 async def test_what_is_done_is_not_begun_anew() -> None:
     begun = 0
 
