@@ -34,12 +34,12 @@ async def _keep_running(part: Callable[[], Awaitable[None]], expected: tuple[typ
         except Exception:  # noqa: BLE001  a supervisor: what ends silently would be missed much later
             _log.exception("crashed, beginning anew", part=part.__qualname__)
         if _is_being_ended():
-            return
+            return None
         await asyncio.sleep(PAUSE_SECONDS)
 
 
 def _is_being_ended() -> bool:
-    """Whether somebody cancelled the task that asks. What crashes on its way out hides that from who waits."""
+    """Whether the task that asks was cancelled, which a crash on the way out hides."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
