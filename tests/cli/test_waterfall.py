@@ -81,3 +81,9 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     shown = waterfall(request(request_id="req_" + "0" * 32, node="a", moves=[move], error="x " * 80), names)
     assert max(map(len, shown.splitlines())) <= LINE_WIDTH
     assert "an operator wanted it so" in " ".join(shown.split())
+
+
+def test_who_was_asked_before_is_told() -> None:
+    gone = "a, which led in epoch 3: it leads no more, or is not well"
+    plan = {"ways": [], "total_seconds": None, "decide_seconds": 0.05, "refusals": [gone]}
+    assert f" asked before: {gone}" in waterfall(request(decision=plan), {}).splitlines()
