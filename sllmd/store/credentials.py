@@ -28,6 +28,7 @@ NO_USER_HINT = (
     "put user and password into a netrc file (NETRC) where it is imported and on each node that loads it"
 )
 _DEFAULT_HUB = "https://huggingface.co"
+_SCHEMES = ("http", "https")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^/@?#:]*)(:\d*)?(?=[/?#]|$)")
 
 
@@ -44,7 +45,7 @@ def hub_url(source: str) -> str:
 def names_user(url: str) -> bool:
     """Whether ``url`` says who asks, which it must not."""
     scheme, _, rest = url.partition("://")
-    return scheme in ("http", "https") and "@" in rest and _HOST.match(rest) is None
+    return scheme.lower() in _SCHEMES and "@" in rest and _HOST.match(rest) is None
 
 
 def shown_url(url: str) -> str:
@@ -53,7 +54,7 @@ def shown_url(url: str) -> str:
     All values: signatures and tokens have too many names. What is no URL stays as it is.
     """
     scheme, mark, rest = url.partition("://")
-    if scheme not in ("http", "https") or not mark:
+    if scheme.lower() not in _SCHEMES or not mark:
         return url
     if _HOST.match(rest) is None:  # whatever a password consists of
         rest = rest.rpartition("@")[2]

@@ -13,7 +13,7 @@ import pytest
 
 from sllmd.cli.models import checkpoint_json
 from sllmd.core.errors import InvalidRequest, SllmdError, SourceUnavailable
-from sllmd.store.credentials import authorization, hub_url, shown_url
+from sllmd.store.credentials import authorization, hub_url, names_user, shown_url
 from sllmd.store.store import Store
 from tests.store.models import run_import, write_model
 from tests.store.serving import Manners, serve
@@ -152,6 +152,7 @@ def test_what_is_no_url_is_told_without_its_query(store: Store, url: str) -> Non
         ("https://host/m", "https://host/m"),
         ("https://host:8/a@b/m?x=1#y", "https://host:8/a@b/m?x=***"),
         ("https://me:pw@[::1]:8/m", "https://[::1]:8/m"),
+        ("HTTPS://me:pw@host/m?x=1", "HTTPS://host/m?x=***"),
         ("https://me:p?w=#@host?a=b&c", "https://host?a=***&***"),
         ("/srv/what?=", "/srv/what?="),
         ("builtin:tiny", "builtin:tiny"),
@@ -159,6 +160,7 @@ def test_what_is_no_url_is_told_without_its_query(store: Store, url: str) -> Non
 )
 def test_what_is_shown_of_a_url(url: str, shown: str) -> None:
     assert shown_url(url) == shown
+    assert names_user(url) == ("me:" in url)
 
 
 def test_a_netrc_file_that_is_none_is_an_error(tmp_path: Path) -> None:
