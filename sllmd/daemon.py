@@ -162,6 +162,7 @@ class Daemon:
             serving_settings=config.serving,
             engine_options=config.engine.options,
             model_settings=config.models,
+            scheduler_settings=config.scheduler,
         )
 
     def _make_plane(self, chunks: Chunks) -> DataPlane:

@@ -82,6 +82,7 @@ def _generation_requests(
             stop=tuple(wanted.stop),
             keep_alive_seconds=wanted.keep_alive,
             skip_special_tokens=wanted.skip_special_tokens,
+            key=request[EXCHANGE].key_id or "",
         )
         for choice in range(wanted.n)
     ]

@@ -84,6 +84,10 @@ def show(session: Session, model: ModelArgument, store: StoreOption = None) -> N
     local = _facts_beside(_daemon_store(session), served)
     pairs = _facts_pairs(local) if local else _served_pairs(served)
     pairs.append(("state", f"{served['state']}, {_TIERS.get(served['tier'], served['tier'])}"))
+    keep_alive_seconds = served["keep_alive_seconds"]
+    if keep_alive_seconds is not None:
+        stays = "for ever" if keep_alive_seconds < 0 else format_seconds(keep_alive_seconds)
+        pairs.append(("keep-alive", stays))
     session.show_object(served | (local or {}), session.fields(pairs))
 
 

@@ -309,6 +309,11 @@ class DramTier:
         copy = self._copies.get(digest)
         return Lease(copy, self._released) if copy is not None and copy.loaded and not self._closed else None
 
+    def reload_seconds(self, checkpoint: Checkpoint) -> float:
+        """How long its bytes would take were they not in DRAM, with nothing queued before them."""
+        lane = self._ways.known_lane(checkpoint)
+        return checkpoint.manifest.size_bytes / self._ways.bandwidth(checkpoint, lane)
+
     def estimate_seconds(self, checkpoint: Checkpoint) -> float:
         """How long ``acquire`` + ``loaded`` would take: what is queued before it, and its own bytes."""
         copy = self._copies.get(checkpoint.manifest.digest)

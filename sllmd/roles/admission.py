@@ -37,7 +37,8 @@ class ReplicaState(StrEnum):
 
 
 _LEAVING = frozenset({ReplicaState.CLOSING, ReplicaState.DOZING, ReplicaState.STOPPING})
-_OFF_DEVICE = frozenset({ReplicaState.DOZING, ReplicaState.ASLEEP, ReplicaState.STOPPING})
+OFF_DEVICE = frozenset({ReplicaState.DOZING, ReplicaState.ASLEEP, ReplicaState.STOPPING})
+"""These take no place on a device; the memory of all but one that sleeps still counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def _tenants(device: DeviceView, replicas: Sequence[ReplicaView]) -> int:
     """How many run there. One that is stopping or dozing runs no more; its memory still counts until it is
     reaped or asleep."""
     here = (replica for replica in replicas if device.name in replica.devices)
-    return sum(replica.state not in _OFF_DEVICE for replica in here)
+    return sum(replica.state not in OFF_DEVICE for replica in here)
 
 
 def _free_bytes(device: DeviceView, replicas: Sequence[ReplicaView]) -> float:

@@ -1,9 +1,17 @@
 """This node's replicas: who asks for one waits here, with a bound, until ``admission`` says use or start.
 
-Owns: the replicas, the queue in front of them, their keep-alive. Knows nothing of text or HTTP.
-Invariants: one replica of a checkpoint at a time; nobody who came later starts before somebody who waits
-for room; a lease on DRAM goes back only after the worker that mapped it is reaped; a start that nobody
-waits for any more is cancelled. Woken by events, never polling: whatever changes calls ``_pump``.
+Owns: the replicas, the queue in front of them, their keep-alive and sleep. Knows nothing of text or HTTP.
+
+An idle replica sleeps after its keep-alive, or when another needs its device: on a GPU its weights, cache and
+activations are given back and only the process with its CUDA context stays; on a CPU, where weights are
+mapped and never copied, the cache and what was laid out anew for speed. Process, mapping and DRAM stay, so
+waking it takes no worker, no mapping and no byte from disk. After as long again it ends; sooner if DRAM is
+wanted, or more would sleep than ``asleep_max``.
+
+Invariants: one replica of a checkpoint at a time; keys take turns, and nobody whose turn is later starts
+before somebody who waits for room; a lease on DRAM goes back only after the worker that mapped it is reaped;
+a start that nobody waits for any more is cancelled. Woken by events, never polling: whatever changes calls
+``_pump``.
 """
 
 from __future__ import annotations
@@ -43,14 +51,19 @@ from sllmd.roles.admission import (
     Wait,
     decide,
 )
+from sllmd.roles.demand import Demand
 from sllmd.roles.feeding import Feed
 from sllmd.roles.residence import Grant, Residence
 from sllmd.roles.settings import DeviceSettings, ModelSettings, ServingSettings
+from sllmd.scheduler.settings import SchedulerSettings
+from sllmd.scheduler.turns import Turns
 from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
 
-ReplicaChange = Literal["starting", "serving", "failed", "stopped"]
+_SLEEPING = (ReplicaState.DOZING, ReplicaState.ASLEEP)
+
+ReplicaChange = Literal["starting", "serving", "sleeping", "failed", "stopped"]
 Observer = Callable[[Residence, ReplicaChange, str | None], None]
 """Told of a replica's life; with the reason where it failed."""
 
@@ -65,6 +78,8 @@ class _Ticket:
     cold: bool = False
     is_request: bool = True
     """False: nothing will run on it, it only has the replica started."""
+    key: str = ""
+    priority: int = 0
 
     def was_granted(self) -> bool:
         done = self.granted.done() and not self.granted.cancelled()
@@ -84,8 +99,12 @@ class Agent:
         serving_settings: ServingSettings,
         engine_options: Callable[[ModelSettings | None], EngineOptions],
         model_settings: Mapping[str, ModelSettings],
+        scheduler_settings: SchedulerSettings,
     ) -> None:
+        self._demand = Demand(scheduler_settings)
+        self._turns = Turns()
         self._tier = tier
+        tier.chance_of = lambda digest: self._demand.chance(digest, time.time())
         self._supervisor = supervisor
         self._device_settings = device_settings
         self._settings = serving_settings
@@ -100,6 +119,7 @@ class Agent:
         self._replica_count = 0
         self._generation_seconds = 1.0
         self._start_overhead_seconds = 0.3
+        self._wake_seconds = 0.1
         self._idle = asyncio.Event()
         self._idle.set()
         self._background: set[asyncio.Task[None]] = set()
@@ -123,16 +143,18 @@ class Agent:
         *,
         keep_alive_seconds: float | None = None,
         is_request: bool = True,
+        key: str = "",
     ) -> AsyncGenerator[Grant, None]:
         """A replica of ``checkpoint`` for as long as the context lasts; starts it when there is none.
 
-        ``is_request`` False: only to have it started; it does not count as somebody who waits.
+        ``is_request`` False: only to have it started; it does not count as somebody who waits. ``key``: whose
+        request it is; keys take turns.
 
         Raises NodeDraining, QueueFull, StartupTimeout, and whatever keeps the model from starting.
         """
-        grant = await self._grant(checkpoint, is_request=is_request)
+        grant = await self._grant(checkpoint, is_request=is_request, key=key)
         residence = grant.residence
-        default_seconds = self._keep_alive_seconds(checkpoint)
+        default_seconds = self.keep_alive_seconds(checkpoint)
         residence.keep_alive_seconds = default_seconds if keep_alive_seconds is None else keep_alive_seconds
         began_seconds = time.monotonic()
         try:
@@ -157,7 +179,7 @@ class Agent:
         """The node as ``admission`` sees it."""
         return NodeView(
             devices=self._devices,
-            replicas=tuple(residence.view() for residence in self._residences.values()),
+            replicas=tuple(each.view(self._worth_seconds(each)) for each in self._residences.values()),
             dram_budget_bytes=self._tier.budget_bytes,
             dram_lifted_bytes=self._lifted_bytes,
             residency_min_seconds=self._settings.residency_min,
@@ -200,6 +222,8 @@ class Agent:
         residence = self.residence(checkpoint)
         if residence is not None and residence.state is ReplicaState.SERVING:
             return 0.0
+        if residence is not None and residence.state is ReplicaState.ASLEEP:
+            return self._wake_seconds
         there_seconds = max(self._tier.estimate_seconds(checkpoint), self._supervisor.wait_estimate_seconds())
         return there_seconds + self._start_overhead_seconds
 
@@ -219,8 +243,8 @@ class Agent:
 
     @asynccontextmanager
     async def lift(self, checkpoint: Checkpoint) -> AsyncIterator[Lease]:
-        """The checkpoint on its way into DRAM, or there; no replica."""
-        lease = self._acquire(checkpoint)
+        """The checkpoint on its way into DRAM, or there; no replica. Who sleeps makes room."""
+        lease = await self._acquire_over_sleepers(checkpoint)
         size_bytes = self._tier.slab_bytes_needed(checkpoint)
         self._lifted_bytes += size_bytes
         try:
@@ -284,12 +308,16 @@ class Agent:
 
     # -- granting ------------------------------------------------------------------------------
 
-    async def _grant(self, checkpoint: Checkpoint, *, is_request: bool) -> Grant:
+    async def _grant(self, checkpoint: Checkpoint, *, is_request: bool, key: str) -> Grant:
         if self.draining:
             raise NodeDraining("this node is stopping", retry_after_seconds=1)
         self._check_queue(checkpoint)
+        if is_request:
+            self._demand.asked(checkpoint.manifest.digest, time.time())
         ticket = _Ticket(checkpoint, self._need(checkpoint), asyncio.get_running_loop().create_future())
-        ticket.is_request = is_request
+        ticket.is_request, ticket.key = is_request, key
+        own = self._model_settings.get(checkpoint.name)
+        ticket.priority = own.priority if own is not None else 0
         self._tickets.append(ticket)
         self._pump()
         grant: Grant | None = None
@@ -324,14 +352,12 @@ class Agent:
         )
 
     def _pump(self) -> None:
-        """Give every ticket, oldest first, what ``admission`` decides for it now."""
+        """Give every ticket, in turn, what ``admission`` decides for it now."""
         somebody_waits_for_room = False
         view = self.view()
         settled: set[tuple[ModelName, Digest]] = set()
         """Models for which nobody else can be given anything now."""
-        for ticket in list(self._tickets):
-            if ticket.granted.done():
-                continue
+        for ticket in self._turns.order(each for each in self._tickets if not each.granted.done()):
             if ticket.need.key in settled:
                 ticket.cold |= not self._serves(ticket.need)
                 continue
@@ -352,7 +378,10 @@ class Agent:
 
     def _evict(self, decision: Evict) -> None:
         for residence in self._named(decision.replica_ids):
-            self._stop(residence)
+            if decision.sleep and residence.keep_alive_seconds > 0:
+                self._lie_down(residence)
+            else:
+                self._stop(residence)
 
     def _carry_out(self, ticket: _Ticket, decision: Use | Start | Wait | Refuse) -> None:
         match decision:
@@ -377,6 +406,7 @@ class Agent:
         return residence is not None and residence.state is ReplicaState.SERVING
 
     def _take(self, ticket: _Ticket) -> None:
+        self._turns.served(ticket)
         residence = self._residences[ticket.need.key]
         assert residence.replica is not None
         residence.running += 1
@@ -425,6 +455,10 @@ class Agent:
     # -- a replica's life ----------------------------------------------------------------------
 
     def _start(self, ticket: _Ticket, devices: tuple[str, ...]) -> None:
+        asleep = self._residences.get(ticket.need.key)
+        if asleep is not None:
+            self._wake_up(asleep, devices)
+            return
         checkpoint = ticket.checkpoint
         self._replica_count += 1
         residence = Residence(
@@ -435,7 +469,7 @@ class Agent:
             tier=self._tier.where(checkpoint),
             estimate_seconds=self.startup_estimate_seconds(checkpoint),
             started_seconds=time.monotonic(),
-            keep_alive_seconds=self._keep_alive_seconds(checkpoint),
+            keep_alive_seconds=self.keep_alive_seconds(checkpoint),
             replica_id=ReplicaId(f"{checkpoint.name}-{self._replica_count}"),
         )
         self._residences[ticket.need.key] = residence
@@ -480,14 +514,20 @@ class Agent:
         residence.stages_seconds["attach"] = attach_seconds
         beyond_seconds = now_seconds - max(bytes_there_seconds, attached_seconds)
         self._start_overhead_seconds += 0.3 * (beyond_seconds - self._start_overhead_seconds)
+        replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))
+        self._begin_serving(residence)
+
+    def _begin_serving(self, residence: Residence) -> None:
+        """It was started or woken."""
+        now_seconds = time.monotonic()
         residence.state = ReplicaState.SERVING
         residence.resident_since_seconds = residence.last_used_seconds = now_seconds
-        replica.lost.add_done_callback(lambda lost: self._on_lost(residence, lost))
+        residence.startup_seconds = now_seconds - residence.started_seconds
         _log.info(
             "replica serves",
-            model=checkpoint.name,
+            model=residence.checkpoint.name,
             replica=residence.replica_id,
-            startup_seconds=round(now_seconds - residence.started_seconds, 3),
+            startup_seconds=round(residence.startup_seconds, 3),
             estimate_seconds=round(residence.estimate_seconds, 3),
         )
         self._tell(residence, "serving")
@@ -533,7 +573,90 @@ class Agent:
     def _expire(self, residence: Residence) -> None:
         if residence.running == 0 and residence.state is ReplicaState.SERVING:
             _log.info("replica idle for its keep-alive", model=residence.checkpoint.name)
+            self._lie_down(residence)
+        elif residence.state is ReplicaState.ASLEEP:
             self._stop(residence)
+
+    # -- sleep -----------------------------------------------------------------------------------
+
+    def _lie_down(self, residence: Residence) -> None:
+        """Have an idle replica sleep; those who are too many then end, worth least first."""
+        if self._settings.asleep_max == 0:
+            self._stop(residence)
+            return
+        if residence.expiry:
+            residence.expiry.cancel()
+        residence.state = ReplicaState.DOZING
+        self._tell(residence, "sleeping")
+        residence.task = self._spawn(self._fall_asleep(residence))
+        asleep = [each for each in self._residences.values() if each.state in _SLEEPING]
+        asleep.sort(key=self._worth_seconds)
+        for other in asleep[: max(0, len(asleep) - self._settings.asleep_max)]:
+            self._stop(other)
+
+    async def _fall_asleep(self, residence: Residence) -> None:
+        assert residence.replica is not None
+        try:
+            await residence.replica.sleep()
+        except SllmdError as error:
+            _log.warning("replica did not fall asleep", model=residence.checkpoint.name, reason=str(error))
+            residence.task = None
+            self._stop(residence)
+            return
+        residence.state, residence.task = ReplicaState.ASLEEP, None
+        seconds = residence.keep_alive_seconds
+        if seconds != float("inf"):
+            residence.expiry = asyncio.get_running_loop().call_later(seconds, self._expire, residence)
+        self._pump()
+
+    def _wake_up(self, residence: Residence, devices: tuple[str, ...]) -> None:
+        if residence.expiry:
+            residence.expiry.cancel()
+            residence.expiry = None
+        residence.state, residence.devices, residence.tier = ReplicaState.STARTING, devices, "dram"
+        residence.started_seconds, residence.estimate_seconds = time.monotonic(), self._wake_seconds
+        residence.keep_alive_seconds = self.keep_alive_seconds(residence.checkpoint)
+        self._tell(residence, "starting")
+        residence.task = self._spawn(self._bring_back(residence))
+
+    async def _bring_back(self, residence: Residence) -> None:
+        replica, lease = residence.replica, residence.lease
+        assert replica is not None
+        assert lease is not None
+        try:
+            _, passing_seconds = await self._feed.pass_on(lease, replica, residence.devices)
+            await replica.wake(residence.devices)
+        except SllmdError as error:
+            self._start_failed(residence, error)
+            return
+        except Exception as error:  # noqa: BLE001 - a crash here becomes the waiters' answer
+            _log.exception("wake crashed", model=residence.checkpoint.name)
+            crash = ModelLoadFailed(f"waking `{residence.checkpoint.name}` crashed: {error!r}")
+            self._start_failed(residence, crash)
+            return
+        seconds = time.monotonic() - residence.started_seconds
+        residence.stages_seconds = {"wake": seconds}
+        if self._feed.bandwidth_max_bytes:
+            residence.stages_seconds = {"dram→device": passing_seconds, "wake": seconds - passing_seconds}
+        self._wake_seconds += 0.3 * (seconds - self._wake_seconds)
+        self._begin_serving(residence)
+
+    async def _acquire_over_sleepers(self, checkpoint: Checkpoint) -> Lease:
+        while True:
+            try:
+                return self._acquire(checkpoint)
+            except MemoryBusy:
+                asleep = [each for each in self._residences.values() if each.state is ReplicaState.ASLEEP]
+                if not asleep:
+                    raise
+                least = min(asleep, key=self._worth_seconds)
+                self._stop(least)
+                await least.gone.wait()
+
+    def _worth_seconds(self, residence: Residence) -> float:
+        """What its going is expected to cost: the chance that it is asked for, times bringing it back."""
+        chance = self._demand.chance(residence.need.digest, time.time()) or 0.0
+        return chance * max(residence.startup_seconds, self._wake_seconds)
 
     async def _close_when_idle(self, residence: Residence) -> None:
         residence.unloading = True
@@ -591,12 +714,18 @@ class Agent:
     def _options(self, checkpoint: Checkpoint) -> EngineOptions:
         return self._engine_options(self._model_settings.get(checkpoint.name))
 
-    def _keep_alive_seconds(self, checkpoint: Checkpoint) -> float:
+    def keep_alive_seconds(self, checkpoint: Checkpoint) -> float:
+        """How long an idle replica of it stays ready, unless a request says otherwise."""
         own = self._model_settings.get(checkpoint.name)
         if own is not None and own.keep_alive is not None:
             return own.keep_alive
         agreed = self.keep_alive_of(checkpoint.name)
-        return self._settings.keep_alive if agreed is None else agreed
+        if agreed is not None:
+            return agreed
+        if self._settings.keep_alive is not None:
+            return self._settings.keep_alive
+        load_seconds = self._tier.reload_seconds(checkpoint) + self._start_overhead_seconds
+        return self._demand.keep_alive_seconds(load_seconds)
 
     def _named(self, replica_ids: Sequence[ReplicaId]) -> list[Residence]:
         return [residence for residence in self._residences.values() if residence.replica_id in replica_ids]

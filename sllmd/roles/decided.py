@@ -25,6 +25,8 @@ class Question:
     model: ModelName
     digest: Digest
     avoid: tuple[NodeId, ...] = ()
+    key: str = ""
+    """Whose it is: who waits at the leader takes turns by key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ class GenerationRequest:
     keep_alive_seconds: float | None = None
     """How long the replica stays after its last request; None: the model's or the default setting."""
     skip_special_tokens: bool = True
+    key: str = ""
+    """See ``Work``."""
     known: tuple[Known, ...] = ()
     """Its events so far, where another router began it: its deltas begin with theirs."""
 

@@ -209,6 +209,7 @@ def of_refusal(name: str, address: str, reason: str) -> Happening:
 _REPLICA_TEXTS = {
     "starting": "{model} starts on {where}",
     "serving": "{model} serves on {where}",
+    "sleeping": "{model} sleeps on {where}",
     "failed": "{model} failed on {where}: {reason}",
     "stopped": "{model} stopped on {where}",
 }

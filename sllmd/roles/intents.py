@@ -1,8 +1,8 @@
 """What the catalogue should say of replicas, given what there is: confirmations, losses, adoptions. Pure.
 
 1. an intent whose replica serves is ready;
-2. an intent whose replica is not there, and that nobody is carrying out, is gone; that of a node that is
-   dead, too: otherwise its model could not be deleted before the node comes back;
+2. an intent whose replica is not there, or sleeps, and that nobody is carrying out, is gone; that of a node
+   that is dead, too: otherwise its model could not be deleted before the node comes back;
 3. a replica that a node started by itself, while nobody led, or that comes back with its node, becomes an
    intent.
 """
@@ -52,8 +52,9 @@ def repairs(
 
 
 def _repair(agreed: Replica, replica: ReplicaView | None) -> Iterator[Body]:
-    if replica is None:  # 2
-        yield ReplicaGone(agreed.replica, agreed.revision, "it is not there")
+    if replica is None or replica.state is ReplicaState.ASLEEP:  # 2
+        cause = "it is not there" if replica is None else "it sleeps, and holds no device"
+        yield ReplicaGone(agreed.replica, agreed.revision, cause)
     elif replica.state is ReplicaState.READY and agreed.state is not Agreed.READY:  # 1
         yield ReplicaMove(agreed.replica, Agreed.READY, agreed.revision)
 

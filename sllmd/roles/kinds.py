@@ -46,6 +46,7 @@ KINDS: Mapping[str, str] = {
     "catalogue.caught_up": "many changes of what is agreed, told as one",
     "replica.starting": "a replica starts",
     "replica.serving": "it serves",
+    "replica.sleeping": "it goes to sleep: its devices are free, its process and its memory are kept",
     "replica.failed": "it could not be started, or was lost",
     "replica.stopped": "it stopped",
     "generation.moved": "a generation runs on another node now",

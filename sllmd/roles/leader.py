@@ -34,6 +34,7 @@ from sllmd.core.errors import (
     StoreError,
 )
 from sllmd.core.ids import Digest, ModelName, NodeId, ReplicaId, RequestId
+from sllmd.roles.bell import Bell
 from sllmd.roles.decided import CODEC, Decided, Question, decided, unpack_question
 from sllmd.roles.foresight import Foresight
 from sllmd.roles.intents import intent, repairs
@@ -99,7 +100,7 @@ class Leader:
         self._epoch = 0
         self.picture = Picture(settings)
         self._asked = asyncio.Event()
-        self._news = asyncio.Event()
+        self._bell = Bell()
         self._dirty = asyncio.Event()
         self._works: dict[ReplicaId, asyncio.Task[str | None]] = {}
         self._expiries: dict[ReplicaId, asyncio.TimerHandle] = {}
@@ -112,8 +113,8 @@ class Leader:
         self._alarm: asyncio.TimerHandle | None = None
         """When to look at the numbers of replicas again though nothing has changed."""
         self._denied: set[str] = set()
-        self._in_vain: dict[ModelName, asyncio.Event] = {}
-        """Models that have to wait, as was decided after the last news."""
+        self._in_vain: dict[ModelName, int] = {}
+        """Models that have to wait, as was decided after so many rings."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -195,8 +196,7 @@ class Leader:
 
     def _tell(self) -> None:
         """Something has changed: whoever waits looks again."""
-        self._news.set()
-        self._news = asyncio.Event()
+        self._bell.ring()
         self._dirty.set()
 
     async def _follow(self) -> None:
@@ -218,9 +218,9 @@ class Leader:
         while True:
             if not self.leads or self._epoch != epoch:
                 raise NotHere("this node does not lead")
-            news = self._news
-            if self._in_vain.get(question.model) is news and not question.avoid:
-                await self._until(news)  # somebody has found out that it has to wait
+            rings = self._bell.rings
+            if self._in_vain.get(question.model) == rings and not question.avoid:
+                await self._until(rings, question)  # somebody has found out that it has to wait
                 continue
             self._avoid_nobody_late()
             placement = self._decide(question)
@@ -236,9 +236,10 @@ class Leader:
             untold = self._is_untold(question, placement) and _now() - began < TOLD_SECONDS
             may_change = untold or self._may_change(placement, question)
             if answer.node or refusal is not None or not may_change:
+                self._bell.served(key=question.key, priority=self._priority(question.model))
                 return answer
-            self._in_vain[question.model] = news
-            await self._until(news)
+            self._in_vain[question.model] = rings
+            await self._until(rings, question)
             self._in_vain.pop(question.model, None)
 
     async def _follow_up(self, placement: Placement, model: ModelName) -> str | None:
@@ -280,11 +281,15 @@ class Leader:
         taken = any(candidate.way is not Way.NONE for candidate in placement.candidates)
         return not question.avoid and (taken or bool(self._avoided))
 
-    async def _until(self, news: asyncio.Event) -> None:
-        """Something has changed, or somebody's minimum residency may have passed."""
+    def _priority(self, model: ModelName) -> int:
+        known = self.picture.view.models.get(model)
+        return known.model.rules.priority if known is not None else 0
+
+    async def _until(self, rings: int, question: Question) -> None:
+        """Something has changed and it is its turn, or somebody's minimum residency may have passed."""
         try:
             async with asyncio.timeout(self._settings.residency_min + GATHER_SECONDS):
-                await news.wait()
+                await self._bell.wait(rings, key=question.key, priority=self._priority(question.model))
         except TimeoutError:
             return
 
@@ -304,7 +309,7 @@ class Leader:
             why = f"`{model}` is being deleted" if model in self._retiring else untold
             return Placement(model, Wait(why, math.inf), (), self.picture.view.version)
         known = self.picture.view.models[model]
-        holders = {replica.node for replica in known.replicas.values()}  # a node has one at most
+        holders = _holders(known)
         alive = self._alive()
         self.picture.keeper.heard(alive, now)
         lost = {*question.avoid, *(node for node in self.picture.view.nodes if node not in alive)}
@@ -508,7 +513,7 @@ class Leader:
 
     def _add(self, known: ModelView, now: float) -> None:
         """One more replica, on a node that has none, where there is room for it."""
-        taken = {replica.node for replica in known.replicas.values()} | set(self._avoided)
+        taken = _holders(known) | set(self._avoided)
         only = [node for node in self._alive() if node not in taken]
         load = further(self.picture.view, known, now, only)
         if load is not None:
@@ -531,7 +536,7 @@ class Leader:
     async def _all_gone(self, model: ModelName) -> None:
         asked: set[ReplicaId] = set()
         while True:
-            news = self._news
+            rings = self._bell.rings
             for replica in list(self.picture.view.replicas.values()):
                 if replica.model.name == model and replica.replica not in asked:
                     asked.add(replica.replica)
@@ -539,7 +544,12 @@ class Leader:
             agreed = self._cluster.control.view().catalogue.replicas.values()
             if not any(each.deployment == model for each in agreed):
                 return
-            await news.wait()
+            await self._bell.wait(rings)
+
+
+def _holders(known: ModelView) -> set[NodeId]:
+    """Nodes where it has a replica that does not sleep: a node has one at most."""
+    return {each.node for each in known.replicas.values() if each.state is not ReplicaState.ASLEEP}
 
 
 async def _outcome(work: asyncio.Task[str | None]) -> str | None:

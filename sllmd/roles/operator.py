@@ -37,6 +37,7 @@ from sllmd.roles.status import (
     ProcessStatus,
     ReplicaStatus,
     UnloadReport,
+    told_seconds,
 )
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.telemetry.supervising import end_tasks
@@ -225,7 +226,10 @@ class Operator:
             name=device.name,
             description=device.description,
             memory_bytes=device.memory_bytes,
-            replicas=sum(device.name in residence.devices for residence in self._agent.residences()),
+            replicas=sum(
+                device.name in residence.devices and residence.state is not ReplicaState.ASLEEP
+                for residence in self._agent.residences()
+            ),
         )
 
     def _replica_status(self, residence: Residence, processes: Mapping[str, ProcessStats]) -> ReplicaStatus:
@@ -235,17 +239,19 @@ class Operator:
         size_bytes = residence.checkpoint.manifest.size_bytes
         idle = residence.expiry is not None and residence.running == 0
         loop_seconds = asyncio.get_running_loop().time()
+        asleep = residence.state is ReplicaState.ASLEEP
         return ReplicaStatus(
             replica_id=residence.replica_id,
             model=residence.checkpoint.name,
             state=residence.state,
-            devices=residence.devices,
-            tier=progress.stage if progress else "device",
+            devices=() if asleep else residence.devices,
+            tier=progress.stage if progress else "dram" if asleep else "device",
             size_bytes=size_bytes,
             loaded_bytes=progress.bytes_done if progress else size_bytes,
             bytes_per_second=progress.bytes_per_second if progress else 0.0,
             running=residence.running,
             waiting=self._agent.waiting(residence.need.model),
+            keep_alive_seconds=told_seconds(residence.keep_alive_seconds),
             expires_in_seconds=residence.expiry.when() - loop_seconds if idle and residence.expiry else None,
             pid=process.pid if process else None,
             rss_bytes=process.rss_bytes if process else None,

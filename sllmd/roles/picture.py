@@ -169,7 +169,8 @@ class Picture:
         )
 
     def _first_replicas(self, node: NodeId, inventory: Inventory) -> Iterator[reports.ReplicaFacts]:
-        """Those that serve: nothing can be learned from how they were loaded. The rest follow as changes."""
+        """Those that serve: nothing can be learned from how they were loaded. The rest follow as changes,
+        those that sleep among them."""
         taken: set[int] = set()
         details = _details(inventory)
         for fact in inventory.replicas:
@@ -229,11 +230,21 @@ class Picture:
         taken: set[int],
     ) -> Iterator[reports.Change]:
         replica = known.replicas.get(key)
-        begun = replica is not None and replica.state is not ReplicaState.PROMISED
+        promised = replica is not None and replica.state is ReplicaState.PROMISED
+        asleep = replica is not None and replica.state is ReplicaState.ASLEEP
+        if fact.state in ("asleep", "dozing"):
+            current = self.digests.get(fact.model) == fact.digest
+            if fact.state == "asleep" and current and not promised and not asleep:
+                yield from _ended(replica, {}, inventory) if replica is not None else ()
+                yield reports.ReplicaAsleep(key, fact.model)
+            return
+        begun = replica is not None and not promised and not asleep
         if not begun:
             if fact.state == "stopping" or (fact.state == "closing" and replica is not None):
                 return  # the one before it, on its way out
-            devices = replica.devices if replica else _slots_for(inventory, detail.devices, taken)
+            devices = (
+                replica.devices if replica and not asleep else _slots_for(inventory, detail.devices, taken)
+            )
             if len(devices) != self.view.models[fact.model].model.devices:
                 return
             taken.update(devices)
@@ -267,7 +278,7 @@ class Picture:
         for fact in inventory.replicas:
             key = replica_id(fact.model, fact.digest, known.node)
             replaced = self.digests.get(fact.model) not in (None, fact.digest)
-            if fact.state in ("closing", "stopping") or replaced:
+            if fact.state in ("closing", "dozing", "stopping") or replaced:
                 if key in known.replicas and known.replicas[key].state is not ReplicaState.CLOSING:
                     self.keeper.close(key)
             elif fact.state == "serving":

@@ -51,7 +51,9 @@ class Here:
         began_seconds = time.monotonic()
         checkpoint = await self._obtain(work.model, work.digest)
         estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
-        async with self._agent.hold(checkpoint, keep_alive_seconds=work.keep_alive_seconds) as grant:
+        async with self._agent.hold(
+            checkpoint, keep_alive_seconds=work.keep_alive_seconds, key=work.key
+        ) as grant:
             yield _granted(self.node, grant, began_seconds, estimate_seconds)
             async with aclosing(grant.replica.generate(work.state)) as events:
                 async for event in events:
@@ -63,7 +65,7 @@ class Here:
         checkpoint = await self._obtain(work.model, work.digest)
         estimate_seconds = self._agent.startup_estimate_seconds(checkpoint)
         async with AsyncExitStack() as hold:
-            held = self._agent.hold(checkpoint, keep_alive_seconds=work.keep_alive_seconds)
+            held = self._agent.hold(checkpoint, keep_alive_seconds=work.keep_alive_seconds, key=work.key)
             grant = await hold.enter_async_context(held)
             granted = _granted(self.node, grant, began_seconds, estimate_seconds)
             return BerthHere(work.state, grant, granted, hold.pop_all())

@@ -115,7 +115,7 @@ class Placing:
         Raises NotHere when none is left, and why the leader lets it run nowhere.
         """
         decision = None
-        question = Question(work.request_id, work.model, work.digest, tuple(asked))
+        question = Question(work.request_id, work.model, work.digest, tuple(asked), work.key)
         try:
             async with asyncio.timeout(RESUME_ASK_SECONDS if work.state.output_ids else None):
                 decision = await self._surroundings.ask(question)

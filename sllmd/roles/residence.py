@@ -38,12 +38,14 @@ class Residence:
     lease: Lease | None = None
     replica: Replica | None = None
     task: asyncio.Task[None] | None = None
+    startup_seconds: float = 0.0
+    """What its last start took, from the decision to serving; woken or loaded."""
     expiry: asyncio.TimerHandle | None = None
     unloading: bool = False
     """An operator wants it gone; otherwise one that closes for somebody may serve again."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def view(self) -> ReplicaView:
+    def view(self, worth_seconds: float) -> ReplicaView:
         """As ``admission`` sees it."""
         return ReplicaView(
             replica_id=self.replica_id,
@@ -57,6 +59,8 @@ class Residence:
             rows_max=self.options.batch_max,
             last_used_seconds=self.last_used_seconds,
             resident_since_seconds=self.resident_since_seconds,
+            startup_seconds=self.startup_seconds,
+            worth_seconds=worth_seconds,
         )
 
 

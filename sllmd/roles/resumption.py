@@ -318,6 +318,7 @@ def _pack_request(request: GenerationRequest) -> tuple[Any, ...]:
         request.digest,
         request.keep_alive_seconds,
         request.skip_special_tokens,
+        request.key,
     )
 
 
@@ -332,6 +333,7 @@ def _unpack_request(packed: Any) -> GenerationRequest:
             str() | None as digest,
             float() | int() | None as keep_alive_seconds,
             bool(skip_special),
+            str(key),
         ):
             pass
         case _:
@@ -346,6 +348,7 @@ def _unpack_request(packed: Any) -> GenerationRequest:
             digest,
             keep_alive_seconds,
             skip_special,
+            key,
         )
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"a request that cannot be understood: {error}") from error

@@ -46,7 +46,7 @@ from sllmd.roles.generation import Delta, GenerationRequest, Known, TextLogprob,
 from sllmd.roles.library import Library
 from sllmd.roles.mover import Mover
 from sllmd.roles.settings import ServingSettings
-from sllmd.roles.status import ModelCard, PlanStatus, RequestStatus, Tier
+from sllmd.roles.status import ModelCard, PlanStatus, RequestStatus, Tier, told_seconds
 from sllmd.roles.work import Granted, Work
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.store import StoredModel
@@ -127,6 +127,7 @@ class Router:
             tier=tier,
             state=residence.state if residence else elsewhere or "cold",
             startup_estimate_seconds=0.0 if elsewhere == "serving" else estimate_seconds,
+            keep_alive_seconds=told_seconds(self._agent.keep_alive_seconds(checkpoint)),
         )
 
     def _remote_card(self, stored: StoredModel) -> ModelCard:
@@ -288,6 +289,7 @@ class Generation:
                 [event.token_id for event in request.known if isinstance(event, TokenEvent)],
             ),
             request.keep_alive_seconds,
+            request.key,
         )
 
     async def _decode(self, work: Work, tokenizer: Tokenizer) -> AsyncGenerator[Delta, None]:

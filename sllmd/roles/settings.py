@@ -20,10 +20,12 @@ class ServingSettings(Frozen):
     residency_min: FiniteSeconds = 2.0
     """How long a replica stays before another model may push it out, so that two hot models do not
     spend their time evicting each other."""
-    keep_alive: Seconds = 300.0
-    """How long an idle replica stays; -1: for ever, 0: goes at once. Models and requests may differ. Longer
-    than a load takes, because an idle one makes way at once for whoever needs its devices or its memory: its
-    stay takes nothing from others, and its end makes the next request wait."""
+    keep_alive: Seconds | None = None
+    """How long an idle replica stays ready before it sleeps, and as long again before it ends; -1: for ever,
+    0: ends at once. Models and requests may differ. Unset: some times what loading it anew would
+    take; how many, and the bounds of it, ``[scheduler]`` says."""
+    asleep_max: int = Field(default=4, ge=0)
+    """Replicas that may sleep at a time: each is a process that holds its weights in DRAM. 0: none sleeps."""
     drain_timeout: FiniteSeconds = 30.0
     """How long a stopping daemon lets running requests finish; below the unit's TimeoutStopSec."""
     recent_requests_max: int = Field(default=256, ge=1)
@@ -95,6 +97,8 @@ class ModelSettings(Frozen):
     """Imported under this name at start when it is not in the store yet: a directory, file or URL."""
     aliases: tuple[str, ...] = ()
     keep_alive: Seconds | None = None
+    priority: int = Field(default=0, ge=-6, le=6)
+    """Its requests' turns among those that wait on a node: each step counts twice as many."""
     replicas_min: int = Field(default=0, ge=0)
     """Copies that the cluster keeps loaded."""
     replicas_max: int = Field(default=16, ge=1)

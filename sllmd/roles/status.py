@@ -35,11 +35,18 @@ class ModelCard(_Status):
     partitions: int = 0
     tier: Tier = "ssd"
     state: str = "cold"
-    """``cold``, ``starting``, ``serving``, ``closing``, ``stopping``."""
+    """``cold``, ``starting``, ``serving``, ``closing``, ``dozing``, ``asleep``, ``stopping``."""
     startup_estimate_seconds: float = 0.0
     """0 when it serves."""
+    keep_alive_seconds: float | None = None
+    """How long an idle replica stays ready on this node; -1: for ever, None: it was never here."""
     problem: str | None = None
     """Why it cannot be served as it is, with the remedy."""
+
+
+def told_seconds(seconds: float) -> float:
+    """As everywhere in JSON, -1 is for ever."""
+    return -1.0 if seconds == float("inf") else seconds
 
 
 class ReplicaStatus(_Status):
@@ -56,8 +63,10 @@ class ReplicaStatus(_Status):
     bytes_per_second: float
     running: int
     waiting: int
+    keep_alive_seconds: float
+    """How long it stays ready when idle, and as long again asleep; -1: for ever."""
     expires_in_seconds: float | None
-    """None: busy, or kept for ever."""
+    """Until it sleeps, or ends if it does; None: busy, or kept for ever."""
     pid: int | None = None
     rss_bytes: int | None = None
 

@@ -9,7 +9,7 @@ from sllmd.core.errors import SllmdError
 from sllmd.core.ids import Digest
 from sllmd.engine.tally import Run
 from sllmd.loader.tier import DramTier
-from sllmd.roles.admission import NodeView, ReplicaState
+from sllmd.roles.admission import OFF_DEVICE, NodeView, ReplicaState
 from sllmd.roles.agent import Agent
 from sllmd.roles.inventory import (
     CheckpointFact,
@@ -143,7 +143,7 @@ def _replica_detail(residence: Residence) -> ReplicaDetail:
         loaded_bytes=loading.bytes_done if loading is not None else 0,
         load_seconds=loading.seconds if loading is not None and loading.state == "loading" else 0.0,
         bytes_seconds=stages.get(f"{residence.tier}→dram", 0.0) + stages.get("dram→device", 0.0),
-        start_seconds=stages.get("attach", 0.0),
+        start_seconds=stages.get("attach", stages.get("wake", 0.0)),
         generations=_generations(replica.tally.running.values()) if replica is not None else (),
     )
 
@@ -163,7 +163,7 @@ def _devices(view: NodeView) -> tuple[DeviceFact, ...]:
             size_bytes
             for replica in view.replicas
             for device, size_bytes in zip(replica.devices, replica.device_bytes, strict=True)
-            if device == name
+            if device == name and replica.state is not ReplicaState.ASLEEP
         )
 
     return tuple(
@@ -174,7 +174,7 @@ def _devices(view: NodeView) -> tuple[DeviceFact, ...]:
             if device.memory_bytes is None
             else max(0, device.memory_bytes - taken_bytes(device.name)),
             replicas=sum(
-                device.name in replica.devices and replica.state is not ReplicaState.STOPPING
+                device.name in replica.devices and replica.state not in OFF_DEVICE
                 for replica in view.replicas
             ),
             replicas_max=device.replicas_max,

@@ -27,7 +27,7 @@ from sllmd.engine.protocol import (
 )
 from sllmd.roles.work import Granted, Happening, Work
 
-VERSION = 1
+VERSION = 2
 PROMPT_LOGPROBS_PER_ITEM = 1024
 """At 21 candidates of 15 bytes for each position: 330 kB of the 1 MB that an item may have."""
 
@@ -41,6 +41,7 @@ def pack_work(work: Work) -> tuple[Any, ...]:
         work.model,
         work.digest,
         work.keep_alive_seconds,
+        work.key,
         state.generation_id,
         pack_ids(state.prompt_ids),
         pack_ids(state.output_ids),
@@ -57,6 +58,7 @@ def unpack_work(value: Any) -> Work:
             str(model),
             str(digest),
             float() | int() | None as keep_alive_seconds,
+            str(key),
             str(generation_id),
             bytes(prompt),
             bytes(output),
@@ -71,7 +73,7 @@ def unpack_work(value: Any) -> Work:
         )
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"a generation that cannot be understood: {error}") from error
-    return Work(RequestId(request_id), ModelName(model), Digest(digest), state, keep_alive_seconds)
+    return Work(RequestId(request_id), ModelName(model), Digest(digest), state, keep_alive_seconds, key)
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:

@@ -18,6 +18,8 @@ class Work:
     digest: Digest
     state: GenerationState
     keep_alive_seconds: float | None = None
+    key: str = ""
+    """Id of the API key that it came with: keys take turns. Empty: none was needed."""
 
 
 @dataclass(frozen=True, slots=True)

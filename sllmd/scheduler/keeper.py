@@ -215,13 +215,20 @@ class Keeper:
                 if change.replica in node.replicas:
                     self._remove(node.replicas[change.replica])
             case reports.ReplicaAsleep():
-                replica = self._replica(node, change.replica)
-                if replica.generations:
-                    raise Contradiction
-                give_back(node, replica)
-                replica.state, replica.since_seconds = ReplicaState.ASLEEP, now
+                self._fell_asleep(node, change, now)
             case _:
                 assert_never(change)
+
+    def _fell_asleep(self, node: NodeView, change: reports.ReplicaAsleep, now: float) -> None:
+        """One that is not known here fell asleep before anybody told of it."""
+        before = node.replicas.get(change.replica)
+        known = self.view.models.get(change.model)
+        if (before is not None and before.generations) or known is None:
+            raise Contradiction
+        model = before.model if before is not None else known.model
+        used = before.used_seconds if before is not None else now
+        asleep = ReplicaView(change.replica, model, node.node, (), ReplicaState.ASLEEP, now, used)
+        self._add(asleep, node)
 
     def _replica(self, node: NodeView, replica: ReplicaId) -> ReplicaView:
         found = node.replicas.get(replica)
@@ -311,12 +318,15 @@ class Keeper:
         replica = node.replicas.get(change.replica)
         if known is None or not _exists(node, known.model, change.devices):
             raise Contradiction
-        if replica is None:  # a node that had no leader began by itself
+        wakes = replica is not None and replica.state is ReplicaState.ASLEEP
+        if replica is None or wakes:  # a node that had no leader began by itself
             replica = ReplicaView(
                 change.replica, known.model, node.node, change.devices, ReplicaState.LOADING, now, now
             )
             self._add(replica, node)
             self._book(node, replica, change.source, 0.0, now)
+            assert replica.load is not None
+            replica.load.wakes = wakes
         if replica.load is None:
             raise Contradiction
         replica.state, replica.since_seconds = ReplicaState.LOADING, now

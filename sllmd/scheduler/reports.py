@@ -100,6 +100,7 @@ class ReplicaAsleep:
     """It left its devices; process and DRAM copy are kept."""
 
     replica: ReplicaId
+    model: ModelName
 
 
 @dataclass(frozen=True, slots=True)

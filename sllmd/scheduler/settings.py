@@ -34,10 +34,11 @@ class SchedulerSettings(Frozen):
     bandwidth_max_bytes: dict[str, float] = Field(default_factory=dict)
     """Cap of a hop (``dram``, ``ssd``, ``peer``, ``remote``) in bytes per second; estimates respect it."""
     keep_alive_loads: float = Field(default=8.0, gt=0)
-    """Keep-alive in load times, where a deployment sets none: after that, the leader lets replicas go where
-    fewer would have been enough. The last one stays for ``[serving] keep_alive``."""
-    keep_alive_min: FiniteSeconds = 10.0
-    """Shortest keep-alive that is derived from the load time."""
+    """Keep-alive in load times, where nobody sets one: after that an idle replica sleeps, and the leader lets
+    replicas go where fewer would have been enough."""
+    keep_alive_min: FiniteSeconds = 30.0
+    """Shortest keep-alive that is derived from the load time: a person thinks for so long between two
+    questions."""
     keep_alive_max: FiniteSeconds = 600.0
     """Longest keep-alive that is derived from the load time."""
     scale_down_delay: FiniteSeconds = 30.0

@@ -315,7 +315,7 @@ class Simulation(World):
             self._go(replica)
             return
         replica.asleep, replica.closing = True, False
-        self.tell(replica.node, reports.ReplicaAsleep(replica.replica))
+        self.tell(replica.node, reports.ReplicaAsleep(replica.replica, replica.model.name))
         self.at(self.now + self._keep_alive_seconds(replica), lambda: self._go(replica))
         self._leave_room(replica)
 

@@ -32,7 +32,7 @@ def test_each_layer_beats_the_one_below_it(file: Path) -> None:
     conf_d = file.parent / "conf.d"
     conf_d.mkdir()
     text = '[serving]\nkeep_alive = "1m"\n'
-    assert load(file, "").config.serving.keep_alive == 300
+    assert load(file, "").config.serving.keep_alive is None
     assert load(file, text).config.serving.keep_alive == 60
     (conf_d / "10-a.toml").write_text('[serving]\nkeep_alive = "2m"\n')
     assert load(file, text).config.serving.keep_alive == 120

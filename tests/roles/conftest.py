@@ -29,6 +29,7 @@ from sllmd.roles.place import Here
 from sllmd.roles.resumption import Resumption
 from sllmd.roles.router import Router
 from sllmd.roles.settings import DeviceSettings, MirrorSettings, ModelSettings, ServingSettings
+from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.store.builtin import make_builtin
 from sllmd.store.importing import import_checkpoint
 from sllmd.store.store import Store
@@ -101,6 +102,7 @@ def make_node(store_root: Path) -> MakeNode:
             serving_settings=serving_settings,
             engine_options=EngineSettings(threads=1, batch_max=batch_max).options,
             model_settings=models or {},
+            scheduler_settings=SchedulerSettings(),
         )
         library = Library(store)
         here = Here(agent, library.obtain_exactly, NodeId(""))

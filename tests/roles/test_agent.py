@@ -52,7 +52,8 @@ async def test_an_idle_model_makes_room(make_node: MakeNode) -> None:
         for name in ("a", "b", "a"):
             async with node.agent.hold(node.store.resolve(name)) as grant:
                 assert grant.cold
-        assert [r.checkpoint.name for r in node.agent.residences()] == ["a"]
+        serving = [r for r in node.agent.residences() if r.state is ReplicaState.SERVING]
+        assert [r.checkpoint.name for r in serving] == ["a"]
 
 
 async def test_two_busy_models_on_one_device_take_turns(make_node: MakeNode) -> None:
@@ -71,7 +72,8 @@ async def test_two_busy_models_on_one_device_take_turns(make_node: MakeNode) -> 
             group.create_task(hold("a", gates[0]))
             await eventually(lambda: order)
             group.create_task(hold("b", gates[1]))
-            await eventually(node.agent.waiting)
+            residence = node.agent.residence(a)
+            await eventually(lambda: residence.state is ReplicaState.CLOSING)
             group.create_task(hold("a", gates[2]))  # comes later: must not overtake b
             await eventually(lambda: node.agent.waiting() == 2)
             assert order == ["a"]

@@ -52,7 +52,8 @@ def test_processes_are_told_with_the_model_they_run() -> None:
     workers = [ProcessStats("waiting", 1, 30, 10), ProcessStats("7c7a513e-3", 2, 50, 20)]
     replica = ReplicaStatus(
         replica_id="tiny-1", model="tiny", state="serving", devices=("cpu:0",), tier="device", size_bytes=1,
-        loaded_bytes=1, bytes_per_second=0.0, running=0, waiting=0, expires_in_seconds=None, pid=2,
+        loaded_bytes=1, bytes_per_second=0.0, running=0, waiting=0, keep_alive_seconds=30.0,
+        expires_in_seconds=None, pid=2,
     )  # fmt: skip
     own, waiting, worker = process_statuses(workers, [replica])
     assert (own.role, own.pid) == ("daemon", os.getpid())

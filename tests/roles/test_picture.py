@@ -8,7 +8,7 @@ import pytest
 
 from sllmd.cluster.catalogue.records import Deployment, DeploymentSpec, Node
 from sllmd.cluster.catalogue.state import Catalogue
-from sllmd.core.ids import Digest, GenerationId, ModelName, NodeId
+from sllmd.core.ids import Digest, GenerationId, ModelName, NodeId, RequestId
 from sllmd.roles.inventory import (
     CheckpointFact,
     Detail,
@@ -20,7 +20,8 @@ from sllmd.roles.inventory import (
 )
 from sllmd.roles.picture import Picture, replica_id, slots
 from sllmd.scheduler.decisions import Load, Source
-from sllmd.scheduler.facts import Tier
+from sllmd.scheduler.facts import Request, Tier
+from sllmd.scheduler.placement import place
 from sllmd.scheduler.settings import SchedulerSettings
 from sllmd.scheduler.view import ReplicaState
 
@@ -170,3 +171,34 @@ def test_a_cordoned_node_gets_nothing_and_the_same_inventory_changes_nothing(pic
     assert picture.view.nodes[N].trusted
     picture.forget(N)
     assert picture.view.nodes == picture.view.replicas == {}
+
+
+def test_a_replica_that_sleeps_holds_no_device_and_is_woken(picture: Picture) -> None:
+    picture.take(N, inventory("serving", tier="dram"), 1.0)
+    picture.take(N, inventory("dozing", tier="dram"), 2.0)
+    node = picture.view.nodes[N]
+    assert picture.view.replicas[KEY].state is ReplicaState.CLOSING
+    for now in (3.0, 4.0):
+        picture.take(N, inventory("asleep", tier="dram"), now)
+        assert picture.view.replicas[KEY].state is ReplicaState.ASLEEP
+        assert node.free == [10 * SIZE, 10 * SIZE]
+    load = place(picture.view, Request(RequestId("q"), M, 5.0), 5.0).decision
+    assert isinstance(load, Load)
+    assert load.wakes == KEY
+    picture.keeper.promise(KEY, picture.view.models[M].model, load, 5.0)
+    picture.take(N, inventory("asleep", tier="dram"), 5.0)
+    assert picture.view.replicas[KEY].state is ReplicaState.PROMISED
+    picture.take(N, inventory("serving", tier="dram", start_seconds=0.05), 5.1)
+    assert picture.view.replicas[KEY].state is ReplicaState.READY
+    assert (node.wake.count, node.wake.value) == (1, pytest.approx(0.05))
+
+
+def test_one_that_woke_by_itself_and_one_that_was_never_seen_awake(picture: Picture) -> None:
+    picture.take(N, inventory("asleep", tier="dram"), 1.0)
+    assert picture.view.replicas[KEY].state is ReplicaState.ASLEEP
+    picture.take(N, inventory("starting", tier="dram"), 2.0)
+    assert picture.view.replicas[KEY].state is ReplicaState.LOADING
+    picture.take(N, inventory("serving", tier="dram", start_seconds=0.05), 2.1)
+    assert picture.view.nodes[N].wake.count == 1
+    picture.take(N, inventory(tier="dram"), 3.0)
+    assert KEY not in picture.view.replicas

@@ -43,6 +43,7 @@ WORK = Work(
         [11, 12],
     ),
     keep_alive_seconds=float("inf"),
+    key="team-a",
 )
 LIMIT = RpcSettings().item_bytes_max
 
@@ -102,14 +103,14 @@ def test_nonsense_is_refused(item: Any) -> None:
         Transcript(G).read(item)
 
 
-@pytest.mark.parametrize("place", range(9))
+@pytest.mark.parametrize("place", range(10))
 def test_work_of_another_form_is_refused(place: int) -> None:
     packed: list[Any] = list(pack_work(WORK))
     packed[place] = object()
     with pytest.raises(ProtocolError):
         unpack_work(tuple(packed))
-    assert pack_work(WORK)[0] == 1
+    assert pack_work(WORK)[0] == 2
     with pytest.raises(ProtocolError):
-        unpack_work((2, *pack_work(WORK)[1:]))
+        unpack_work((1, *pack_work(WORK)[1:]))
     with pytest.raises(ProtocolError):
-        unpack_work((*pack_work(WORK)[:6], b"odd", *pack_work(WORK)[7:]))
+        unpack_work((*pack_work(WORK)[:7], b"odd", *pack_work(WORK)[8:]))

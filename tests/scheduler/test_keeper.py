@@ -31,7 +31,7 @@ def test_a_life_told_in_reports() -> None:
     assert told(made, "one", reports.GenerationTokens(R, G, 7))
     assert seen.generations[G].tokens_out == 7
     assert told(made, "one", reports.GenerationEnded(R, G, 9), now=NOW + 5)
-    assert told(made, "one", reports.ReplicaAsleep(R))
+    assert told(made, "one", reports.ReplicaAsleep(R, A))
     assert node.free == [24 * GB]
     assert told(made, "one", reports.ReplicaGone(R))
     assert made.view.replicas == made.view.models[A].replicas == node.replicas == {}
@@ -44,7 +44,7 @@ def test_a_life_told_in_reports() -> None:
         reports.GenerationEnded(ReplicaId("busy"), G, 10),
         reports.GenerationTokens(ReplicaId("busy"), G, 10),
         reports.GenerationBegan(ReplicaId("busy"), reports.GenerationFacts(GenerationId("busy-g0"), 1)),
-        reports.ReplicaAsleep(ReplicaId("busy")),
+        reports.ReplicaAsleep(ReplicaId("busy"), A),
         reports.LoadEnded(ReplicaId("busy"), 1.0, 1.0),
         reports.LoadProgress(ReplicaId("busy"), 1, 1.0),
         reports.LoadBegan(R, A, (7,), Source(Tier.SSD)),
@@ -166,7 +166,7 @@ def test_whatever_is_reported_the_books_balance(steps: list[tuple[int, str, int]
             reports.GenerationBegan(one, reports.GenerationFacts(generation, 5)),
             reports.GenerationEnded(one, generation, 3),
             reports.ReplicaGone(one),
-            reports.ReplicaAsleep(one),
+            reports.ReplicaAsleep(one, A),
         ][kind]
         if not told(made, "one", change):
             node.trusted = True

@@ -191,23 +191,22 @@ def test_keep_alive_is_about_the_time_of_a_load_unless_set() -> None:
 
 def test_an_idle_replica_sleeps_before_it_goes() -> None:
     made = keeper([model("a")], inventory("one", replica("r", "a", 0)), now=NOW)
-    seen = made.view.replicas[ReplicaId("r")]
 
     def action(now: float, ready: int = 1, target: int = 0) -> Idle:
-        return idle_action(seen, ready, target, 2.0, now, SETTINGS)
+        return idle_action(made.view.replicas[ReplicaId("r")], ready, target, 5.0, now, SETTINGS)
 
-    assert action(NOW + 15) is Idle.STAY
-    assert action(NOW + 17) is Idle.SLEEP
-    assert action(NOW + 17, target=1) is Idle.STAY
-    made.apply(_asleep(), NOW + 17)
-    assert action(NOW + 30) is Idle.STAY
-    assert action(NOW + 34) is Idle.GO
+    assert action(NOW + 39) is Idle.STAY
+    assert action(NOW + 41) is Idle.SLEEP
+    assert action(NOW + 41, target=1) is Idle.STAY
+    made.apply(_asleep(), NOW + 41)
+    assert action(NOW + 80) is Idle.STAY
+    assert action(NOW + 82) is Idle.GO
 
 
 def _asleep():
     from sllmd.scheduler import reports
 
-    return reports.Report(NodeId("one"), 1, (reports.ReplicaAsleep(ReplicaId("r")),))
+    return reports.Report(NodeId("one"), 1, (reports.ReplicaAsleep(ReplicaId("r"), ModelName("a")),))
 
 
 # --- eviction ---

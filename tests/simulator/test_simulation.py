@@ -71,7 +71,7 @@ def test_within_its_keep_alive_a_replica_is_still_there() -> None:
 
 def test_an_idle_replica_sleeps_before_it_goes_and_is_woken_faster_than_loaded() -> None:
     models = served(1)
-    keep = 8 * 13.4 / 5
+    keep = 30.0
     for rest, woken, start in ((1.5 * keep, 1, STEADY.wake_seconds), (2.5 * keep, 0, STEADY.start_seconds)):
         trace = [Arrival(at, models[0][1].name, 10, 10) for at in (0.0, rest + 5)]
         result = simulate(STEADY, models, trace, "reactive", 0)
