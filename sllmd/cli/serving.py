@@ -40,6 +40,13 @@ def _until(row: Mapping[str, Any]) -> str:
     return "for ever" if row["state"] == "serving" else "-"
 
 
+def _keep_alive(row: Mapping[str, Any]) -> str:
+    """Of a copy that only rests in DRAM, nobody decides beforehand."""
+    if "keep_alive_seconds" not in row:
+        return "-"
+    return "for ever" if row["keep_alive_seconds"] < 0 else format_seconds(row["keep_alive_seconds"])
+
+
 def _replica_state(row: Mapping[str, Any]) -> str:
     if row["state"] != "starting" or not row["size_bytes"]:
         return str(row["state"])
@@ -56,6 +63,7 @@ _REPLICA_COLUMNS = (
     Column("REQS", lambda row: str(row["running"]), right=True),
     Column("WAITING", lambda row: str(row["waiting"]), right=True),
     Column("UNTIL", _until),
+    Column("KEEP", _keep_alive, wide=True, right=True),
     Column("PID", lambda row: str(row.get("pid") or "-"), wide=True, right=True),
     Column("RSS", lambda row: format_bytes(row["rss_bytes"]) if row.get("rss_bytes") else "-", wide=True),
     Column("REPLICA", lambda row: row["replica_id"], wide=True),
