@@ -288,5 +288,4 @@ def _explained(session: Session, generation: Mapping[str, Any], names: Mapping[s
     if plan is None:
         return picture
     chosen = f"{printable(names.get(plan['leader'], plan['leader']))} decided (epoch {plan['epoch']})"
-    refused = [f"  {printable(refusal)}" for refusal in plan["refusals"]]
-    return "\n".join([picture, "", chosen, plan_text(session, plan, names), *refused])
+    return "\n".join([picture, "", chosen, plan_text(session, plan, names)])

@@ -87,3 +87,15 @@ def test_who_was_asked_before_is_told() -> None:
     gone = "a, which led in epoch 3: it leads no more, or is not well"
     plan = {"ways": [], "total_seconds": None, "decide_seconds": 0.05, "refusals": [gone]}
     assert f" asked before: {gone}" in waterfall(request(decision=plan), {}).splitlines()
+
+
+def test_who_was_asked_before_is_told_once() -> None:
+    decision = {
+        "decide_seconds": 0.01,
+        "ways": [],
+        "total_seconds": None,
+        "refusals": ("a, which led, went",),
+    }
+    text = waterfall(request(decision=decision), {})
+    assert text.count("a, which led, went") == 1
+    assert text.endswith(" asked before: a, which led, went")
