@@ -63,6 +63,13 @@ async def test_members_know_each_other_by_certificate(make_node: MakeNode):
     await connection.close()
 
 
+async def test_a_refusal_is_news_once_for_each_host(make_node: MakeNode):
+    local = (await make_node("server")).local
+    asked = ["10.0.0.1:40000", "10.0.0.1:40001", "10.0.0.2:40000", "10.0.0.2:40001"]
+    assert [local.news(address, "too slow") for address in asked] == [True, False, True, False]
+    assert local.news(asked[0], "of another cluster")
+
+
 async def test_another_node_than_expected(make_node: MakeNode):
     server, client = await make_node("server"), await make_node("client")
     with pytest.raises(PeerRefused, match="node server answered instead of node other"):

@@ -29,7 +29,7 @@ from sllmd.wire.rpc.settings import RpcSettings
 from sllmd.wire.tls import Admission, Peer, Tls, admit_all, check_peer, explain_tls, peer_of
 
 TOLD_MAX = 256
-"""Reasons that are remembered; strangers make them up."""
+"""Hosts and reasons that are remembered; strangers make them up."""
 _log = structlog.get_logger(__name__)
 
 
@@ -44,15 +44,16 @@ class Local:
     tls: Tls | None
     """None: plain TCP, for tests and ``--dev`` on loopback."""
     admission: Admission = field(default=admit_all)
-    _told: set[str] = field(default_factory=set)
+    _told: set[tuple[str, str]] = field(default_factory=set)
 
-    def news(self, reason: str) -> bool:
-        """Whether a refusal has not been told yet: who is refused asks again, for days."""
-        if reason in self._told:
+    def news(self, address: str, reason: str) -> bool:
+        """Whether a refusal has not been told yet of this host: who is refused asks again, for days."""
+        refusal = (address.rpartition(":")[0], reason)  # each time from another port
+        if refusal in self._told:
             return False
         if len(self._told) >= TOLD_MAX:
             self._told.clear()
-        self._told.add(reason)
+        self._told.add(refusal)
         return True
 
 
@@ -334,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
         self._tick = self._loop.call_later(self._settings.keepalive_seconds, self._check_life, now)
 
     def _refuse(self, error: PeerRefused) -> None:
-        log = _log.warning if self._local.news(error.message) else _log.debug
+        log = _log.warning if self._local.news(self.address, error.message) else _log.debug
         log("node refused", address=self.address, reason=error.message, hint=error.hint)
         self._hang_up(error, error.message, code=error.code, hint=error.hint)
 

@@ -95,7 +95,7 @@ class Listener:
         except (OSError, SllmdError, TimeoutError) as error:
             # OSError: TLS errors among them.
             reason = explain_tls(error) if isinstance(error, ssl.SSLError) else str(error) or "too slow"
-            log = _log.info if self._local.news(reason) else _log.debug
+            log = _log.info if self._local.news(address, reason) else _log.debug
             log("stranger not let in", address=address, reason=reason)
             connection.abort()
             accepted.close()
