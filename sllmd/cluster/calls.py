@@ -41,7 +41,7 @@ class Calls:
         self._peers = Peers(local)
         self._listener = Listener(local)
         self._told: set[str] = set()
-        """Addresses at which another cluster answers, as the log has it."""
+        """Addresses at which this node is no member, as the log has it."""
 
     async def serve_chunks(self, listening: Listening) -> int:
         """From now on, if this node does; the port, or 0. Raises ConfigError."""
@@ -80,7 +80,8 @@ class Calls:
         return found if isinstance(found, str) else None
 
     def _tell_of_join(self, address: str, error: SllmdError) -> None:
-        """Nobody of this cluster takes calls there: once for each address, and loudly where others do."""
+        """Nobody of this cluster takes calls there: once for each address, and loudly where somebody
+        does who is of another one, too old, or takes this node for none of its own."""
         if address in self._told:
             return
         if not isinstance(error, PeerRefused):
@@ -88,11 +89,12 @@ class Calls:
             return
         self._told.add(address)
         _log.error(
-            "not joined: this node's data directory is of another cluster; it serves on in that one",
+            "not joined: whoever answers there and this node will not talk; it serves on in its own cluster",
             address=address,
             cluster=self._local.hello().cluster,
             reason=error.message,
-            hint="to join the one at that address, start with another --data-dir; to stay, leave out --join",
+            hint="if another cluster is there: to join it, start with another --data-dir; to stay, leave out "
+            "--join",
         )
 
     def hang_up(self, nodes: frozenset[NodeId]) -> None:
