@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import types
 import typing
@@ -42,6 +43,10 @@ _VARIABLES_OF_TOOLS = (
     "SLLMD_STORM_SECONDS",
 )
 """Of this project's scripts, tests and benchmarks, which run daemons."""
+_OF_SERVICES = re.compile(
+    r"SLLMD_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?=|PORT=(tcp|udp|sctp)://|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=).*"
+)
+"""What Kubernetes tells each container of services whose names begin with sllmd, whoever asked for it."""
 
 DEV_VALUES: tuple[tuple[KeyPath, Any], ...] = (
     (("api", "listen"), ["127.0.0.1:8343"]),
@@ -180,6 +185,8 @@ def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
         key = name.removeprefix(ENVIRONMENT_PREFIX)
         if key == name or "__" in key or name in VARIABLES or name in _VARIABLES_OF_TOOLS:
+            continue
+        if _OF_SERVICES.fullmatch(f"{name}={environ[name]}"):
             continue
         section = next((section for section in Config.model_fields if _holds(section, key.lower())), None)
         if section is not None:

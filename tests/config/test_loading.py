@@ -121,6 +121,23 @@ def test_variables_of_the_command_line_and_of_the_scripts_are_no_keys() -> None:
     load(environ={"SLLMD_ADDR": "x", "SLLMD_API_KEY": "y", "SLLMD_DEMO_MODEL": "z"})
 
 
+def test_what_kubernetes_tells_of_a_service_called_sllmd_is_nobodys_mistake() -> None:
+    at = "10.0.0.7"
+    load(
+        environ={
+            "SLLMD_SERVICE_HOST": at,
+            "SLLMD_SERVICE_PORT": "8343",
+            "SLLMD_SERVICE_PORT_HTTP": "8343",
+            "SLLMD_PORT": f"tcp://{at}:8343",
+            "SLLMD_PORT_8343_TCP": f"tcp://{at}:8343",
+            "SLLMD_PORT_8343_TCP_ADDR": at,
+            "SLLMD_NODES_SERVICE_HOST": at,
+        }
+    )
+    with pytest.raises(ConfigError, match="SLLMD_PORT is no variable"):
+        load(environ={"SLLMD_PORT": "8343"})
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
