@@ -52,5 +52,3 @@ class SchedulerSettings(Frozen):
     """How often the leader looks for a model to lift, one on each node. Chances change with the clock."""
     prefetch_chance_min: float = Field(default=0.5, gt=0, le=1)
     """A model is fetched one tier up if it is used within the horizon with at least this chance."""
-    starve_after: PositiveSeconds = 60.0
-    """Who has waited this long goes first, whatever the priorities."""
