@@ -82,6 +82,7 @@ def make_node(store_root: Path) -> MakeNode:
         models: dict[str, ModelSettings] | None = None,
         batch_max: int = 8,
         root: Path | None = None,
+        in_process: bool = True,
     ) -> AsyncIterator[Node]:
         device_settings = devices or DeviceSettings()
         serving_settings = serving or ServingSettings(residency_min=0)
@@ -91,7 +92,9 @@ def make_node(store_root: Path) -> MakeNode:
             quarantine=store.quarantine,
             complete_remote=store.complete_remote,
         )
-        supervisor = Supervisor(WorkerSettings(engine="fake", in_process=True, fake=fake or FakeSettings()))
+        supervisor = Supervisor(
+            WorkerSettings(engine="fake", in_process=in_process, fake=fake or FakeSettings())
+        )
         await supervisor.start()
         cpus = tuple(Device(f"cpu:{i}", "cpu", None, "CPU") for i in range(device_settings.cpu_devices))
         agent = Agent(

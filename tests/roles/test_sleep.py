@@ -131,11 +131,14 @@ async def test_many_requests_of_a_key_do_not_keep_another_waiting(make_node: Mak
 
 
 @pytest.mark.slow
-async def test_two_hot_models_on_one_device_batch_their_queues(make_node: MakeNode) -> None:
+@pytest.mark.parametrize("in_process", [True, False], ids=["in this process", "in workers"])
+async def test_two_hot_models_on_one_device_batch_their_queues(make_node: MakeNode, in_process: bool) -> None:
     """Two crowds that never stop asking: nobody fails, both are served, and each stay serves many."""
     fake = FakeSettings(build_seconds=0.1)
     serving = ServingSettings(residency_min="200ms")
-    async with make_node(devices=ONE_SLOT, fake=fake, serving=serving, batch_max=4) as node:
+    async with make_node(
+        devices=ONE_SLOT, fake=fake, serving=serving, batch_max=4, in_process=in_process
+    ) as node:
         served, starts, failed = {"a": 0, "b": 0}, 0, []
 
         def observe(_residence: Residence, change: str, _reason: str | None) -> None:
