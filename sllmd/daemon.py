@@ -41,6 +41,7 @@ from sllmd.roles.following import Following
 from sllmd.roles.happenings import of_start, of_stop
 from sllmd.roles.library import Library
 from sllmd.roles.mover import Mover
+from sllmd.roles.moves import Selection
 from sllmd.roles.operator import Operator
 from sllmd.roles.passage import Passage
 from sllmd.roles.provision import is_built_in, provision
@@ -202,7 +203,11 @@ class Daemon:
         node.share = Sharing(tier, self._library.find).hold
         self._following.offer(node.methods)
         self._draining.offer(node.methods)
-        self.operator.moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
+        moves = self.operator.moves
+        moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
+        self.plane.leader.move_away = lambda model, source, target: moves.everywhere(
+            Selection(model=model, source=source), target, "its device is needed"
+        )
         watch_replicas(feed, self.agent, name)
         watch_door(feed, node)
         watch_mirror(feed, mirror, name)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import structlog
@@ -42,7 +42,7 @@ from sllmd.roles.inventory import Inventory
 from sllmd.roles.orders import Order, Orders, Verb, Verdict, give_order
 from sllmd.roles.picture import Picture, replica_id
 from sllmd.roles.reporting import TOLD_SECONDS
-from sllmd.scheduler.decisions import Load, Placement, Refuse, Use, Wait, Way
+from sllmd.scheduler.decisions import Load, Move, Placement, Refuse, Use, Wait, Way
 from sllmd.scheduler.facts import Model, Request
 from sllmd.scheduler.placement import place
 from sllmd.scheduler.scaling import Steady, further, scale
@@ -74,8 +74,12 @@ RETRY_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
 
 
+MoveAway = Callable[[ModelName, NodeId, NodeId], Coroutine[Any, Any, object]]
+"""Has every router move what it runs of a model from one node to another; returns when that is over."""
+
+
 class Patient(Search):
-    """Busy replicas are waited for: nobody here can move what runs on them."""
+    """Busy replicas are waited for: that others may have more copies is no reason to move a stream."""
 
     def busy(self, node: NodeView, known: ModelView, replica: ReplicaView) -> Option | None:  # noqa: ARG002
         """See ``Search``."""
@@ -113,6 +117,9 @@ class Leader:
         self._alarm: asyncio.TimerHandle | None = None
         """When to look at the numbers of replicas again though nothing has changed."""
         self._denied: set[str] = set()
+        self.move_away: MoveAway | None = None
+        """None: busy replicas are waited for."""
+        self._moves: set[asyncio.Task[object]] = set()
         self._in_vain: dict[ModelName, int] = {}
         """Models that have to wait, as was decided after so many rings."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -155,7 +162,7 @@ class Leader:
 
     def rest(self) -> None:
         """Another node leads, or nobody; who waits here is sent away."""
-        for task in [*self._tasks, *self._works.values()]:
+        for task in [*self._tasks, *self._works.values(), *self._moves]:
             task.cancel()
         for timer in [*self._expiries.values(), *([self._alarm] if self._alarm else [])]:
             timer.cancel()
@@ -321,7 +328,8 @@ class Leader:
         only = others if avoided else None
         ahead = known.waiting + len(recent) + self._joined[model]
         view = self.picture.view
-        return place(view, request, now, ahead=ahead, only=only, without=lost, searching=Patient)
+        searching = Patient if self.move_away is None else Search
+        return place(view, request, now, ahead=ahead, only=only, without=lost, searching=searching)
 
     def _answer(self, placement: Placement, decide_seconds: float, refusals: tuple[str, ...]) -> Decided:
         return decided(
@@ -395,7 +403,10 @@ class Leader:
     ) -> str | None:
         epoch, deployment = self._epoch, self._deployment(model.name)
         for victim in load.victims:
+            replica = self.picture.view.replicas.get(victim.replica)
             await self._unload(victim.replica, "it makes room")
+            if isinstance(victim, Move) and replica is not None:
+                self._begin_to_move(victim, replica.node)
         if self._deployment(model.name) != deployment:
             return CHANGED
         revision = await self._agree(key, model, load)
@@ -411,6 +422,16 @@ class Leader:
         if answer.verdict is Verdict.ACCEPTED:
             return None
         return f"{self._name(load.node)}: {answer.reason}"
+
+    def _begin_to_move(self, move: Move, source: NodeId) -> None:
+        """What runs on a victim leaves it; what cannot, or would gain nothing, ends where it is. The load
+        waits at its node for either."""
+        assert self.move_away is not None, "else nothing is moved"
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(
+            self.move_away(move.model, source, move.target_node), name=f"moving {move.replica}"
+        )
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
 
     def _deployment(self, name: ModelName) -> Deployment | None:
         return self._cluster.control.view().catalogue.deployments.get(name)
