@@ -88,26 +88,19 @@ def test_a_sleeping_replica_goes_with_its_copy() -> None:
     assert (result.woken, result.loads) == (0, {"ssd": 3})
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(0, 120), st.integers(0, 1)), min_size=30, max_size=150),
-    st.integers(1, 4),
-    st.integers(1, 120),
-    st.sampled_from(("startup", "reactive", "waiting")),
-)
-def test_two_hot_models_that_share_a_device_batch_their_queues(rows, rows_max, tokens, policy) -> None:
-    """Nobody fails, and the device is not spent on switching: a switch has the device serve for as long as it
-    took, or was at the end of what one of them was asked."""
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.sampled_from(("startup", "reactive", "waiting")), st.data())
+def test_two_hot_models_that_share_a_device_batch_their_queues(rows_max, tokens, policy, data) -> None:
+    """Each asks faster than the device serves, in any order. Nobody fails, and no more than half of the time
+    goes into switching."""
     models = served(2, replace(KIND, rows=rows_max))
-    trace = sorted(
-        (Arrival(at, models[index][1].name, 20, tokens) for at, index in rows),
-        key=lambda arrival: (arrival.seconds, arrival.model),
-    )
+    chance = data.draw(st.randoms(use_true_random=False))
+    trace = [Arrival(number * 0.02, models[chance.randrange(2)][1].name, 20, tokens) for number in range(300)]
     hardware = replace(STEADY, nodes=1, devices=1)
     result = simulate(hardware, models, trace, policy, 0)
     assert (result.failed, len(result.startup_seconds)) == (0, len(trace))
-    switch = 13.4 / 20 + STEADY.start_seconds + STEADY.evict_seconds
-    assert sum(result.loads.values()) * switch <= 0.5 * result.seconds + 2 * switch + 13.4 / 5 * 2
+    switch = 13.4 / 20 + STEADY.evict_seconds + STEADY.wake_seconds
+    assert sum(result.loads.values()) * switch <= 0.5 * result.seconds + 2 * 13.4 / 5
 
 
 def test_a_downloaded_model_comes_over_the_network_every_time() -> None:
