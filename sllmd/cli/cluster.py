@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -98,8 +98,20 @@ def members(
     cluster = session.client.get("/sllmd/v1/members")
     rows = [row for row in cluster["members"] if show_all or is_member(row)]
     session.show_rows(rows, _MEMBER_COLUMNS, empty="no nodes")
-    if cluster["leader"] is None and session.for_people:
+    if not session.for_people:
+        return
+    if dead := cluster["control"]["majority_dead"]:
+        session.note(majority_lost_text(dead))
+    elif cluster["leader"] is None:
         session.note("nobody leads just now: changes wait, what is loaded is still served")
+
+
+def majority_lost_text(dead: Sequence[str]) -> str:
+    """What it means that these voters are dead, and the ways out."""
+    return (
+        f"nothing can be changed: {', '.join(dead)} had to agree; start {' or '.join(dead)} again, or, where"
+        " they are lost for good, stop this node and give it `sllmd recover --force-new-cluster`"
+    )
 
 
 def _labels(row: Mapping[str, Any]) -> str:

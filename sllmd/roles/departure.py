@@ -41,8 +41,8 @@ class Departure:
     async def leave(self, drain_seconds: float | None = None) -> LeaveReport:
         """Go; what it cost. Who asks again meanwhile gets the same answer, who stops asking stops nothing.
 
-        Raises Conflict for the only node, ControlUnavailable and OutcomeUnknown when the cluster cannot
-        agree: then this node takes work again.
+        Raises Conflict for the only node and where most voters are dead, ControlUnavailable and
+        OutcomeUnknown when the cluster cannot agree: then this node takes work again.
         """
         if self._leaving is None:
             seconds = self._drain_seconds if drain_seconds is None else drain_seconds
@@ -57,6 +57,7 @@ class Departure:
     async def _leave(self, drain_seconds: float) -> LeaveReport:
         cluster = self._fleet.cluster
         name = cluster.identity.name
+        self._fleet.require_majority()
         await cluster.control.read()
         if not cluster.members_here():
             raise Conflict(

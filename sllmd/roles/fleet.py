@@ -14,7 +14,7 @@ from sllmd.cluster.member import RaftControl
 from sllmd.cluster.node import ClusterNode
 from sllmd.core.errors import InvalidRequest, RecordNotFound
 from sllmd.core.ids import NodeId
-from sllmd.roles.degraded import degraded_reasons
+from sllmd.roles.degraded import degraded_reasons, majority_lost
 from sllmd.roles.inventory import Inventory
 from sllmd.roles.members import ClusterFacts, cluster_status
 from sllmd.roles.status import ClusterStatus, ClusterSummary, MemberStatus
@@ -51,6 +51,16 @@ class Fleet:
             control=status.control,
             degraded=reasons,
         )
+
+    def require_majority(self) -> None:
+        """Raises Conflict where so many voters are dead that the cluster cannot agree until some are back.
+
+        A node that has just started and heard nobody yet does not know.
+        """
+        control = self.status().control
+        lost = majority_lost(control)
+        if lost is not None and control.age_seconds is not None:
+            raise lost
 
     def find(self, name: str) -> MemberStatus:
         """The member of this name or id; of two namesakes the one that is here.

@@ -149,6 +149,10 @@ def _control_status(
     alive = {member.id for member in members if member.state == "alive"}
     voters_alive = sum(node in alive for node in facts.voters)
     quorum = len(facts.voters) // 2 + 1
+    unwell = {member.id for member in members if member.state in ("dead", "left")}
+    dead = [node for node in facts.voters if node in unwell]
+    is_led = facts.leader in alive
+    is_lost = not is_led and len(facts.voters) - len(dead) < quorum
     return ControlStatus(
         store=facts.store,
         position=facts.position,
@@ -156,4 +160,5 @@ def _control_status(
         voters=tuple(names.get(node, node) for node in facts.voters),
         voters_alive=voters_alive,
         voters_may_fail=max(0, voters_alive - quorum),
+        majority_dead=tuple(names.get(node, node) for node in dead) if is_lost else (),
     )

@@ -177,6 +177,8 @@ class ControlStatus(_Status):
     voters_alive: int
     voters_may_fail: int
     """Before nothing can be changed any more; warm models are served in any case."""
+    majority_dead: tuple[str, ...] = ()
+    """The dead voters, where they are so many that nothing can be agreed until some come back."""
 
 
 class ClusterStatus(_Status):

@@ -1,7 +1,8 @@
 """What an operator changes in the cluster: nodes, deployments, API keys.
 
 Every change is one command that the cluster agrees on, asked through any node. Raises ControlUnavailable
-(nothing was changed), OutcomeUnknown, and, for what does not fit, RecordNotFound and Conflict.
+(nothing was changed), OutcomeUnknown, and, for what does not fit, RecordNotFound and Conflict; Conflict at
+once, too, where most voters are dead: waiting would not help.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Steering:
         secret = f"sk-sllm-{key_id}-{secrets.token_urlsafe(SECRET_BYTES)}"
         digest = hashlib.sha256(secret.encode()).hexdigest()
         scope = " ".join(sorted(set(scopes)))
+        self._fleet.require_majority()
         result = await self._fleet.cluster.control.propose(ApiKeyPut(key_id, digest, scope, 0))
         if isinstance(result, Denied) and result.reason is Reason.CONFLICT:
             raise Conflict(
@@ -105,6 +107,7 @@ class Steering:
         return await control.read() if newest else control.view().catalogue
 
     async def _propose(self, body: Body) -> Done:
+        self._fleet.require_majority()
         return _done(await propose_retiring(self._fleet.cluster.control, body, self._retire))
 
 

@@ -12,7 +12,7 @@ from sllmd.cluster.gossip import Meta
 from sllmd.cluster.gossip.messages import Status
 from sllmd.cluster.roster import MemberView
 from sllmd.core.ids import NodeId
-from sllmd.roles.degraded import degraded_reasons
+from sllmd.roles.degraded import degraded_reasons, majority_lost
 from sllmd.roles.inventory import Inventory
 from sllmd.roles.members import ClusterFacts, cluster_status
 
@@ -92,8 +92,24 @@ def test_a_lost_majority_says_what_goes_on_and_what_does_not() -> None:
     facts = replace(FACTS, heard=(view(A), view(B, Status.DEAD), view(C, Status.DEAD)), leader=None)
     status = cluster_status(facts)
     assert status.leader is None
-    assert reasons(facts)[0].startswith("only 1 of 3 voters is alive: nothing can be changed")
-    assert "still served" in reasons(facts)[0]
+    first, *rest = reasons(replace(facts, leader=B))  # as a node without a vote goes on to believe
+    assert first.startswith(
+        "2 of 3 voters are dead (b, c): nothing can be changed, what is loaded is still served"
+    )
+    assert "start b or c again" in first
+    assert "sllmd recover --force-new-cluster" in first
+    assert not [each for each in rest if "node rm" in each], "which nobody could agree to"
+
+
+def test_a_dead_only_voter_is_no_lost_cause_until_it_counts_as_dead() -> None:
+    alone = replace(FACTS, voters=(B,))
+    suspect = replace(alone, heard=(view(A), view(B, Status.SUSPECT), view(C)))
+    assert majority_lost(cluster_status(suspect).control) is None
+    dead = replace(alone, heard=(view(A), view(B, Status.DEAD), view(C)))
+    lost = majority_lost(cluster_status(dead).control)
+    assert lost is not None
+    assert lost.message.startswith("the only voter is dead (b)")
+    assert majority_lost(cluster_status(replace(dead, voters=(A, B, C))).control) is None
 
 
 def test_a_member_that_was_never_heard_of_counts_as_dead_since_nobody_knows_when() -> None:
