@@ -67,7 +67,7 @@ def import_(
             raise
     seconds = time.monotonic() - began_seconds
     found = before.get(checkpoint.name)
-    replaced = found.digest if found and found.digest != checkpoint.manifest.digest else None
+    replaced = found.digest if found and found.digest not in ("", checkpoint.manifest.digest) else None
     there_already = found is not None and found.directory == checkpoint.directory.name
     did = f"{format_bytes(checkpoint.manifest.size_bytes)} in {format_seconds(seconds)}"
     if there_already:

@@ -20,7 +20,7 @@ from sllmd.cli.progress import ByteProgress, byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
 from sllmd.cli.tables import Column
 from sllmd.core.errors import MalformedCheckpoint, ModelNotFound, SllmdError, StoreError
-from sllmd.core.units import format_bytes, format_seconds
+from sllmd.core.units import format_age, format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.credentials import shown_url
 from sllmd.store.store import Store, StoredModel
@@ -41,8 +41,8 @@ _COLUMNS = (
     Column("MODEL", lambda row: row["name"]),
     Column("SIZE", lambda row: format_bytes(row["size_bytes"]), right=True),
     Column("KIND", lambda row: row["kind"]),
-    Column("ARCHITECTURE", lambda row: row["architecture"]),
-    Column("IMPORTED", lambda row: f"{format_seconds(max(0.0, time.time() - row['imported_at']))} ago"),
+    Column("ARCHITECTURE", lambda row: row["architecture"] or "-"),
+    Column("IMPORTED", lambda row: _age(row["imported_at"])),
     Column("ALIASES", lambda row: ", ".join(row["aliases"]) or "-"),
     Column("DIGEST", lambda row: row["digest"], wide=True),
     Column("PROBLEM", lambda row: row["problem"] or "-", wide=True),
@@ -172,6 +172,11 @@ def bytes_told(session: Session, label: str) -> AbstractContextManager[ByteProgr
     """Progress as a bar; for a person without a terminal in lines."""
     lines = session.for_people and not session.options.quiet
     return byte_bar(label, shown=session.shows_progress, color=session.color, lines=lines)
+
+
+def _age(imported_at: float) -> str:
+    """Nothing tells when a model was imported whose nodes are away, or whose entry cannot be read."""
+    return f"{format_age(max(0.0, time.time() - imported_at))} ago" if imported_at else "-"
 
 
 def _asks_daemon(session: Session, directory: Path | None) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
 from sllmd.core.errors import ModelNotFound
-from sllmd.store.durable import write_file
+from sllmd.store.durable import make_directory, write_file
 from sllmd.store.source import CONFIG_FILE, SINGLE_FILE, TOKENIZER_FILE
 
 PREFIX = "builtin:"
@@ -37,7 +37,7 @@ def make_builtin(name: str, directory: Path) -> None:
     """Write the built-in model ``name`` as a safetensors directory. Raises ModelNotFound for another name."""
     if name != "tiny":
         raise ModelNotFound(f"there is no built-in model `{name}`", hint="the only one is builtin:tiny")
-    directory.mkdir(parents=True)
+    make_directory(directory)
     files = {
         CONFIG_FILE: _json(_config()),
         "generation_config.json": _json({"bos_token_id": 256, "eos_token_id": [256, 258]}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -91,6 +92,8 @@ class Catalogue:
         self._settled = False
         self._entries: dict[str, Entry] = {}
         self._faults: dict[str, str] = {}
+        self._denied = False
+        """Whether the system did not let an entry be read."""
 
     def entries(self) -> Mapping[str, Entry]:
         """All readable entries by name. Raises StoreError when the directory cannot be read."""
@@ -102,7 +105,8 @@ class Catalogue:
         if changed_ns != self._seen_ns or not self._settled:
             with store_errors("read the catalogue"):
                 self._read_all()
-            self._settled = time.time_ns() - changed_ns > _SETTLED_SECONDS * 1e9
+            settled = time.time_ns() - changed_ns > _SETTLED_SECONDS * 1e9
+            self._settled = settled and not self._denied  # a mode mended does not change the directory's time
             self._seen_ns = changed_ns
         return self._entries
 
@@ -111,9 +115,9 @@ class Catalogue:
         return self._faults.get(name)
 
     @property
-    def has_faults(self) -> bool:
-        """Whether some entry could not be read."""
-        return bool(self._faults)
+    def faults(self) -> Mapping[str, str]:
+        """Why entries could not be read, by name."""
+        return self._faults
 
     def names_and_aliases(self) -> list[str]:
         """Everything that can be asked for."""
@@ -152,16 +156,20 @@ class Catalogue:
     def _read_all(self) -> None:
         entries: dict[str, Entry] = {}
         faults: dict[str, str] = {}
+        self._denied = False
         for path in sorted(self._names.glob("[!.]*.json")):
             name = unquote(path.stem)
             try:
                 entries[name] = _read_entry(path)
             except FileNotFoundError:
                 continue  # removed since it was listed
+            except OSError as error:
+                self._denied = True
+                faults[name] = f"{os.strerror(error.errno or 0)}: {path}"
             except (ValueError, RecursionError, StoreError) as error:
                 faults[name] = str(error).splitlines()[0]
-                if name not in self._faults:
-                    _log.warning("catalogue entry ignored", file=str(path), reason=faults[name])
+        for name in faults.keys() - self._faults.keys():
+            _log.warning("catalogue entry cannot be read", model=name, reason=faults[name])
         self._entries, self._faults = entries, faults
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from sllmd.core.errors import MalformedCheckpoint, UnsupportedCheckpoint
 from sllmd.store.consistency import check_manifest
-from sllmd.store.durable import sync_directory, sync_file, write_file
+from sllmd.store.durable import sync_directory, write_file
 from sllmd.store.manifest import FORMAT_VERSION, Manifest
 
 MANIFEST_FILE = "manifest.json"
@@ -57,8 +56,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def copy_small_files(source: Path, target: Path, names: Iterable[str]) -> None:
     """Copy small files that are known to be there, onto stable storage. Raises OSError."""
     for name in names:
-        shutil.copyfile(source / name, target / name)
-        sync_file(target / name)
+        write_file(target / name, (source / name).read_bytes())
 
 
 def small_digests(directory: Path, names: Iterable[str]) -> dict[str, str]:

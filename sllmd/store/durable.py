@@ -2,6 +2,9 @@
 
 ``os.write`` may write less than it was given and say so only in its return value. Whoever ignores that
 publishes files that are short or empty, so every byte of the store goes through ``write_all``.
+
+Whatever is made here has the mode that is asked for, whatever the umask, and what root makes belongs to the
+owner of the directory that it is made in: root's import must not lock out the daemon that owns the store.
 """
 
 from __future__ import annotations
@@ -40,6 +43,45 @@ def store_error(action: str, error: OSError) -> StoreError:
     return StoreError(f"cannot {action}: {reason}{where}", hint=hint)
 
 
+def make_directory(path: Path, *, exist_ok: bool = False) -> None:
+    """Create ``path`` and the directories above it that are missing. Raises OSError, FileExistsError too."""
+    if not path.parent.exists():
+        make_directory(path.parent, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if exist_ok and path.is_dir():
+            return
+        raise
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o755)
+        give_to_owner(descriptor, path.parent)
+    finally:
+        os.close(descriptor)
+
+
+def create_file(path: Path, *, mode: int = 0o644) -> int:
+    """The descriptor of a new file to write to. Raises OSError when it is there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        give_to_owner(descriptor, path.parent)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def give_to_owner(descriptor: int, directory: Path) -> None:
+    """Give what is open to the owner of ``directory``; only root can, and others need not. Raises OSError."""
+    if os.geteuid() != 0:
+        return
+    owner, found = directory.stat(), os.fstat(descriptor)
+    if (found.st_uid, found.st_gid) != (owner.st_uid, owner.st_gid):
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write every byte of ``data`` at the descriptor's position. Raises OSError."""
     view = memoryview(data)
@@ -52,7 +94,7 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Create ``path`` with ``data`` on stable storage; its directory still needs ``sync_directory``."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    descriptor = create_file(path, mode=mode)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)

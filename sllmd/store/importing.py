@@ -23,7 +23,7 @@ from sllmd.store.credentials import HUB_PREFIX, hub_url
 from sllmd.store.destination import AS, Destination
 from sllmd.store.digest import UNNAMED, with_digest
 from sllmd.store.directory import small_digests, write_manifest
-from sllmd.store.durable import write_file
+from sllmd.store.durable import make_directory, write_file
 from sllmd.store.layout import lay_out, lay_out_in_place
 from sllmd.store.local import (
     LocalSource,
@@ -152,7 +152,7 @@ def _import_copy(
         _convert_weights(local, root, settings, on_progress)
         found = _read_source(root, None)
     publishable = staging / "checkpoint"
-    publishable.mkdir()
+    make_directory(publishable)
     weights = publishable if destination.held is None else None
     manifest = _copy(found, root, origin, publishable, weights, staging, partitions, settings, on_progress)
     return _publish(destination, manifest, publishable, kind="stored")
@@ -222,7 +222,7 @@ def _register_in_place(
         for name, size in found.file_bytes.items()
     )
     publishable = staging / "checkpoint"
-    publishable.mkdir()
+    make_directory(publishable)
     names = _small_files(local.root, publishable, staging, settings)
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sllmd.store.durable import give_to_owner
+
 
 @contextmanager
 def open_lock(path: Path) -> Iterator[int]:
     """The lock's descriptor, for ``flock``; whatever is held by it is let go at the end. Raises OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
+        give_to_owner(descriptor, path.parent)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -18,7 +18,7 @@ from sllmd.store.credentials import shown_url
 from sllmd.store.destination import Destination
 from sllmd.store.digest import UNNAMED, manifest_digest, with_digest
 from sllmd.store.directory import MANIFEST_FILE, parse_manifest, small_digests, write_manifest
-from sllmd.store.durable import write_file
+from sllmd.store.durable import make_directory, write_file
 from sllmd.store.header import PREFIX_BYTES, Header, parse_header, parse_length
 from sllmd.store.http import HttpSource
 from sllmd.store.layout import absent_heads, lay_out_in_place
@@ -55,7 +55,7 @@ def register_remote(
     """
     source = _find(url, settings.http_timeout_seconds)
     directory = staging / "checkpoint"
-    directory.mkdir()
+    make_directory(directory)
     published = source.read_small(MANIFEST_FILE, SMALL_FILE_BYTES_MAX)
     if published is not None:
         manifest = _take_manifest(source, published, directory)

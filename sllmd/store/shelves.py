@@ -13,7 +13,7 @@ from sllmd.core.ids import ModelName
 from sllmd.store.catalogue import Catalogue, Entry, slug
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.directory import copy_small_files, tree_bytes, write_manifest
-from sllmd.store.durable import remove_tree, sync_directory
+from sllmd.store.durable import make_directory, remove_tree, sync_directory
 from sllmd.store.locks import held_alone
 
 QUARANTINED_COPIES_MAX = 4
@@ -32,7 +32,7 @@ class Shelves:
     def prepare(self) -> None:
         """Create what is missing."""
         for name in _DIRECTORIES:
-            (self._root / name).mkdir(parents=True, exist_ok=True)
+            make_directory(self._root / name, exist_ok=True)
 
     def put(self, entry: Entry, staging: Path) -> None:
         """Rename ``staging`` into place, switch the entry over, remove what it stood for."""
@@ -48,7 +48,7 @@ class Shelves:
     def put_without_data(self, entry: Entry, checkpoint: Checkpoint) -> None:
         """The entry is remote again: of ``checkpoint`` it has manifest and small files."""
         directory = _unused(self._root / "models" / entry.directory)
-        directory.mkdir()
+        make_directory(directory)
         copy_small_files(checkpoint.directory, directory, checkpoint.manifest.small_files)
         write_manifest(directory, checkpoint.manifest)
         self._catalogue.put(entry.model_copy(update={"kind": "remote", "directory": directory.name}))
@@ -60,7 +60,7 @@ class Shelves:
     def sweep(self) -> int:
         """Remove directories that no entry stands for; bytes freed."""
         entries = self._catalogue.entries()
-        if self._catalogue.has_faults:
+        if self._catalogue.faults:
             return 0  # an unreadable entry may stand for one of them
         for unfinished in (self._root / "names").glob(".*.tmp"):
             unfinished.unlink()
@@ -93,7 +93,7 @@ class Shelves:
             with held_alone(self.import_lock(leftover.name)) as alone:
                 if alone:
                     remove_tree(leftover)
-        staging.mkdir()
+        make_directory(staging)
         return staging
 
 

@@ -86,8 +86,10 @@ class Store:
     # Reading
 
     def models(self) -> list[StoredModel]:
-        """All models, by name."""
-        return [_stored_model(entry) for entry in self._catalogue.entries().values()]
+        """All models, by name; also those whose entry cannot be read, of which nothing but that is known."""
+        entries = self._catalogue.entries()
+        unreadable = [_unreadable_model(name, why) for name, why in self._catalogue.faults.items()]
+        return sorted([*map(_stored_model, entries.values()), *unreadable], key=lambda model: model.name)
 
     def model(self, name_or_alias: str) -> StoredModel:
         """What the catalogue says of one model, whether or not it can be served. Raises ModelNotFound."""
@@ -117,10 +119,7 @@ class Store:
             return entry
         fault = self._catalogue.fault(name_or_alias)
         if fault:
-            raise MalformedCheckpoint(
-                f"the catalogue entry of `{name_or_alias}` cannot be read: {fault}",
-                hint="import the model again",
-            )
+            raise _unreadable_error(name_or_alias, fault)
         similar = difflib.get_close_matches(name_or_alias, self._catalogue.names_and_aliases(), n=1)
         meant = f" Did you mean `{similar[0]}`?" if similar else ""
         raise ModelNotFound(
@@ -346,6 +345,25 @@ def _stored_model(entry: Entry) -> StoredModel:
         directory=entry.directory,
         problem=problem,
         remote_url=entry.remote_url,
+    )
+
+
+def _unreadable_model(name: str, fault: str) -> StoredModel:
+    return StoredModel(
+        name=ModelName(name),
+        aliases=(),
+        digest=Digest(""),
+        size_bytes=0,
+        kind="stored",
+        architecture="",
+        imported_at=0.0,
+        problem=str(_unreadable_error(name, fault)),
+    )
+
+
+def _unreadable_error(name: str, fault: str) -> MalformedCheckpoint:
+    return MalformedCheckpoint(
+        f"the catalogue entry of `{name}` cannot be read: {fault}", hint="import the model again"
     )
 
 

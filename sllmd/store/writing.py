@@ -13,7 +13,7 @@ import xxhash
 
 from sllmd.core.errors import MalformedCheckpoint
 from sllmd.core.units import MIB
-from sllmd.store.durable import write_all
+from sllmd.store.durable import create_file, write_all
 from sllmd.store.layout import Layout
 from sllmd.store.manifest import DataFile, Partition
 from sllmd.store.source import SourceTensor
@@ -78,7 +78,7 @@ class _Copier:
 
     def _write_file(self, layout: Layout, index: int, path: Path) -> HashingWriter:
         span_bytes = layout.spans_bytes[index]
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = create_file(path)
         try:
             writer = HashingWriter(descriptor, self._chunk_bytes)
             self._copy_tensors(layout, index, writer)

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,47 @@ def test_a_store_that_is_not_there_is_empty(store: Store) -> None:
     with pytest.raises(ModelNotFound, match="The model `m` does not exist"):
         store.resolve("m")
     assert not store.root.exists()
+
+
+@pytest.fixture
+def tight_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("tight_umask")
+def test_what_root_makes_is_the_store_owners(store: Store, tmp_path: Path) -> None:
+    """Else root's import locks out the daemon, which is another user; modes are for others that look."""
+    store.root.mkdir()
+    store.root.chmod(0o755)
+    owner = (4711, 4712) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(store.root, *owner)
+    run_import(store, write_model(tmp_path / "m"), "m")
+    run_import(store, "builtin:tiny", "tiny")
+    store.alias("other", "m")
+    store.remove("tiny")
+    made = list(store.root.rglob("*"))
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {owner}
+    modes = {path.relative_to(store.root).as_posix(): path.stat().st_mode & 0o777 for path in made}
+    assert {mode for name, mode in modes.items() if (store.root / name).is_dir()} == {0o755}
+    assert modes["names/m.json"] == 0o644
+    assert {mode for name, mode in modes.items() if name.startswith("models/") and "." in name} == {0o644}
+
+
+def test_an_entry_that_cannot_be_read_hides_no_other(store: Store) -> None:
+    run_import(store, "builtin:tiny", "tiny")
+    entry = store.root / "names" / "bad.json"
+    entry.mkdir()  # what the system refuses to read, also for root
+    tiny, bad = sorted(store.models(), key=lambda model: model.problem is not None)
+    assert (tiny.name, tiny.problem) == ("tiny", None)
+    assert bad.name == "bad"
+    assert "cannot be read: Is a directory" in str(bad.problem)
+    assert store.resolve("tiny").name == "tiny"
+    with pytest.raises(MalformedCheckpoint, match=r"entry of `bad` cannot be read"):
+        store.resolve("bad")
+    entry.rmdir()
+    assert [model.name for model in store.models()] == ["tiny"]
 
 
 def test_an_unknown_name_meets_the_closest_one(store: Store) -> None:
@@ -234,7 +275,7 @@ def test_a_spoilt_entry_hides_no_other_model(store: Store, content: str) -> None
     run_import(store, "builtin:tiny", "bad")
     (store.root / "names" / "bad.json").write_text(content)
     reader = Store(store.root)
-    assert [model.name for model in reader.models()] == ["good"]
+    assert [model.name for model in reader.models() if model.problem is None] == ["good"]
     with pytest.raises(MalformedCheckpoint, match="entry of `bad` cannot be read"):
         reader.resolve("bad")
     run_import(reader, "builtin:tiny", "third")
