@@ -16,6 +16,7 @@ import structlog
 from sllmd.cluster.catalogue.state import EMPTY, Catalogue
 from sllmd.cluster.control import Leadership
 from sllmd.cluster.gossip.messages import Status
+from sllmd.cluster.member import RaftControl
 from sllmd.cluster.node import CHUNK_PORT, ClusterNode
 from sllmd.cluster.roster import MemberView
 from sllmd.core.errors import ConfigError, NotHere, PeerUnreachable
@@ -179,7 +180,7 @@ class DataPlane:
             self._lead_or_follow(leadership)
 
     def _lead_or_follow(self, leadership: Leadership) -> None:
-        self._led.look(leadership, self._alive)
+        self._led.look(leadership, self._alive, self._voters())
         if leadership.is_me:
             self.leader.lead(leadership.epoch)
             self.keeper.lead(leadership.epoch, self._alive)
@@ -208,9 +209,13 @@ class DataPlane:
         others = self._alive - {self.here.node}
         if others != self._others:  # whoever holds it sees by its identity that it changed
             self._others = others
-        self._led.look(self._node.control.leadership(), self._alive)
+        self._led.look(self._node.control.leadership(), self._alive, self._voters())
         hosts = {each.node: _host(each) for each in members if not each.is_me}
         self._chunks.hosts = {node: host for node, host in hosts.items() if host is not None}
+
+    def _voters(self) -> Collection[NodeId]:
+        control = self._node.control
+        return control.membership.voters if isinstance(control, RaftControl) else ()
 
     # -- what the parts ask --------------------------------------------------------------------
 

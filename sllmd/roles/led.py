@@ -1,7 +1,8 @@
 """Who leads and is well, as this node sees it, and since when nobody does.
 
 Owns: that knowledge, and those who wait for a change of it. A leader counts only while gossip believes it
-well: a node without a vote keeps the name of the last one. For a while after one went, there will be another.
+well: a node without a vote keeps the name of the last one. For a while after one went, there will be another;
+but not where most voters went: nobody waits then.
 """
 
 from __future__ import annotations
@@ -28,20 +29,31 @@ class Led:
 
     def __init__(self, patience_seconds: float) -> None:
         """``patience_seconds``: how long the next leader is waited for."""
-        self.patience_seconds = patience_seconds
+        self._patience_seconds = patience_seconds
+        self._may_be_another = True
         self.who: Leads | None = None
         """None: nobody, or somebody who is not well."""
         self._changed = asyncio.Event()
         self._since_seconds = _now()
         """When it came to that."""
 
-    def look(self, leadership: Leadership, alive: Collection[NodeId]) -> None:
-        """It is so now."""
+    @property
+    def patience_seconds(self) -> float:
+        """How long the next leader is worth waiting for."""
+        return self._patience_seconds if self._may_be_another else 0.0
+
+    def look(
+        self, leadership: Leadership, alive: Collection[NodeId], voters: Collection[NodeId] = ()
+    ) -> None:
+        """It is so now. No ``voters``: others elect."""
         leader = leadership.leader
         who = None if leader is None or leader not in alive else Leads(leadership.epoch, leader)
-        if who == self.who:
+        may_be_another = not voters or 2 * sum(voter in alive for voter in voters) > len(voters)
+        if (who, may_be_another) == (self.who, self._may_be_another):
             return
-        self.who, self._since_seconds = who, _now()
+        if who != self.who:
+            self._since_seconds = _now()
+        self.who, self._may_be_another = who, may_be_another
         self._changed.set()
         self._changed = asyncio.Event()
 
