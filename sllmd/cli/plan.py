@@ -27,7 +27,7 @@ def plan(session: Session, model: ModelArgument) -> None:
 
 def plan_text(session: Session, plan: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """The picture of one PlanStatus."""
-    rows = [_row(rank, way, names) for rank, way in enumerate(plan["ways"], 1)]
+    rows = [plan_row(rank, way, names) for rank, way in enumerate(plan["ways"], 1)]
     lines = [session.table(rows, _COLUMNS).rstrip()] if rows else []
     if not plan["node"]:
         lines.append(f"nowhere: {plan['reason'] or 'nobody can tell when there will be room'}")
@@ -36,15 +36,21 @@ def plan_text(session: Session, plan: Mapping[str, Any], names: Mapping[str, str
     return "\n".join(lines)
 
 
-def _row(rank: int, way: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+def plan_row(rank: int, way: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """QUEUE, FREE, LOAD and START add up to TOTAL: a queue and devices that become free are waited for at the
+    same time, and of the latter only what is longer is shown. START: a process takes the weights over."""
     possible = way["way"] != _NOT_POSSIBLE and way["total_seconds"] is not None
+    queue, free, load = way["queue_seconds"], way["free_seconds"], way["load_seconds"]
     return {
         "rank": str(rank) if possible else "-",
         "node": names.get(way["node"], way["node"]),
         "from": source_name(way["source"], names) or "-",
-        "queue": format_seconds(way["queue_seconds"]) if possible else "-",
-        "load": format_seconds(way["load_seconds"]) if possible else "-",
-        "free": format_seconds(way["free_seconds"]) if possible else "-",
+        "queue": format_seconds(queue) if possible else "-",
+        "free": format_seconds(max(0.0, free - queue)) if possible else "-",
+        "load": format_seconds(load) if possible else "-",
+        "start": format_seconds(max(0.0, way["total_seconds"] - max(queue, free) - load))
+        if possible
+        else "-",
         "total": format_seconds(way["total_seconds"]) if possible else "-",
         "note": f"{way['way']}: {way['why']}",
     }
@@ -65,6 +71,7 @@ _COLUMNS = (
     Column("QUEUE", lambda row: row["queue"], right=True),
     Column("FREE", lambda row: row["free"], right=True),
     Column("LOAD", lambda row: row["load"], right=True),
+    Column("START", lambda row: row["start"], right=True),
     Column("TOTAL", lambda row: row["total"], right=True),
     Column("NOTE", lambda row: row["note"], note=True),
 )
