@@ -10,8 +10,8 @@ wanted, or more would sleep than ``asleep_max``.
 
 Invariants: one replica of a checkpoint at a time; keys take turns, and nobody whose turn is later starts
 before somebody who waits for room; a lease on DRAM goes back only after the worker that mapped it is reaped;
-a start that nobody waits for any more is cancelled. Woken by events, never polling: whatever changes calls
-``_pump``.
+a start that nobody waits for any more is cancelled, unless it is slow: whoever comes next finds it further
+on. Woken by events, never polling: whatever changes calls ``_pump``.
 """
 
 from __future__ import annotations
@@ -321,19 +321,21 @@ class Agent:
         self._tickets.append(ticket)
         self._pump()
         grant: Grant | None = None
+        too_slow = False
         try:
             async with asyncio.timeout(self._settings.queue_timeout):
                 grant = await ticket.granted
         except TimeoutError:
+            too_slow = True
             raise StartupTimeout(
-                f"`{checkpoint.name}` had no room within {self._settings.queue_timeout:.0f} s",
+                f"`{checkpoint.name}` was not ready within {self._settings.queue_timeout:.0f} s",
                 retry_after_seconds=self.startup_estimate_seconds(checkpoint),
                 hint="see `sllmd ps` for what it waits for",
             ) from None
         finally:
             if grant is None and ticket.was_granted():  # granted and called off in the same instant
                 self._give_back(ticket.granted.result().residence)
-            self._forget(ticket)
+            self._forget(ticket, goes_on=too_slow)
         return grant
 
     def _check_queue(self, checkpoint: Checkpoint) -> None:
@@ -434,11 +436,12 @@ class Agent:
         if not ticket.granted.done():
             ticket.granted.set_exception(error)
 
-    def _forget(self, ticket: _Ticket) -> None:
-        """Take a ticket out; a start that nobody waits for any more is cancelled."""
+    def _forget(self, ticket: _Ticket, *, goes_on: bool) -> None:
+        """Take a ticket out; a start that nobody waits for any more ``goes_on`` or is cancelled."""
         self._tickets.remove(ticket)
         residence = self._residences.get(ticket.need.key)
-        if residence and residence.state is ReplicaState.STARTING and not self._wanted(ticket.need.model):
+        starts = residence is not None and residence.state is ReplicaState.STARTING
+        if residence and starts and not goes_on and not self._wanted(ticket.need.model):
             _log.info("start cancelled: nobody waits for it", model=residence.checkpoint.name)
             self._stop(residence)
         self._reopen()

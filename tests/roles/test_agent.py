@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from sllmd.core.errors import InsufficientCapacity, NodeDraining, QueueFull, StartupTimeout
+from sllmd.engine.fake import FakeSettings
 from sllmd.loader.settings import LoaderSettings
 from sllmd.roles.admission import ReplicaState
 from sllmd.roles.residence import Grant
@@ -224,6 +225,20 @@ async def test_waiting_too_long_is_a_timeout_with_an_estimate(make_node: MakeNod
         with pytest.raises(StartupTimeout):
             await holding.enter_async_context(node.agent.hold(node.store.resolve("b")))
         assert node.agent.waiting() == 0
+
+
+async def test_a_start_that_is_slower_than_anybody_may_wait_comes_about(make_node: MakeNode) -> None:
+    serving = ServingSettings(queue_timeout="30ms", residency_min=0)
+    async with make_node(fake=FakeSettings(build_seconds=0.5), serving=serving) as node:
+        checkpoint = node.store.resolve("a")
+        with pytest.raises(StartupTimeout):
+            async with node.agent.hold(checkpoint):
+                pass
+        residence = node.agent.residence(checkpoint)
+        assert residence is not None
+        await eventually(lambda: residence.state is ReplicaState.SERVING)
+        async with node.agent.hold(checkpoint) as grant:
+            assert not grant.cold
 
 
 async def test_a_model_over_the_budget_is_refused_by_name(make_node: MakeNode) -> None:
