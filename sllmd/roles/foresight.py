@@ -46,6 +46,7 @@ class Foresight:
         while True:
             await asyncio.sleep(settings.prefetch_interval)
             for node in list(self._alive()):
+                await asyncio.sleep(0)  # a thousand nodes take a second, and heartbeats must not wait for it
                 known = self._picture.view.nodes.get(node)
                 if known is None or self._rests.get(node, 0.0) > clock():
                     continue

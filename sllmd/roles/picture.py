@@ -8,6 +8,7 @@ A replica's id is its model, node and checkpoint: a node has one at most.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from sllmd.cluster.catalogue.records import Deployment
@@ -50,6 +51,8 @@ class Picture:
         self.digests: dict[ModelName, Digest] = {}
         """What each deployed model stands for, as far as some node has told of it."""
         self._catalogue = Catalogue()
+        self._waiting: Counter[ModelName] = Counter()
+        """Requests that wait for each model, on all nodes together."""
 
     # -- what is agreed ------------------------------------------------------------------------
 
@@ -63,13 +66,17 @@ class Picture:
             self._compare(node, inventory, now)
 
     def _name_models(self) -> None:
-        facts = self._facts()
+        facts, rows = self._facts(), self._rows()
+        details = [each.detail for each in self.inventories.values()]
+        rows_usual = max((detail.rows for detail in details), default=1)
+        cache_bytes = max((detail.cache_bytes for detail in details), default=0)
         wanted: dict[ModelName, Model] = {}
         self.digests = {}
         for name, deployment in self._catalogue.deployments.items():
             fact = facts.get(deployment.spec.digest)
             if fact is not None:
-                wanted[ModelName(name)] = self._model(deployment, fact)
+                rows_max = rows.get(deployment.name, rows_usual)
+                wanted[ModelName(name)] = _model(deployment, fact, rows_max, cache_bytes)
                 self.digests[ModelName(name)] = deployment.spec.digest
         for name in list(self.view.models):
             if name not in wanted:
@@ -83,31 +90,13 @@ class Picture:
         every = (fact for each in self.inventories.values() for fact in each.checkpoints)
         return {fact.digest: fact for fact in every}
 
-    def _model(self, deployment: Deployment, fact: CheckpointFact) -> Model:
-        spec, parts = deployment.spec, max(fact.partitions, 1)
-        details = [each.detail for each in self.inventories.values()]
-        part_bytes = max(1, -(-fact.size_bytes // parts))
-        cache_bytes = max((detail.cache_bytes for detail in details), default=0)
-        rows = [
-            replica.rows_max
-            for each in self.inventories.values()
-            for replica in each.replicas
-            if replica.model == deployment.name
-        ]
-        return Model(
-            deployment.name,
-            (part_bytes,) * parts,
-            (part_bytes + cache_bytes,) * parts,
-            rows=max(rows or [detail.rows for detail in details] or [1]),
-            remote=bool(spec.source),
-            rules=Rules(
-                labels=spec.placement,
-                min_replicas=spec.min_replicas,
-                max_replicas=spec.max_replicas,
-                target_running=float(spec.target_running),
-                keep_alive_seconds=spec.stays_seconds,
-            ),
-        )
+    def _rows(self) -> dict[ModelName, int]:
+        """What replicas of each model run together, as far as there are any."""
+        found: dict[ModelName, int] = {}
+        for inventory in self.inventories.values():
+            for replica in inventory.replicas:
+                found[replica.model] = max(replica.rows_max, found.get(replica.model, 0))
+        return found
 
     # -- what nodes say ------------------------------------------------------------------------
 
@@ -122,10 +111,10 @@ class Picture:
 
     def _count_waiting(self, before: Inventory | None, after: Inventory) -> None:
         """How many wait for each model whose line may have changed."""
-        told = {*after.replicas, *(before.replicas if before is not None else ())}
-        for model in {fact.model for fact in told if fact.waiting}:
-            every = (fact for each in self.inventories.values() for fact in each.replicas)
-            self.keeper.waiting(model, sum(fact.waiting for fact in every if fact.model == model))
+        gone, come = _waiting(before or Inventory()), _waiting(after)
+        for model in gone | come:
+            self._waiting[model] += come[model] - gone[model]
+            self.keeper.waiting(model, self._waiting[model])
 
     def forget(self, node: NodeId) -> None:
         """It is gone."""
@@ -285,6 +274,25 @@ class Picture:
                 self.keeper.reopen(key)
 
 
+def _model(deployment: Deployment, fact: CheckpointFact, rows: int, cache_bytes: int) -> Model:
+    spec, parts = deployment.spec, max(fact.partitions, 1)
+    part_bytes = max(1, -(-fact.size_bytes // parts))
+    return Model(
+        deployment.name,
+        (part_bytes,) * parts,
+        (part_bytes + cache_bytes,) * parts,
+        rows=rows,
+        remote=bool(spec.source),
+        rules=Rules(
+            labels=spec.placement,
+            min_replicas=spec.min_replicas,
+            max_replicas=spec.max_replicas,
+            target_running=float(spec.target_running),
+            keep_alive_seconds=spec.stays_seconds,
+        ),
+    )
+
+
 def _ended(
     replica: ReplicaView, running: Mapping[GenerationId, GenerationDetail], inventory: Inventory
 ) -> Iterator[reports.Change]:
@@ -297,6 +305,14 @@ def _ended(
         yield reports.GenerationEnded(replica.replica, generation, last.tokens_out if last else 0)
         if last is not None and last.prefill_tokens:
             yield reports.Prefilled(replica.model.name, last.prefill_tokens, last.prefill_seconds)
+
+
+def _waiting(inventory: Inventory) -> Counter[ModelName]:
+    counts: Counter[ModelName] = Counter()
+    for fact in inventory.replicas:
+        if fact.waiting:
+            counts[fact.model] += fact.waiting
+    return counts
 
 
 def _of_models(inventory: Inventory) -> tuple[set[object], set[object]]:
