@@ -58,7 +58,8 @@ class Asking:
                 answer = await self._while_leads(who, self._put(who.node, question))
                 return replace(answer, refusals=(*silent.values(), *answer.refusals))
             except _Unanswered as error:
-                failing_since = failing_since or loop.time()
+                if who not in silent:  # patience is with each leader anew, however long the last one took
+                    failing_since = loop.time()
                 if loop.time() - failing_since > self._led.patience_seconds:
                     raise _unavailable(error) from error
                 silent[who] = f"{self._name(who.node)}, which led in epoch {who.epoch}: {error}"

@@ -198,8 +198,10 @@ class Leader:
     def _seen(self, node: NodeId) -> None:
         """A report of ``node``: what was sent there a while ago is in it."""
         before = _now() - SEEN_SECONDS
-        for model, sent in self._sent.items():
+        for model, sent in list(self._sent.items()):
             self._sent[model] = [each for each in sent if each[1] != node or each[0] > before]
+            if not self._sent[model]:
+                del self._sent[model]
 
     def _tell(self) -> None:
         """Something has changed: whoever waits looks again."""
@@ -246,8 +248,10 @@ class Leader:
                 self._bell.served(key=question.key, priority=self._priority(question.model))
                 return answer
             self._in_vain[question.model] = rings
-            await self._until(rings, question)
-            self._in_vain.pop(question.model, None)
+            try:
+                await self._until(rings, question)
+            finally:  # who leaves takes it along: nobody else would look again before the next ring
+                self._in_vain.pop(question.model, None)
 
     async def _follow_up(self, placement: Placement, model: ModelName) -> str | None:
         """Have it so; who waits here for a start counts before whoever asks later."""

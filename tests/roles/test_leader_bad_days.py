@@ -17,9 +17,9 @@ import pytest
 from sllmd.cluster.catalogue.commands import DeploymentPut
 from sllmd.cluster.catalogue.records import ReplicaState as Agreed
 from sllmd.core.errors import InsufficientCapacity
-from sllmd.core.ids import GenerationId, ModelName
+from sllmd.core.ids import GenerationId, ModelName, RequestId
 from sllmd.roles import leader as leading
-from sllmd.roles.decided import Decided
+from sllmd.roles.decided import Decided, Question
 from sllmd.roles.inventory import GenerationDetail, Inventory, ReplicaDetail, ReplicaFact, delta_report
 from sllmd.scheduler import estimate
 from tests.roles import test_cluster
@@ -268,6 +268,23 @@ async def test_machines_that_slept_go_on(make_member: MakeMember, monkeypatch: p
         assert timing.node == b.node.identity.node
         plan = await started(a, "m")
         assert all(way.total_seconds < 60 for way in plan.ways[:1])
+
+
+async def test_one_who_found_that_it_has_to_wait_and_leaves_keeps_nobody_from_looking(
+    make_member: MakeMember,
+) -> None:
+    long = {"residency_min": 3600}
+    async with make_member("a", models={"m": {}, "n": {}}, **{**ONE_PLACE, "scheduler": long}) as a:
+        await planned(a, "n")
+        await a.complete("m")
+        leader = a.daemon.plane.leader
+        await eventually(lambda: (leader.plan(M).ways or [None])[0].way == "use")
+        question = Question(RequestId("q"), ModelName("n"), leader.picture.digests[ModelName("n")])
+        first = asyncio.create_task(leader.place(question))
+        await eventually(lambda: leader._in_vain)
+        first.cancel()
+        await asyncio.wait([first])
+        assert not leader._in_vain
 
 
 # --- leaders that go ---
