@@ -6,6 +6,7 @@ store's own bytes, with or without a daemon beside them.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ import typer
 from sllmd.cli.client import DaemonUnreachable, segment
 from sllmd.cli.progress import ByteProgress, byte_bar
 from sllmd.cli.session import ModelArgument, Session, command
-from sllmd.cli.tables import Column
-from sllmd.core.errors import MalformedCheckpoint, ModelNotFound, SllmdError, StoreError
+from sllmd.cli.tables import Column, printable
+from sllmd.core.errors import InvalidRequest, MalformedCheckpoint, ModelNotFound, SllmdError, StoreError
 from sllmd.core.units import format_age, format_bytes, format_seconds
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.credentials import shown_url
@@ -49,7 +50,9 @@ _COLUMNS = (
 )
 
 
-_TIERS = {"peer": "on other nodes"}
+_TIERS = {"peer": "on other nodes", "nowhere": "-"}
+_OWN_SOURCES = frozenset({"ssd", "dram"})
+"""Of a plan's ways: the node has the bytes itself."""
 _SERVED_COLUMNS = (
     *_COLUMNS[:2],
     Column("STATE", lambda row: row["state"]),
@@ -92,16 +95,29 @@ def show(session: Session, model: ModelArgument, store: StoreOption = None) -> N
 
 
 @command(app, "rm")
-def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> None:
+def rm(
+    session: Session,
+    model: ModelArgument,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Take it from the cluster, whoever imported it; files stay.")
+    ] = False,
+    store: StoreOption = None,
+) -> None:
     """Remove a model and its aliases from the store, or only an alias.
 
     A model that is served in place keeps its own files. What runs of it is finished, then its memory is free.
     """
+    if cluster:
+        _withdraw(session, model, store)
+        return
+    card = _card(session, model) if store is None else None
+    if card is not None and (card["name"], card["state"]) == (model, "missing"):
+        _take_from_cluster(session, card)
+        return
     with _told_of_cluster(session, store, model):
         directory = store_of(session, store)
         found = _found(directory, model)
         freed_bytes = directory.remove(model)
-    _wait_until_forgotten(session, directory, model)
     alias_of = found.name if found is not None and found.name != model else None
     aliases = list(found.aliases) if found is not None and alias_of is None else []
     also = f" and its other {'names' if len(aliases) > 1 else 'name'} {', '.join(aliases)}" if aliases else ""
@@ -110,6 +126,30 @@ def rm(session: Session, model: ModelArgument, store: StoreOption = None) -> Non
         text = f"{model} removed, which was another name of {alias_of}; {alias_of} stays"
     facts = {"model": model, "freed_bytes": freed_bytes, "aliases": aliases, "alias_of": alias_of}
     session.show_object(facts, text)
+    sys.stdout.flush()
+    _wait_until_forgotten(session, directory, model)
+
+
+def _take_from_cluster(session: Session, card: Mapping[str, Any]) -> None:
+    """A model whose bytes left with their node: only its name is left to remove."""
+    name = card["name"]
+    session.client.delete(f"/sllmd/v1/deployments/{segment(name)}")
+    facts = {"model": name, "freed_bytes": 0, "aliases": list(card["aliases"]), "alias_of": None}
+    session.show_object(facts, f"{name} is no model of the cluster any more; no node that is here had it")
+
+
+def _withdraw(session: Session, model: str, store: Path | None) -> None:
+    """Take a model from the cluster. Raises Conflict while replicas of it work."""
+    if store is not None:
+        raise InvalidRequest("--cluster and --store do not go together: a store is of one node")
+    name = session.client.get(f"/sllmd/v1/models/{segment(model)}")["name"]
+    if name != model:
+        raise InvalidRequest(f"`{model}` is another name of `{name}`", hint=f"sllmd rm --cluster {name}")
+    session.client.delete(f"/sllmd/v1/deployments/{segment(name)}")
+    session.show_object(
+        {"model": name, "cluster": True},
+        f"{name} taken from the cluster; whoever imported it keeps its files until `sllmd rm {name}` there",
+    )
 
 
 def _found(store: Store, name: str) -> StoredModel | None:
@@ -160,11 +200,14 @@ def alias(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")],
     model: ModelArgument,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the name from the model that has it as an alias.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
     """Give a model another name; `sllmd rm ALIAS` takes it away."""
     with _told_of_cluster(session, store, model):
-        store_of(session, store).alias(name, model)
+        store_of(session, store).alias(name, model, replace=replace)
     session.show_object({"alias": name, "model": model}, f"{name} -> {model}")
 
 
@@ -204,11 +247,22 @@ def _told_of_cluster(session: Session, directory: Path | None, name: str) -> Ite
         card = None if directory is not None else _card(session, name)
         if card is None:
             raise
+        holders = ", ".join(_holders(session, card["name"])) or "other nodes"
         raise ModelNotFound(
-            f"`{name}` is not in the store of this node; its cluster has it on other nodes",
-            hint="run this on the node that imported it; to take it from the cluster: "
-            f"DELETE /sllmd/v1/deployments/{segment(card['name'])} at {session.client.address}",
+            f"`{name}` is not in the store of this node; its cluster has it on {holders}",
+            hint="run this on a node that imported it; `sllmd rm --cluster "
+            f"{card['name']}` takes it from the cluster",
         ) from None
+
+
+def _holders(session: Session, name: str) -> list[str]:
+    """Names of the nodes that have the model's bytes, as the plan for its next load tells; none: it cannot."""
+    try:
+        found = session.client.get(f"/sllmd/v1/models/{segment(name)}/plan")
+    except SllmdError:
+        return []
+    with_bytes = [way["node"] for way in found["plan"]["ways"] if way["source"] in _OWN_SOURCES]
+    return sorted({printable(found["names"].get(node, node)) for node in with_bytes})
 
 
 def _card(session: Session, name: str) -> Mapping[str, Any] | None:

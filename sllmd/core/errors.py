@@ -191,6 +191,12 @@ class InsufficientCapacity(LoadError):
     code = "insufficient_capacity"
 
 
+class ModelMissing(LoadError):
+    """The cluster has a model, and no node that is here has its bytes."""
+
+    code = "model_missing"
+
+
 class LoadStalled(LoadError):
     """A load made no progress for the stall time-out."""
 

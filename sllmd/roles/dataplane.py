@@ -35,6 +35,7 @@ from sllmd.roles.leader import Leader
 from sllmd.roles.led import Led
 from sllmd.roles.library import Library, Shared
 from sllmd.roles.lifts import Lifts
+from sllmd.roles.members import name_table
 from sllmd.roles.orders import Fence, Orders
 from sllmd.roles.place import Here
 from sllmd.roles.placing import Placing, Surroundings
@@ -151,7 +152,7 @@ class DataPlane:
         fetch = FileFetch(self._connect, self._file_holders).fetch
         self._chunks.table = lambda: self.table
         view, adopted = self._node.control.view, self._adopted
-        self._library.share(Shared(identity.node, adopted, view, lambda: self.table, fetch))
+        self._library.share(Shared(identity.node, adopted, view, lambda: self.table, fetch, self._who_had))
         self._agent.changed = self.reporter.note_change
         self._agent.keep_alive_of = self._keep_alive_of
         self._started = True
@@ -245,6 +246,12 @@ class DataPlane:
         if deployment.spec.min_replicas:
             return float("inf")  # the leader lets go what is too many
         return deployment.spec.stays_seconds
+
+    def _who_had(self, digest: Digest) -> str | None:
+        node = self.reporter.had.get(digest)
+        if node is None:
+            return None
+        return name_table(self._node.membership.members(), self._catalogue()).get(node)
 
     def _elsewhere(self) -> Collection[Digest]:
         others = (each for node, each in self.table.inventories.items() if node != self.here.node)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from sllmd.cluster.catalogue.records import Deployment
 from sllmd.cluster.control import View
-from sllmd.core.errors import ControlUnavailable, MalformedCheckpoint, ModelNotFound, NotHere
+from sllmd.core.errors import ControlUnavailable, MalformedCheckpoint, ModelMissing, ModelNotFound, NotHere
 from sllmd.core.ids import Digest, ModelName, NodeId
 from sllmd.loader.peer import PEERS_ONLY_URL
 from sllmd.roles.inventory import CheckpointFact
@@ -40,6 +40,8 @@ class Shared:
     table: Callable[[], Table]
     fetch: Callable[[Digest], Awaitable[Files]]
     """A checkpoint's manifest and small files, from whoever has them. Raises NotHere."""
+    had: Callable[[Digest], str | None] = lambda _digest: None
+    """The name of a node that went and had it."""
 
 
 class Library:
@@ -144,7 +146,7 @@ class Library:
         fact = self._shared.table().checkpoint(digest)
         local = self._local(deployment.name, digest)
         if local is None and fact is None:
-            problem = problem or "no node that is here has it"
+            problem = problem or str(self._missing(deployment))
         manifest = local.manifest if local is not None else None
         return StoredModel(
             name=deployment.name,
@@ -155,6 +157,24 @@ class Library:
             architecture=manifest.architecture if manifest else fact.architecture if fact else "",
             imported_at=fact.created_seconds if fact else 0,
             problem=problem,
+        )
+
+    def is_missing(self, stored: StoredModel) -> bool:
+        """Whether no node that is here has a byte of it."""
+        known = self._shared is not None and self._deployment(stored.name) is not None
+        if not known or self.fact(stored.digest) is not None:
+            return False
+        return self._own(stored.name) is None and self._local(stored.name, stored.digest) is None
+
+    def _missing(self, deployment: Deployment) -> ModelMissing:
+        assert self._shared is not None
+        name, had = deployment.name, self._shared.had(deployment.spec.digest)
+        remedies = f"import `{name}` again, or take it away with `sllmd rm {name}`"
+        if had is None:
+            hint = f"start the node that had it, {remedies}"
+            return ModelMissing(f"no node that is here has `{name}`", hint=hint)
+        return ModelMissing(
+            f"no node that is here has `{name}`: {had} had it", hint=f"start {had}, {remedies}"
         )
 
     def fact(self, digest: Digest) -> CheckpointFact | None:
@@ -182,12 +202,20 @@ class Library:
         return local
 
     async def obtain(self, name: str) -> Checkpoint:
-        """As ``checkpoint``, after its small files were fetched from another node where need be."""
+        """As ``checkpoint``, after its small files were fetched from another node where need be.
+
+        Raises ModelMissing where no node that is here has them.
+        """
         own, deployment = self._meaning(name)
         if own is not None:
             return self.own.resolve(own.name)
         assert deployment is not None
-        return await self.obtain_exactly(deployment.name, deployment.spec.digest)
+        try:
+            return await self.obtain_exactly(deployment.name, deployment.spec.digest)
+        except NotHere:
+            if self.fact(deployment.spec.digest) is not None:
+                raise  # somebody has it, and gives it not just now
+            raise self._missing(deployment) from None
 
     async def obtain_exactly(self, name: ModelName, digest: Digest) -> Checkpoint:
         """This checkpoint, whatever the name stands for now. Raises NotHere."""

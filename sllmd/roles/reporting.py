@@ -21,7 +21,7 @@ from sllmd.roles.bookkeeping import ASK, FOLLOW, REPORT, Bookkeeper, DeltaReader
 from sllmd.roles.inventory import CODEC, Inventory, Report, delta_report, full_report
 from sllmd.roles.relay import Connect
 from sllmd.roles.settings import RoutingSettings
-from sllmd.roles.table import Delta, Table
+from sllmd.roles.table import Delta, Table, gone
 from sllmd.telemetry.supervising import end_tasks, keep_running
 from sllmd.wire.rpc.methods import Caller, Methods
 
@@ -36,6 +36,8 @@ TOLD_SECONDS = 5.0
 before its holder's report has come round."""
 COALESCE_SECONDS = 0.02
 """What comes and goes together is told together."""
+HAD_MAX = 4096
+"""Checkpoints of nodes that went that are remembered: for the words of an error."""
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +53,8 @@ class Reporter:
         self, take: Callable[[], Inventory], connect: Connect, keeper: Bookkeeper, settings: RoutingSettings
     ) -> None:
         self.table = Table()
+        self.had: dict[Digest, NodeId] = {}
+        """Checkpoints of nodes that went, and who had them: since this node was started."""
         self.fence: Callable[[int], Awaitable[None]] = _fence_nothing
         """A leader of this epoch asks: orders of older ones are refused before it is answered."""
         self._take = take
@@ -95,6 +99,9 @@ class Reporter:
         self._set_table(self.table.without_model(node, digest))
 
     def _set_table(self, table: Table) -> None:
+        self.had |= gone(self.table, table)
+        while len(self.had) > HAD_MAX:
+            del self.had[next(iter(self.had))]
         self.table = table
         self._told.set()
         self._told = asyncio.Event()

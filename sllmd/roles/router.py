@@ -106,7 +106,12 @@ class Router:
     def _card_or_problem(self, stored: StoredModel) -> ModelCard:
         """One bad model must not hide the others."""
         if stored.problem is not None:
-            return ModelCard(**_stored_facts(stored), problem=stored.problem)
+            missing = self._library.is_missing(stored)
+            return (
+                self._remote_card(stored)
+                if missing
+                else ModelCard(**_stored_facts(stored), problem=stored.problem)
+            )
         try:
             return self._card(stored, self.checkpoint(stored.name))
         except NotHere:
@@ -133,6 +138,9 @@ class Router:
     def _remote_card(self, stored: StoredModel) -> ModelCard:
         """Of a model that this node has not met yet, as other nodes tell of it."""
         fact = self._library.fact(stored.digest)
+        if self._library.is_missing(stored):
+            facts = _stored_facts(stored)
+            return ModelCard(**facts, state="missing", tier="nowhere", problem=stored.problem)
         state = self._library.state_elsewhere(stored.name, stored.digest) or "cold"
         return ModelCard(
             **_stored_facts(stored),

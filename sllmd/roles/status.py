@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sllmd.roles.decided import Decided
 
-Tier = Literal["device", "dram", "ssd", "peer", "remote"]
+Tier = Literal["device", "dram", "ssd", "peer", "remote", "nowhere"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
 MemberRole = Literal["voter", "learner", "client"]
 
@@ -35,7 +35,8 @@ class ModelCard(_Status):
     partitions: int = 0
     tier: Tier = "ssd"
     state: str = "cold"
-    """``cold``, ``starting``, ``serving``, ``closing``, ``dozing``, ``asleep``, ``stopping``."""
+    """``cold``, ``starting``, ``serving``, ``closing``, ``dozing``, ``asleep``, ``stopping``; ``missing``: no
+    node that is here has it."""
     startup_estimate_seconds: float = 0.0
     """0 when it serves."""
     keep_alive_seconds: float | None = None

@@ -97,6 +97,12 @@ class Table:
         return [fact.state for fact in replicas if (fact.model, fact.digest) == (model, digest)]
 
 
+def gone(before: Table, after: Table) -> dict[Digest, NodeId]:
+    """The checkpoints of nodes that the table has no more, and one of those nodes for each."""
+    nodes = before.inventories.keys() - after.inventories.keys()
+    return {fact.digest: node for node in nodes for fact in before.inventories[node].checkpoints}
+
+
 class Ledger:
     """The leader's books: every node's inventory, and when each changed."""
 

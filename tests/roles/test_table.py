@@ -22,7 +22,7 @@ from sllmd.roles.inventory import (
     is_urgent,
     merge,
 )
-from sllmd.roles.table import Change, Delta, Ledger, Table
+from sllmd.roles.table import Change, Delta, Ledger, Table, gone
 from sllmd.wire.codec import pack_payload, unpack_payload
 
 A, B = NodeId("a"), NodeId("b")
@@ -125,6 +125,12 @@ def test_what_a_node_sees_itself_is_in_its_table_at_once() -> None:
     assert left.holders(D) == [B]
     assert left.inventories[A].replicas == ()
     assert left.number == table.number
+
+
+def test_what_left_with_a_node_is_known_with_its_name() -> None:
+    before = Table(1, 1, {A: SOME, B: EMPTY})
+    assert gone(before, before.without(A)) == {D: A}
+    assert gone(before, before.without(B)) == gone(before, before.without_model(A, D)) == {}
 
 
 def test_holders_come_memory_first_and_files_only_where_files_do() -> None:
