@@ -205,6 +205,7 @@ class Daemon:
         self._draining.offer(node.methods)
         moves = self.operator.moves
         moves.join(node.methods, node, lambda: [view.node for view in node.members_here()])
+        self.operator.survey.join(node.methods, node, lambda: [view.node for view in node.members_here()])
         self.plane.leader.move_away = lambda model, source, target: moves.everywhere(
             Selection(model=model, source=source), target, "its device is needed"
         )

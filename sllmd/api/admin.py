@@ -124,6 +124,17 @@ async def replicas(request: web.Request) -> web.Response:
     return web.json_response({"replicas": [replica.model_dump() for replica in found]})
 
 
+async def loaded(request: web.Request) -> web.Response:
+    """Handler: what every node of the cluster has loaded."""
+    found, silent = await request.app[ROOMS].operator.survey.loaded()
+    names = _names(request)
+    unreachable = [
+        {"node": names.get(node, ""), "id": node, "reason": reason} for node, reason in silent.items()
+    ]
+    body = {"nodes": [each.model_dump() for each in found], "unreachable": unreachable}
+    return web.json_response(text=compact(body))
+
+
 async def requests(request: web.Request) -> web.Response:
     """Handler: generations, running ones first, then the recent ones."""
     found = request.app[ROOMS].router.requests()
@@ -131,12 +142,14 @@ async def requests(request: web.Request) -> web.Response:
 
 
 async def one_request(request: web.Request) -> web.Response:
-    """Handler: the generations of one request and where their time went; ``last``: of the latest."""
+    """Handler: the generations of one request, on whichever node, and where their time went; ``last``: of
+    this node's latest."""
     wanted = request.match_info["request_id"]
-    found = request.app[ROOMS].router.requests()
+    rooms = request.app[ROOMS]
+    found = rooms.router.requests()
     if wanted == "last" and found:
         wanted = found[0].request_id
-    mine = [entry for entry in found if entry.request_id == wanted]
+    mine = await rooms.operator.survey.request(wanted)
     if not mine:
         which = "" if wanted == "last" else f" `{wanted}`"
         raise HttpRefusal(
@@ -185,6 +198,7 @@ ROUTES = (
     web.get("/sllmd/v1/cache", cache),
     web.post("/sllmd/v1/cache/evict", evict),
     web.get("/sllmd/v1/replicas", replicas),
+    web.get("/sllmd/v1/loaded", loaded),
     web.get("/sllmd/v1/requests", requests),
     web.get("/sllmd/v1/requests/{request_id}", one_request),
     web.post("/sllmd/v1/requests/{request_id}/migrate", migrate_request),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sllmd.roles.status import ModelCard, MovedStatus, PlanStatus, ReplicaStatus, RequestStatus
+from sllmd.roles.status import LoadedStatus, ModelCard, MovedStatus, PlanStatus, ReplicaStatus, RequestStatus
 
 
 class _Answer(BaseModel):
@@ -35,6 +35,21 @@ class Replicas(_Answer):
     """Of the node that answers."""
 
     replicas: tuple[ReplicaStatus, ...]
+
+
+class Silent(_Answer):
+    """A node that gave no answer."""
+
+    node: str
+    id: str
+    reason: str
+
+
+class Loaded(_Answer):
+    """Of every node of the cluster, the answering one first."""
+
+    nodes: tuple[LoadedStatus, ...]
+    unreachable: tuple[Silent, ...]
 
 
 class Freed(_Answer):

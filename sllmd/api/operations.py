@@ -156,6 +156,7 @@ OPERATIONS = (
         admin.MigrateOrder,
     ),
     Operation("get", f"{_V1}/replicas", "listReplicas", "List replicas of this node", answers.Replicas),
+    Operation("get", f"{_V1}/loaded", "listLoaded", "List what every node has loaded", answers.Loaded),
     Operation("get", f"{_V1}/requests", "listRequests", "List running and recent requests", answers.Requests),
     Operation(
         "get",
@@ -163,7 +164,7 @@ OPERATIONS = (
         "requestStatus",
         "Show where a request's time went",
         answers.Request,
-        description="`last` is the latest one.",
+        description="On whichever node it is remembered. `last` is the latest one of the answering node.",
     ),
     Operation(
         "post",

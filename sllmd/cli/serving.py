@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -56,6 +56,7 @@ def _replica_state(row: Mapping[str, Any]) -> str:
 
 _REPLICA_COLUMNS = (
     Column("MODEL", lambda row: row["model"]),
+    Column("NODE", lambda row: row["node"]),
     Column("DEVICE", lambda row: ",".join(row["devices"]) or "-"),
     Column("STATE", _replica_state),
     Column("TIER", lambda row: row["tier"]),
@@ -72,12 +73,19 @@ _REPLICA_COLUMNS = (
 
 @command(app, "ps")
 def ps(session: Session) -> None:
-    """Show the replicas that are loaded or on their way, and the copies that rest in DRAM."""
-    status = session.client.get("/sllmd/v1/status")
-    rows = list(status["replicas"])
-    held = {row["model"] for row in rows}
-    rows += [_resting(copy) for copy in status["cache"]["copies"] if copy["model"] not in held]
+    """Show the replicas that are loaded or on their way, and the copies that rest in DRAM, on all nodes."""
+    cluster = session.client.get("/sllmd/v1/loaded")
+    rows = [row for node in cluster["nodes"] for row in _rows_of(node)]
     session.show_rows(rows, _REPLICA_COLUMNS, empty="nothing is loaded; the next request loads its model")
+    for lost in cluster["unreachable"]:
+        session.note(f"{lost['node'] or lost['id']} does not answer: {lost['reason']}")
+
+
+def _rows_of(node: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    held = {row["model"] for row in node["replicas"]}
+    resting = (_resting(copy) for copy in node["copies"] if copy["model"] not in held)
+    for row in (*node["replicas"], *resting):
+        yield {"node": node["node"], **row}
 
 
 def _resting(copy: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,7 +280,7 @@ def explain(
         str, typer.Argument(metavar="ID", help="A request's id; `last`: the latest.")
     ] = "last",
 ) -> None:
-    """Show where a request's time went."""
+    """Show where a request's time went; `last` is the latest one that the node you ask has taken."""
     found = session.client.get(f"/sllmd/v1/requests/{segment(request)}")
     session.show_object(found, request_text(session, found))
 

@@ -32,6 +32,7 @@ from sllmd.roles.status import (
     CacheStatus,
     CopyStatus,
     DeviceStatus,
+    LoadedStatus,
     LoadStatus,
     NodeStatus,
     ProcessStatus,
@@ -39,6 +40,7 @@ from sllmd.roles.status import (
     UnloadReport,
     told_seconds,
 )
+from sllmd.roles.survey import Survey
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.telemetry.supervising import end_tasks
 
@@ -74,6 +76,8 @@ class Operator:
         """Where the API listens; the daemon sets it once the ports are known."""
         self.moves = Moves(router)
         """Generations that shall run elsewhere."""
+        self.survey = Survey(self.loaded, router.requests)
+        """What the whole cluster has loaded and remembers."""
         self.following = following
         """This node's events and log."""
         self.resumption = resumption
@@ -169,6 +173,10 @@ class Operator:
         """Loaded copies and those on their way up or down."""
         processes = {process.role: process for process in self._supervisor.stats().processes}
         return [self._replica_status(residence, processes) for residence in self._agent.residences()]
+
+    def loaded(self) -> LoadedStatus:
+        """Replicas, and copies in DRAM."""
+        return LoadedStatus(node=self._node, replicas=tuple(self.replicas()), copies=self.cache().copies)
 
     def cache(self) -> CacheStatus:
         """The DRAM tier's books."""

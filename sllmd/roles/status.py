@@ -88,6 +88,15 @@ class CopyStatus(_Status):
     idle_seconds: float
 
 
+class LoadedStatus(_Status):
+    """What one node has loaded."""
+
+    node: str
+    """Its name."""
+    replicas: tuple[ReplicaStatus, ...]
+    copies: tuple[CopyStatus, ...]
+
+
 class CacheStatus(_Status):
     """The DRAM tier's books."""
 

@@ -82,7 +82,17 @@ async def test_what_an_operator_is_answered_fits_the_document(live):
     v1 = "/sllmd/v1"
     for path in ("healthz", "readyz", "version"):
         await exchanged(live, "get", f"/{path}")
-    for path in ("status", "cache", "models", "replicas", "requests", "members", "nodes", "deployments"):
+    for path in (
+        "status",
+        "cache",
+        "models",
+        "replicas",
+        "loaded",
+        "requests",
+        "members",
+        "nodes",
+        "deployments",
+    ):
         await exchanged(live, "get", f"{v1}/{path}")
     await exchanged(live, "get", v1 + "/models/{model}", model="letters")
     await exchanged(live, "get", v1 + "/requests/{request_id}", request_id="last")

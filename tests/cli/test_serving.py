@@ -36,8 +36,9 @@ def test_load_ps_explain_unload(sllmd: RunCommand, at_daemon: RunningDaemon) -> 
     (row,) = json.loads(sllmd("ps", "-o", "json").out)
     assert (row["model"], row["state"]) == ("tiny", "serving")
     head, line = sllmd("ps").out.splitlines()
-    assert head.split()[:4] == ["MODEL", "DEVICE", "STATE", "TIER"]
-    assert line.split()[:4] == ["tiny", "cpu:0", "serving", "device"]
+    assert head.split()[:4] == ["MODEL", "NODE", "DEVICE", "STATE"]
+    assert line.split()[0::2][:2] == ["tiny", "cpu:0"]
+    assert line.split()[3:5] == ["serving", "device"]
     assert "REPLICA" not in head
     assert "REPLICA" in sllmd("ps", "-o", "wide").out
     assert sllmd("unload", "tiny").out.startswith("tiny: its replica stopped")
