@@ -37,9 +37,10 @@ class MigrationSettings(Frozen):
     """A source that sends nothing for so long may hang: the generation moves, if there is another place."""
     stall_gaps: float = Field(default=50.0, gt=1)
     """It is given this many times the longest pause between its tokens so far, if that is more."""
-    silence_max: PositiveSeconds = 120.0
+    silence_max: PositiveSeconds = 600.0
     """A source that sends nothing for so long, or for ``stall_gaps``, is given up, whether or not there
-    is another place: its client gets tokens or an error. Longer than a worker that hangs is given."""
+    is another place: its client gets tokens or an error. A generation that gives way in a full cache is
+    silent for minutes until an older one ends; official clients wait no longer. A worker that hangs is found
+    sooner."""
     first_token_max: PositiveSeconds = 600.0
-    """The same from having a replica to its first token, a long prompt and a full cache before it: official
-    clients wait no longer."""
+    """The same from having a replica to its first token, a long prompt and a full cache before it."""
