@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,12 +44,20 @@ def create(
         made = {key: value for key, value in made.items() if key != "token"} | {"file": str(file)}
     session.show_object(made, shown)
     option = f"--set cluster.token_file={file}" if file is not None else f"--token {shown}"
-    session.note(f"\nGood for {_times(uses)} until {_when(made['expires_at'])}. On the new machine:")
-    session.note(f"  sllmd start --join {made['join']} {option}")
-    if made["join"].startswith(("127.", "[::1]")):
-        session.note(
-            "(only this machine can join: start this node with --cluster-listen 0.0.0.0 to change that)"
-        )
+    session.note(f"\nGood for {_times(uses)} until {_when(made['expires_at'])}.")
+    for line in how_to_join(made["join"], option):
+        session.note(line)
+
+
+def how_to_join(join: str, option: str) -> Iterator[str]:
+    """What to type where; first of all, whether another machine can come in at all."""
+    where = "On the new machine"
+    if join.startswith(("127.", "[::1]")):
+        yield f"This node listens at {join}: other machines cannot reach it. Start it again with"
+        yield "--cluster-listen 0.0.0.0 ([cluster] listen), and the token is good for them, too."
+        where = "As it is, on this machine"
+    yield f"{where}:"
+    yield f"  sllmd start --join {join} {option}"
 
 
 @command(token_app, "list")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sllmd.cli.joining import how_to_join
 from sllmd.wire.cluster_key import parse_cluster_key
 from sllmd.wire.token import parse_token
 from tests.cli.conftest import RunCommand, RunningDaemon
@@ -19,6 +20,19 @@ def test_a_dev_cluster_needs_no_tokens(sllmd: RunCommand, at_daemon: RunningDaem
     assert outcome.code == 2
     assert "needs no tokens" in outcome.err
     assert "--dev --join" in outcome.err
+
+
+@pytest.mark.parametrize("join", ["127.0.0.1:9414", "127.0.0.1", "[::1]:9414"])
+def test_that_other_machines_cannot_reach_a_node_is_said_first(join: str) -> None:
+    first, *rest = how_to_join(join, "--token x")
+    assert first.startswith(f"This node listens at {join}: other machines cannot reach it.")
+    assert "On the new machine:" not in rest
+    assert rest[-1] == f"  sllmd start --join {join} --token x"
+
+
+def test_a_node_that_can_be_reached_says_only_what_to_type() -> None:
+    lines = list(how_to_join("gpu1", "--token x"))
+    assert lines == ["On the new machine:", "  sllmd start --join gpu1 --token x"]
 
 
 def test_the_keyring_is_shown_and_replaced(sllmd: RunCommand, at_daemon: RunningDaemon) -> None:
