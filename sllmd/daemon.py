@@ -20,7 +20,7 @@ import uvloop
 
 import sllmd
 from sllmd.api.keys import is_loopback
-from sllmd.api.server import ApiServer
+from sllmd.api.server import ApiServer, check_addresses
 from sllmd.cluster.home import claimed
 from sllmd.cluster.joining import read_secret_file
 from sllmd.cluster.node import ClusterNode
@@ -223,7 +223,10 @@ class Daemon:
         cls, config: Config, node: ClusterNode, rooms: AsyncExitStack, tap: LogTap | None = None
     ) -> Daemon:
         """Start part after part; ``rooms`` stops them again in reverse, also those that had only begun."""
+        if not config.node.data_dir.exists():
+            check_addresses(config.api)  # else a directory would be left behind
         rooms.enter_context(claimed(config.node.data_dir))
+        check_addresses(config.api)  # before a cluster is founded in vain
         store = Store(config.node.store_directory)
         store.prepare()
         if rooms.enter_context(store.attended()):

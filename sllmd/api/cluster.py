@@ -131,7 +131,7 @@ async def put_deployment(request: web.Request) -> web.Response:
     order = await read_order(request, DeploymentOrder)
     name, steering = request.match_info["name"], desk_of(request).steering
     if names_user(order.source):
-        raise InvalidRequest("`source` says who asks", param="source", hint=NO_USER_HINT)
+        raise InvalidRequest("`source` is a URL that names a user", param="source", hint=NO_USER_HINT)
     known = (await _catalogue(request)).deployments.get(name)
     same = known is not None and order.source == shown_url(known.spec.source)
     spec = DeploymentSpec(

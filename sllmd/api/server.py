@@ -174,6 +174,12 @@ async def _openapi(_request: web.Request) -> web.Response:
     return web.json_response(text=openapi_json())
 
 
+def check_addresses(settings: ApiSettings) -> None:
+    """Raise ConfigError when the API could not listen where it shall, before anything else is begun."""
+    for bound in _bound_all(settings):
+        bound.close()
+
+
 def _bound_all(settings: ApiSettings) -> list[socket.socket]:
     """A listening socket on each address, or on none. Raises ConfigError."""
     with ExitStack() as opened:

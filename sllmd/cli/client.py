@@ -219,8 +219,7 @@ def error_of(status: int, body: Any, retry_after: str | None) -> SllmdError:
     message = str(told.get("message") or f"the daemon answered with HTTP status {status}")
     code = told.get("code")
     if status == 401:
-        hint = "give a key with --api-key or SLLMD_API_KEY; on the node itself --addr unix:PATH needs none"
-        return InvalidApiKey(message, hint=hint)
+        return InvalidApiKey(message, hint="give a key with --api-key or SLLMD_API_KEY")
     if status == 403:
         return KeyRefused(message, code=code)
     if code == Conflict.code:
@@ -268,5 +267,8 @@ def _parsed(raw: bytes) -> Any:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):  # whose numbers are not the system's
+        unknown = error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+        return "that name is not known" if unknown else str(error.strerror)
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error) or type(error).__name__

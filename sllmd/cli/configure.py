@@ -17,7 +17,7 @@ from sllmd.cli.session import Session, command
 from sllmd.config.layers import ENVIRONMENT_PREFIX
 from sllmd.config.loading import Loaded, load_config
 from sllmd.config.reference import effective, json_schema, reference
-from sllmd.core.errors import ConfigError, Conflict, InvalidRequest, ModelNotFound, StoreError
+from sllmd.core.errors import ConfigError, Conflict, InvalidRequest, ModelNotFound, PathNotFound, StoreError
 from sllmd.store.store import Store
 
 app = typer.Typer()
@@ -110,11 +110,14 @@ def init(
         session.show_object({"file": None, "toml": reference()}, reference().rstrip())
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w" if force else "x", encoding="utf-8") as out:
             out.write(reference())
     except FileExistsError:
         raise Conflict(f"{file} is there already", hint="--force writes over it") from None
+    except FileNotFoundError:
+        raise PathNotFound(
+            f"{file.parent} does not exist", hint="create that directory, or name a file in another"
+        ) from None
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}") from None
     session.show_object({"file": str(file)}, f"wrote {file}")

@@ -256,7 +256,7 @@ def _told_of_cluster(session: Session, directory: Path | None, name: str) -> Ite
 
 
 def _holders(session: Session, name: str) -> list[str]:
-    """Names of the nodes that have the model's bytes, as the plan for its next load tells; none: it cannot."""
+    """Names of the nodes that have the model's bytes, as a plan for its next load tells, if there is one."""
     try:
         found = session.client.get(f"/sllmd/v1/models/{segment(name)}/plan")
     except SllmdError:

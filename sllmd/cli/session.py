@@ -16,10 +16,10 @@ import typer
 
 from sllmd.cli.client import Client, parse_address
 from sllmd.cli.exits import INTERRUPTED, exit_code
-from sllmd.cli.place import configured_address
+from sllmd.cli.place import configured_address, local_sockets
 from sllmd.cli.tables import Column, as_json, fields, table
 from sllmd.config.loading import Loaded, load_config, refuse_unknown_variables
-from sllmd.core.errors import ConfigError, InvalidRequest, SllmdError
+from sllmd.core.errors import ConfigError, InvalidApiKey, InvalidRequest, SllmdError
 from sllmd.core.units import parse_duration_seconds
 
 
@@ -121,8 +121,11 @@ class Session:
         """Say what went wrong and what to do, and exit accordingly."""
         bold, plain = ("\033[1;31m", "\033[0m") if self._bold(sys.stderr) else ("", "")
         print(f"{bold}sllmd: {error.message}{plain}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        hint = error.hint
+        if isinstance(error, InvalidApiKey) and hint and self.client.address.socket_path is None:
+            hint += keyless_hint()
+        if hint:
+            print(f"  {hint}", file=sys.stderr)
         raise typer.Exit(exit_code(error))
 
     @property
@@ -133,6 +136,12 @@ class Session:
 
     def _bold(self, stream: Any) -> bool:
         return self.color and bool(stream.isatty())
+
+
+def keyless_hint() -> str:
+    """How to ask a node on this machine without a key; nothing where none is known."""
+    ways = " or ".join(f"--addr unix:{path}" for path in local_sockets())
+    return f"; a node on this machine needs none with {ways}" if ways else ""
 
 
 def duration_option(option: str, text: str) -> float:
@@ -150,7 +159,13 @@ AnyNodeArgument = Annotated[
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or alias.")]
 OutputOption = Annotated[
     OutputFormat | None,
-    typer.Option("-o", "--output", help="How results are printed.", show_default="table"),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FORMAT",
+        help="How results are printed: table, wide, json or jsonl.",
+        show_default="table",
+    ),
 ]
 AddrOption = Annotated[
     str | None,

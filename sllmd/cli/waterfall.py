@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from sllmd.cli.tables import printable
+from sllmd.cli.tables import printable, text_width
 from sllmd.core.units import format_seconds
 
 LINE_WIDTH = 80
@@ -20,7 +20,7 @@ def waterfall(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
     stages = _stages(request)
     total_ms = max(sum(milliseconds for _, milliseconds, _ in stages), 1e-9)
     label_width = max(len(label) for label, _, _ in stages)
-    lines = _wrapped(_headline(request, node_names), "  ")
+    lines = _head_lines(request, node_names)
     begin_ms = 0.0
     for label, milliseconds, note in stages:
         bar = _bar(begin_ms / total_ms, milliseconds / total_ms)
@@ -43,7 +43,8 @@ def _wrapped(line: str, below: str) -> list[str]:
     )
 
 
-def _headline(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
+def _head_lines(request: Mapping[str, Any], node_names: Mapping[str, str]) -> list[str]:
+    """What it was and how it went; what has no room goes on below, and nothing is broken within."""
     first_token_ms = request["queue_ms"] + request["load_ms"] + request["prefill_ms"]
     parts = [
         str(request["request_id"]),
@@ -54,7 +55,14 @@ def _headline(request: Mapping[str, Any], node_names: Mapping[str, str]) -> str:
         f"total {format_seconds(request['total_ms'] / 1000)}",
         f"first token {format_seconds(first_token_ms / 1000)}",
     ]
-    return "  ".join(parts)
+    lines = parts[:1]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}  {part}"
+        if text_width(longer) <= LINE_WIDTH:
+            lines[-1] = longer
+        else:
+            lines.append(f"  {part}")
+    return lines
 
 
 def _name(node: str, node_names: Mapping[str, str]) -> str:

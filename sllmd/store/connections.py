@@ -120,7 +120,7 @@ class Connections:
 
 def _split_without_user(url: str) -> SplitResult:
     if names_user(url):
-        raise SourceUnavailable(f"the URL of {shown_url(url)} says who asks", hint=NO_USER_HINT)
+        raise SourceUnavailable(f"the URL of {shown_url(url)} names a user", hint=NO_USER_HINT)
     return _split(url)
 
 

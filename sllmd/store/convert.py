@@ -60,12 +60,6 @@ def convert_gguf(file: Path, staging: Path, *, dtype: str) -> None:
 
     Raises MalformedCheckpoint and UnsupportedCheckpoint.
     """
-    try:
-        import gguf  # noqa: F401, PLC0415  (transformers asks for it in the middle of its work)
-    except ImportError as error:
-        raise UnsupportedCheckpoint(
-            "reading GGUF needs the gguf package", hint="pip install 'sllmd[gguf]'"
-        ) from error
     # Seconds to import, and torch files do not need them.
     from transformers import (  # noqa: PLC0415
         AutoConfig,

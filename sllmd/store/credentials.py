@@ -43,7 +43,7 @@ def hub_url(source: str) -> str:
 
 
 def names_user(url: str) -> bool:
-    """Whether ``url`` says who asks, which it must not."""
+    """Whether ``url`` says who asks, with or without a password, which it must not."""
     scheme, _, rest = url.partition("://")
     return scheme.lower() in _SCHEMES and "@" in rest and _HOST.match(rest) is None
 

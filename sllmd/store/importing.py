@@ -19,7 +19,7 @@ from sllmd.store import builtin
 from sllmd.store.catalogue import check_name
 from sllmd.store.checkpoint import Checkpoint
 from sllmd.store.converting import convert
-from sllmd.store.credentials import HUB_PREFIX, hub_url
+from sllmd.store.credentials import HUB_PREFIX, NO_USER_HINT, hub_url, names_user, shown_url
 from sllmd.store.destination import AS, Destination
 from sllmd.store.digest import UNNAMED, with_digest
 from sllmd.store.directory import small_digests, write_manifest
@@ -75,6 +75,12 @@ def import_checkpoint(
     if source.startswith(HUB_PREFIX):
         source = hub_url(source)
     is_url = _URL.match(source) is not None
+    if names_user(source):
+        raise InvalidRequest(
+            f"the URL names a user, and may show a password: {shown_url(source)} will do",
+            param="source",
+            hint=NO_USER_HINT,
+        )
     if in_place and partitions != 1:
         raise InvalidRequest("a model served in place has one partition", param="partitions")
     if is_url and (in_place or partitions != 1):

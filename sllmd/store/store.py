@@ -174,10 +174,10 @@ class Store:
         with store_errors("create the store"):
             self._shelves.prepare()
 
-    def alias(self, alias: str, name: str) -> None:
-        """Have ``alias`` stand for a model; an alias of another model moves.
+    def alias(self, alias: str, name: str, *, replace: bool = False) -> None:
+        """Have ``alias`` stand for a model; an alias of another model moves with ``replace``.
 
-        Raises Conflict when a model itself has that name.
+        Raises Conflict when a model itself has that name, and when another has the alias.
         """
         check_name(alias)
         with self._changing("set an alias"):
@@ -187,6 +187,11 @@ class Store:
                 raise Conflict(f"`{alias}` is a model, it cannot be an alias", hint="choose another name")
             for other in entries.values():
                 if alias in other.aliases and other.name != entry.name:
+                    if not replace:
+                        raise Conflict(
+                            f"`{alias}` is another name of `{other.name}` already",
+                            hint="`--replace` takes it from there",
+                        )
                     kept = tuple(text for text in other.aliases if text != alias)
                     self._catalogue.put(other.model_copy(update={"aliases": kept}))
             if alias not in entry.aliases:

@@ -30,20 +30,22 @@ def test_a_node_without_a_store_of_its_own_tells_what_its_cluster_serves(
 
             until(known, "the first node knows the model")
             _listed_and_shown(sllmd)
+            until(lambda: near.ask("/sllmd/v1/models/m/plan").body.get("plan", {}).get("node"), "a plan")
             _not_in_the_store(sllmd)
             assert "No request is running or remembered" in sllmd("explain").err
-            until(lambda: near.ask("/sllmd/v1/models/m/plan").body.get("plan", {}).get("node"), "a plan")
             assert [line.split()[:3] for line in sllmd("plan", "m").out.splitlines()[:2]] == [
                 ["RANK", "NODE", "FROM"],
                 ["1", "far", "ssd"],
             ]
             timed = sllmd("run", "m", "x", "--raw", "--max-tokens", "2", "--timings")
-            assert "  on far  " in timed.err
+            assert "  on far" in timed.err
             explained = sllmd("explain").out
-            assert "  on far  " in explained
+            assert "  on far" in explained
             assert "near decided (epoch " in explained
             assert "load: chosen" in explained
             assert "m " not in sllmd("list", "--store", str(near.store)).out
+            until(lambda: sllmd("rm", "--cluster", "m").code == 0, "nothing of it works any more")
+            until(lambda: sllmd("show", "m").code == 4, "the cluster has it no more")
 
 
 def _listed_and_shown(sllmd: RunCommand) -> None:
@@ -61,6 +63,6 @@ def _not_in_the_store(sllmd: RunCommand) -> None:
     for arguments in (("verify", "m"), ("rm", "m"), ("alias", "n", "m")):
         refused = sllmd(*arguments)
         assert (refused.code, refused.out) == (4, "")
-        assert "its cluster has it on other nodes" in refused.err
-        assert "DELETE /sllmd/v1/deployments/m" in refused.err
+        assert "its cluster has it on far" in refused.err
+        assert "sllmd rm --cluster m" in refused.err
     assert "cluster" not in sllmd("rm", "nosuch").err

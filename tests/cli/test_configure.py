@@ -58,6 +58,10 @@ def test_schema_is_json(sllmd: RunCommand) -> None:
 
 def test_init_writes_once(sllmd: RunCommand, tmp_path: Path) -> None:
     written = tmp_path / "etc" / "sllmd.toml"
+    refused = sllmd("config", "init", str(written))
+    assert (refused.code, written.parent.exists()) == (4, False)
+    assert f"{written.parent} does not exist" in refused.err
+    written.parent.mkdir()
     assert sllmd("config", "init", str(written)).code == 0
     assert sllmd("config", "check", str(written)).code == 0
     assert sllmd("config", "init", str(written)).code == 7

@@ -7,6 +7,8 @@ import os
 import pty
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import typer
 from rich.text import Text
 
 from sllmd.cli.app import app
-from sllmd.cli.client import Address, error_of, parse_address
+from sllmd.cli.client import Address, _reason, error_of, parse_address
 from sllmd.cli.place import configured_address
+from sllmd.cli.session import keyless_hint
 from sllmd.cli.tables import Column, as_json, fields, table
 from sllmd.config.loading import load_config
 from sllmd.core.errors import InvalidRequest
@@ -82,6 +85,35 @@ def test_the_socket_of_this_user_comes_before_the_port(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(run / "sllmd.sock"))
         assert address_with() == Address(socket_path=str(run / "sllmd.sock"))
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[None]:
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield
+
+
+def test_the_only_node_of_this_machine_is_found_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sllmd.cli.place.SYSTEM_SOCKET", tmp_path / "system" / "sllmd.sock")
+    one, two = tmp_path / "run" / "one.sock", tmp_path / "run" / "two.sock"
+    with listening(one):
+        assert address_with() == Address(socket_path=str(one))
+        assert address_with(SLLMD_API__LISTEN="box:1") == Address(host="box", port=1)
+        with listening(two):
+            assert address_with() == Address()
+            assert f"--addr unix:{one} or --addr unix:{two}" in keyless_hint()
+        assert address_with() == Address(socket_path=str(one)), "nobody listens on the other any more"
+    assert keyless_hint() == ""
+
+
+def test_an_unknown_host_is_told_as_a_name() -> None:
+    assert _reason(socket.gaierror(socket.EAI_NONAME, "x")) == "that name is not known"
+    assert _reason(socket.gaierror(socket.EAI_AGAIN, "busy")) == "busy"
 
 
 def test_an_answer_without_an_envelope() -> None:

@@ -88,8 +88,11 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = start(tmp_path, "--listen", f"127.0.0.1:{port}")
+        data = tmp_path / "data"
+        result = start(tmp_path, "--listen", f"127.0.0.1:{port}", "--data-dir", str(data))
     assert result.returncode == 6
+    assert not data.exists()
+    assert "cluster founded" not in result.stderr
     assert str(port) in result.stderr
     assert "--listen" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -83,6 +83,12 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     assert "an operator wanted it so" in " ".join(shown.split())
 
 
+def test_a_long_head_goes_on_below_and_nothing_is_broken_within() -> None:
+    head, below, *_ = waterfall(request(request_id="req_" + "0" * 32, node="n"), {"n": "far"}).splitlines()
+    assert head == f"req_{'0' * 32}  m  COLD from ssd  finished  on far"
+    assert below == "  total 1.00 s  first token 500 ms"
+
+
 def test_who_was_asked_before_is_told() -> None:
     gone = "a, which led in epoch 3: it leads no more, or is not well"
     plan = {"ways": [], "total_seconds": None, "decide_seconds": 0.05, "refusals": [gone]}

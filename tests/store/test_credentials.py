@@ -92,7 +92,7 @@ def test_a_url_does_not_say_who_asks(store: Store, tmp_path: Path, who: str) -> 
     """It would be kept, shown and sent to every node."""
     with (
         serve(write_model(tmp_path / "m"), manners := Manners()) as url,
-        pytest.raises(SourceUnavailable, match="says who asks") as caught,
+        pytest.raises(InvalidRequest, match="names a user") as caught,
     ):
         run_import(store, url.replace("//", f"//{who}"))
     assert "netrc" in str(caught.value.hint)

@@ -129,7 +129,9 @@ def test_an_alias_is_another_name(store: Store) -> None:
     store.alias("a", "tiny")
     assert store.resolve("a") == tiny
     assert next(model for model in store.models() if model.name == "tiny").aliases == ("a",)
-    store.alias("a", "other")
+    with pytest.raises(Conflict, match="another name of `tiny` already"):
+        store.alias("a", "other")
+    store.alias("a", "other", replace=True)
     assert store.resolve("a") == other
     store.alias("b", "a")
     assert store.resolve("b") == other
