@@ -124,9 +124,10 @@ def test_members_of_three_from_each(tmp_path: Path) -> None:
 
 
 def _monitor_across_nodes(daemons: dict[str, LiveDaemon]) -> None:
-    """b's log, followed through a, by level and model."""
+    """b's log, followed through a, by level and model; b loads the model itself."""
     log = Follower(daemons["a"], "/sllmd/v1/logs?node=b&level=debug&model=tiny")
     events = Follower(daemons["a"], "/sllmd/v1/events?node=b")
+    assert daemons["b"].ask("/sllmd/v1/models/tiny/load", {}).status == 200
     assert daemons["b"].complete("tiny", max_tokens=1).status == 200
     until(lambda: log.saw(path="/v1/completions", status=200), "a's follower has b's line")
     assert {line["model"] for line in log.entries} == {"tiny"}
