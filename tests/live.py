@@ -17,7 +17,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,8 @@ def live_daemon(
     finally:
         left = daemon.family()
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may be on its way out
+                os.kill(pid, signal.SIGKILL)
         daemon.process.wait()
     assert not left
 

@@ -137,10 +137,9 @@ class Deployments:
 
     def _offer(self, model: StoredModel) -> Offer:
         own = self._models.get(model.name, ModelSettings())
-        manifest = self._library.own.resolve(model.name).manifest
         spec = DeploymentSpec(
             digest=model.digest,
-            source=model.remote_url or "" if manifest.source.kind == "http" else "",
+            source=model.remote_url or "",
             aliases=tuple(ModelName(alias) for alias in model.aliases),
             keep_alive_seconds=own.keep_alive,
             min_replicas=own.replicas_min,
