@@ -23,11 +23,12 @@ floor     rooms                       what lives there
 ========  ==========================  ==============================================================
 
 A request's life: ``api.server`` parses it, ``roles.router`` tokenises it and offers it to a place: this
-node's ``roles.agent``, or another node's through ``roles.relay``. Where no replica is ready, the agent has
+node's ``roles.agent``, or another node's through ``roles.relay``. Where no replica is ready,
+``roles.leader``, on the node that leads, says by ``scheduler`` where it starts soonest; the agent there has
 ``loader`` lift the checkpoint into DRAM and hands it to a waiting worker of ``engine.supervisor``; the
 worker's engine sends token events back, the router turns them into text and finds stop strings, the API
-streams them out. Every token enters the generation's ``migration.ledger``: from it ``roles.carriage`` goes on
-elsewhere when a replica is lost, and ``roles.mover`` prepares another place where one is to be left. The
+streams them out. Every token enters the generation's ``migration.ledger``: from it ``roles.carriage`` goes
+on elsewhere when a replica is lost, and ``roles.mover`` prepares another place where one is to be left. The
 daemon process never imports torch or transformers.
 
 Start reading at ``daemon.py``, then ``roles/router.py``.
