@@ -165,19 +165,11 @@ class NodeKeys(_Answer):
     keys: tuple[str, ...]
 
 
-class SilentNode(_Answer):
-    """A node that did not say which keys it has."""
-
-    node: str
-    id: str
-    reason: str
-
-
 class KeyringReport(_Answer):
     """All living nodes'."""
 
     nodes: tuple[NodeKeys, ...]
-    unreachable: tuple[SilentNode, ...]
+    unreachable: tuple[Silent, ...]
 
 
 class RotatedKeyring(_Answer):

@@ -28,7 +28,7 @@ from sllmd.roles.status import (
     NodeRecord,
     NodeRecords,
 )
-from sllmd.store.credentials import NO_USER_HINT, names_user, shown_url
+from sllmd.store.credentials import NO_USER_HINT, is_shown, names_user, shown_url
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 _Word = Annotated[str, Field(min_length=1, max_length=256)]
@@ -134,6 +134,12 @@ async def put_deployment(request: web.Request) -> web.Response:
         raise InvalidRequest("`source` is a URL that names a user", param="source", hint=NO_USER_HINT)
     known = (await _catalogue(request)).deployments.get(name)
     same = known is not None and order.source == shown_url(known.spec.source)
+    if is_shown(order.source) and not same:
+        raise InvalidRequest(
+            "`source` has what hides the secrets of an address, and nobody knows that address here",
+            param="source",
+            hint="give the whole address, with its query",
+        )
     spec = DeploymentSpec(
         digest=Digest(order.digest),
         source=known.spec.source if known is not None and same else order.source,

@@ -27,6 +27,8 @@ WHO_ASKS_HINT = "for a private model, each node needs HF_TOKEN for the hub, or a
 NO_USER_HINT = (
     "put user and password into a netrc file (NETRC) where it is imported and on each node that loads it"
 )
+HIDDEN = "***"
+"""What stands in the place of a query's values."""
 _DEFAULT_HUB = "https://huggingface.co"
 _SCHEMES = ("http", "https")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^/@?#:]*)(:\d*)?(?=[/?#]|$)")
@@ -48,6 +50,11 @@ def names_user(url: str) -> bool:
     return scheme.lower() in _SCHEMES and "@" in rest and _HOST.match(rest) is None
 
 
+def is_shown(url: str) -> bool:
+    """Whether ``url`` is what ``shown_url`` makes of an address, and so none itself."""
+    return HIDDEN in re.split("[&=]", url.partition("?")[2])
+
+
 def shown_url(url: str) -> str:
     """``url`` as anybody may see it: no user, no password, the names in its query without their values.
 
@@ -59,7 +66,9 @@ def shown_url(url: str) -> str:
     if _HOST.match(rest) is None:  # whatever a password consists of
         rest = rest.rpartition("@")[2]
     place, _, query = rest.partition("#")[0].partition("?")
-    shown = "&".join(f"{name}=***" if equals else "***" for name, equals, _ in map(_pair, query.split("&")))
+    shown = "&".join(
+        f"{name}={HIDDEN}" if equals else HIDDEN for name, equals, _ in map(_pair, query.split("&"))
+    )
     return f"{scheme}://{place}?{shown}" if query else f"{scheme}://{place}"
 
 

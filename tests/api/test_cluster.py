@@ -145,6 +145,9 @@ async def test_what_signs_a_deployments_address_is_kept_and_not_told(settled: Li
         assert known is not None
         assert known.spec.source == source
     assert "5ecret" not in await (await live.client.get(f"{live.url}/sllmd/v1/deployments")).text()
+    for stars in ("https://other/m?X-Amz-Signature=***", "https://other/m?***"):
+        unknown = await live.client.put(url, json={**SPEC, "source": stars})
+        assert "whole address" in str(await body(unknown, 400))
     refused = await live.client.put(url, json={**SPEC, "source": "https://me:hunter2@host/m"})
     error = await body(refused, 400)
     assert error["param"] == "source"
