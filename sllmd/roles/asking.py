@@ -16,8 +16,9 @@ from sllmd.cluster.node import ClusterNode
 from sllmd.core.errors import ControlUnavailable, OutcomeUnknown, PeerError
 from sllmd.core.ids import ModelName, NodeId
 from sllmd.roles.decided import CODEC, Decided, Question, unpack_decided
-from sllmd.roles.leader import PLACE, PLAN, RETIRE, RETIRE_SECONDS, Leader
+from sllmd.roles.leader import PLACE, PLAN, RETIRE, Leader
 from sllmd.roles.led import Leads, Led
+from sllmd.roles.upkeep import RETIRE_SECONDS
 
 ASK_SECONDS = 3.0
 """For a plan, which takes milliseconds."""

@@ -173,6 +173,11 @@ class ModelView:
     recompute: Line = field(default_factory=lambda: Line(*RECOMPUTE))
     recompute_at: dict[NodeId, Line] = field(default_factory=dict)
 
+    @property
+    def holders(self) -> set[NodeId]:
+        """Nodes where it has a replica that does not sleep: a node has one at most."""
+        return {each.node for each in self.replicas.values() if each.state is not ReplicaState.ASLEEP}
+
 
 @dataclass(slots=True, eq=False)
 class ClusterView:

@@ -18,7 +18,7 @@ from sllmd.cluster.catalogue.commands import DeploymentPut
 from sllmd.cluster.catalogue.records import ReplicaState as Agreed
 from sllmd.core.errors import InsufficientCapacity
 from sllmd.core.ids import GenerationId, ModelName, NodeId, RequestId
-from sllmd.roles import leader as leading
+from sllmd.roles import starts
 from sllmd.roles.admission import OFF_DEVICE
 from sllmd.roles.decided import Decided, Question
 from sllmd.roles.inventory import GenerationDetail, Inventory, ReplicaDetail, ReplicaFact, delta_report
@@ -74,7 +74,7 @@ def known_of(leads: Member, member: Member) -> Inventory:
 async def test_reports_that_come_late_start_nothing_twice(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leading, "PROMISE_SECONDS", 0.2)
+    monkeypatch.setattr(starts, "PROMISE_SECONDS", 0.2)
     async with make_member("a") as a, make_member("b", models={"m": {}}, join=a) as b:
         there = b.node.identity.node
         assert (await started(a, "m")).node == there
@@ -294,10 +294,12 @@ async def test_one_who_found_that_it_has_to_wait_and_leaves_keeps_nobody_from_lo
         await eventually(lambda: (leader.plan(M).ways or [None])[0].way == "use")
         question = Question(RequestId("q"), ModelName("n"), leader.picture.digests[ModelName("n")])
         first = asyncio.create_task(leader.place(question))
-        await eventually(lambda: leader._in_vain)
+        reign = leader._reign
+        assert reign is not None
+        await eventually(lambda: reign.in_vain)
         first.cancel()
         await asyncio.wait([first])
-        assert not leader._in_vain
+        assert not reign.in_vain
 
 
 # --- leaders that go ---
