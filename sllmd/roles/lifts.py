@@ -16,8 +16,9 @@ from sllmd.core.errors import SllmdError
 from sllmd.core.ids import Digest
 from sllmd.loader.tier import DramTier, Lease
 from sllmd.roles.admission import ReplicaState
-from sllmd.roles.agent import Agent, ReplicaChange
+from sllmd.roles.agent import Agent
 from sllmd.roles.residence import Residence
+from sllmd.roles.residences import ReplicaChange
 from sllmd.store.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)

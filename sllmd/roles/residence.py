@@ -1,6 +1,6 @@
 """A replica as the agent keeps it: what it takes, where it is, what it is doing.
 
-Owns: the record; ``agent`` alone writes to it.
+Owns: the record; ``agent`` and ``residences`` alone write to it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from sllmd.cluster.node import ClusterNode
 from sllmd.core.ids import NodeId
-from sllmd.roles.agent import Agent, ReplicaChange
+from sllmd.roles.agent import Agent
 from sllmd.roles.carriage import Carriage
 from sllmd.roles.happenings import (
     Happening,
@@ -30,6 +30,7 @@ from sllmd.roles.mirror import Mirror, Outcome
 from sllmd.roles.mover import Mover
 from sllmd.roles.passage import Passage
 from sllmd.roles.residence import Residence
+from sllmd.roles.residences import ReplicaChange
 from sllmd.telemetry.feed import Feed
 from sllmd.telemetry.supervising import end_tasks, keep_running
 
