@@ -54,6 +54,22 @@ def echo_methods() -> Methods:
 # --- identities ---
 
 
+@pytest.mark.parametrize("tls", [True, False])
+async def test_who_is_in_the_middle_of_a_handshake_hears_that_the_listener_closes(
+    make_node: MakeNode, tls: bool
+):
+    server = await make_node("server", tls=tls, hello_timeout_seconds=600)
+    reader, writer = await asyncio.open_connection(HOST, server.port)
+    await eventually(lambda: server.listener.strangers == 1)
+    await server.listener.close()
+    with suppress(ConnectionError):  # a reset says so, too
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await reader.read()
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 async def test_members_know_each_other_by_certificate(make_node: MakeNode):
     server, client = await make_node("server", echo_methods()), await make_node("client")
     connection = await client.dial(server, expected=NodeId("server"))

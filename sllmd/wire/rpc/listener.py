@@ -89,17 +89,20 @@ class Listener:
 
     async def _welcome(self, accepted: socket.socket, address: str) -> None:
         """One connection's life."""
-        connection = Connection(self._local, address=address)
+        connection, known = Connection(self._local, address=address), False
         try:
             await self._shake_hands(connection, accepted)
+            known = True
         except (OSError, SllmdError, TimeoutError) as error:
             # OSError: TLS errors among them.
             reason = explain_tls(error) if isinstance(error, ssl.SSLError) else str(error) or "too slow"
             log = _log.info if self._local.news(address, reason) else _log.debug
             log("stranger not let in", address=address, reason=reason)
-            connection.abort()
-            accepted.close()
             return
+        finally:
+            if not known:  # or it was closed in the middle of a handshake
+                connection.abort()
+                accepted.close()
         self._connections.add(connection)
         try:
             await connection.gone()
