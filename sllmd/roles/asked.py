@@ -5,6 +5,7 @@ Without an answer, or when the leader names a node that could not run it, the ro
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -27,12 +28,13 @@ class AskedPlace:
 
     async def run(self, work: Work) -> AsyncGenerator[Happening, None]:
         """See ``Place``."""
+        began_seconds = time.monotonic()
         place, decision = await self._resolve(work)
         self.node = place.node
         async with aclosing(place.run(work)) as happenings:
             async for happening in happenings:
                 if isinstance(happening, Granted):
-                    yield replace(happening, decision=decision)
+                    yield _as_decided(happening, decision, (time.monotonic() - began_seconds) * 1000)
                 else:
                     yield happening
 
@@ -41,3 +43,15 @@ class AskedPlace:
         place, _ = await self._resolve(work)
         self.node = place.node
         return await place.berth(work)
+
+
+def _as_decided(granted: Granted, decision: Decided | None, waited_ms: float) -> Granted:
+    """With its decision. A replica that was started for this work is cold, even where it was ready before the
+    work came to its node."""
+    load = decision.starts if decision is not None else None
+    if decision is None or load is None or granted.cold:
+        return replace(granted, decision=decision)
+    estimate_ms = decision.total_seconds * 1000
+    return replace(
+        granted, decision=decision, cold=True, tier=load.source, load_ms=waited_ms, estimate_ms=estimate_ms
+    )

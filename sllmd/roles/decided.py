@@ -11,10 +11,11 @@ from typing import Any
 from sllmd.cluster.codec import Codec
 from sllmd.core.errors import ProtocolError
 from sllmd.core.ids import Digest, ModelName, NodeId, RequestId
-from sllmd.scheduler.decisions import Candidate, Placement, Refuse, Wait
+from sllmd.scheduler.decisions import Candidate, Placement, Refuse, Wait, Way
 
 CANDIDATES_MAX = 64
 """Ways that travel with a decision, the best first."""
+_LOADS = frozenset({Way.LOAD, Way.CLEAR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Decided:
     ways: tuple[WayFact, ...] = ()
     refusals: tuple[str, ...] = ()
     """Of nodes that were ordered before, and did not take it."""
+
+    @property
+    def starts(self) -> WayFact | None:
+        """The load that was ordered for whoever asked, if one was."""
+        return self.ways[0] if self.node and self.ways and self.ways[0].way in _LOADS else None
 
 
 CODEC = Codec({1: Question, 2: Decided})
